@@ -1,0 +1,237 @@
+"""Stage 2: the autoencoder. L1 + LPIPS + a little KL on random crops, then a patch discriminator on top.
+
+    torchrun --nproc-per-node 4 recipes/mini/autoencoder.py --data SHARDS --out runs/autoencoder --minutes 10
+
+Writes `vae/` (diffusers' AutoencoderKL) into --out. Crops are taken at the pictures' own resolution: an autoencoder
+that sees enlarged pictures learns to blur. Once a denoiser stands on the latents, `--start VAE --decoder-only` goes on
+with the decoder alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from data import Pictures, exact_crops, load_shards
+from files import guarded, need, write_folder
+from inst.errors import InstError
+from inst.evaluation.lpips import LPIPS
+from inst.loading import load_weights
+from sample import sheet
+from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
+from workers import Workers
+
+LATENT_CHANNELS = 8
+KL_WEIGHT = 1e-4
+SCALE_WEIGHT = 0.25
+ADVERSARIAL_WEIGHT = 0.04
+
+
+def build(widths: tuple[int, ...]) -> AutoencoderKL:
+    """A convolutional autoencoder, f8. No attention in the middle: trained on crops, it must serve any size."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        sample_size=256,
+        scaling_factor=1.0,
+    )
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Says of overlapping patches of about 38 px whether they are real (Isola et al. 2017), [B, 3, H, W] -> logits."""
+
+    def __init__(self, width: int = 64) -> None:
+        def down(a: int, b: int) -> list[nn.Module]:
+            return [nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2)]
+
+        super().__init__(
+            nn.Conv2d(3, width, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            *down(width, 2 * width),
+            *down(2 * width, 4 * width),
+            nn.Conv2d(4 * width, 1, 3, 1, 1),
+        )
+
+
+class Losses(nn.Module):
+    """The reconstruction losses of one batch, as one graph for the compiler."""
+
+    def __init__(self, vae: AutoencoderKL, lpips: LPIPS, lpips_weight: float) -> None:
+        super().__init__()
+        self.vae, self.lpips, self.lpips_weight = vae, lpips, lpips_weight
+
+    def compare(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        return (made.float() - real).abs().mean(), self.lpips(made, real).mean()
+
+    def forward(self, real: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """real [B, 3, S, S], noise [B, C, S/8, S/8] -> (reconstructions, losses)."""
+        moments = self.vae.quant_conv(self.vae.encoder(real)).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        latents = mean + torch.exp(0.5 * log_variance) * noise
+        made = self.vae.decoder(self.vae.post_quant_conv(latents))
+        l1, lpips = self.compare(made, real)
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        # Latents that are scaled and turned shall decode to the scaled and turned picture: such latents have little
+        # fine noise of their own, and a diffusion model learns them faster (EQ-VAE, Kouzelis et al. 2025).
+        half = len(real) // 2
+        small = torch.rot90(F.avg_pool2d(latents[:half], 2), 1, (2, 3))
+        small_l1, small_lpips = self.compare(
+            self.vae.decoder(self.vae.post_quant_conv(small)), torch.rot90(F.avg_pool2d(real[:half], 2), 1, (2, 3))
+        )
+        scaled = small_l1 + self.lpips_weight * small_lpips
+        total = l1 + self.lpips_weight * lpips + KL_WEIGHT * kl + SCALE_WEIGHT * scaled
+        return made, {"loss": total, "l1": l1, "lpips": lpips, "kl": kl, "scaled": scaled}
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, pictures: Pictures, batch: int, generator: torch.Generator) -> None:
+    """Make every latent channel zero-mean and of unit variance over the data, exactly, by the 1 x 1 convolutions.
+
+    Stable Diffusion's pipelines know one factor only; per-channel statistics would otherwise be lost. The factor that
+    remains, 1/std over all channels, goes into `scaling_factor` as measured.
+    """
+    device = pictures.pixels.device
+
+    def sample_latents() -> Tensor:
+        batches = []
+        for _ in range(16):
+            index = torch.randint(len(pictures), (batch,), generator=generator, device=device)
+            batches.append(vae.encode(exact_crops(pictures, index, 128, generator)).latent_dist.mean.float())
+        return torch.cat(batches)
+
+    latents = sample_latents()
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    into, out = vae.quant_conv, vae.post_quant_conv
+    channels = len(mean)
+    # mean rows: (w z + b - mean) / std; log-variance rows: minus 2 log std.
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=round(float(1 / sample_latents().std()), 4))
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments("Train mini's autoencoder.")
+    parser.add_argument("--batch", type=int, default=64, help="crops a step and process")
+    parser.add_argument("--crop", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
+    parser.add_argument("--widths", type=int, nargs=4, default=[48, 96, 160, 192])
+    parser.add_argument("--lpips-weight", type=float, default=0.5)
+    parser.add_argument(
+        "--adversarial-from", type=float, default=0.5, help="share of the run after which the discriminator takes part"
+    )
+    parser.add_argument("--start", type=Path, help="begin with the autoencoder of this folder")
+    parser.add_argument("--decoder-only", action="store_true", help="leave the latents of --start as they are")
+    parser.add_argument("--perceptual", type=Path, help="VGG-16 and LPIPS weights (default: fetched)")
+    options = parser.parse_args(given)
+    if options.decoder_only and not options.start:
+        raise InstError("--decoder-only goes on from a trained autoencoder: give --start FOLDER")
+    workers = Workers.join()
+    device = workers.device
+    torch.manual_seed(options.seed)
+
+    pictures = load_shards(options.data, device=device, only="train")
+    apart = load_shards(options.data, only="holdout")
+    shown = apart.subset(range(min(16, len(apart)))).at_size(256).to(device)
+    native = pictures.native
+    vae = build(tuple(options.widths))
+    if options.start:
+        vae = load_weights(AutoencoderKL, need(options.start), torch.float32)
+    if options.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    vae = vae.to(device).train()
+    discriminator = PatchDiscriminator().to(device)
+    channels_last(vae)
+    channels_last(discriminator)
+    workers.same_everywhere(vae)
+    workers.same_everywhere(discriminator)
+    lpips = LPIPS.load(options.perceptual).to(device).requires_grad_(False)
+    losses = Losses(vae, lpips, options.lpips_weight)
+    measured = losses if options.no_compile else torch.compile(losses)
+    judge = discriminator if options.no_compile else torch.compile(discriminator)
+
+    generator = torch.Generator(device).manual_seed(options.seed + workers.rank)
+    making = optimiser([vae], options.rate, 0.01, (0.9, 0.99))
+    judging = optimiser([discriminator], options.rate / 2, 0.0, (0.5, 0.9))
+    training = Training(
+        workers,
+        options.out,
+        {"vae": vae, "discriminator": discriminator},
+        {"vae": making, "discriminator": judging},
+        {"vae": EMA(vae, 0.999)},
+        generator,
+        TimeBox(options.minutes, options.steps),
+        settings_of(options) | {"pictures": len(pictures)},
+    )
+    training.resume()
+    large_enough = (native >= options.crop).nonzero().flatten()
+
+    def advance(progress: float) -> Mapping[str, Tensor]:
+        for opt, peak in ((making, options.rate), (judging, options.rate / 2)):
+            for group in opt.param_groups:
+                group["lr"] = learning_rate(progress, training.step, peak)
+        at = torch.randint(len(large_enough), (options.batch,), generator=generator, device=device)
+        real = exact_crops(pictures, large_enough[at], options.crop, generator)
+        real = real.contiguous(memory_format=torch.channels_last)
+        side = options.crop // 8
+        noise = torch.randn(options.batch, LATENT_CHANNELS, side, side, generator=generator, device=device)
+        adversarial = progress >= options.adversarial_from
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            made, values = measured(real, noise)
+            total = values["loss"]
+            if adversarial:
+                discriminator.requires_grad_(False)
+                values["fooling"] = -judge(made).float().mean()
+                discriminator.requires_grad_(True)
+                # The critic is a stranger at first: its word gains weight over a twentieth of the run.
+                weight = ADVERSARIAL_WEIGHT * min(1.0, (progress - options.adversarial_from) * 20)
+                total = total + weight * values["fooling"]
+        making.zero_grad(set_to_none=True)
+        total.backward()
+        workers.average_gradients(vae.parameters())
+        values["gradient"] = nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        making.step()
+        if adversarial:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                on_real, on_made = judge(real).float(), judge(made.detach()).float()
+                values["judging"] = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
+            judging.zero_grad(set_to_none=True)
+            values["judging"].backward()
+            workers.average_gradients(discriminator.parameters())
+            judging.step()
+        values["psnr"] = -10 * (((made.detach().float() - real) / 2) ** 2).mean((1, 2, 3)).log10().mean()
+        return values
+
+    @torch.no_grad()
+    def draw(path: Path) -> None:
+        made = vae.decode(vae.encode(shown).latent_dist.mean).sample.clamp(-1, 1)
+        psnr = [-10 * float((((m - s) / 2) ** 2).mean().log10()) for m, s in zip(made, shown, strict=True)]
+        print(f"held out: {sum(psnr) / len(psnr):.2f} dB, LPIPS {float(lpips(made, shown).mean()):.3f}", flush=True)
+        pairs = torch.stack([shown, made], 1).flatten(0, 1).cpu()
+        sheet(pairs, [text for p in psnr for text in ("", f"{p:.1f} dB")], path, columns=8)
+
+    training.run(advance, sheet=draw, log_every=options.log_every, save_every_seconds=options.save_every)
+    if workers.leads:
+        training.emas["vae"].swap()
+        vae.to(memory_format=torch.contiguous_format)
+        if not options.decoder_only:
+            normalise(vae, pictures, options.batch, generator)
+        write_folder(options.out / "vae", vae.save_pretrained)
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,91 @@
+"""Stage 1: the tokenizer. A lower-cased byte-pair encoding in CLIP's form, learned from the captions.
+
+    python recipes/mini/tokenizer.py --data SHARDS --out runs/tokenizer
+
+Writes `tokenizer/` (transformers' CLIPTokenizer) into --out. Seconds on one core; no pictures are decoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from captions import plain, styled
+from data import held_out, read_shard, shards_of
+from files import guarded, write_folder
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+SUFFIX = "</w>"
+_WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def learn(texts: Iterable[str], size: int, length: int) -> CLIPTokenizer:
+    """Learn `size` tokens from `texts`; prompts hold `length` tokens, the start and the end token among them.
+
+    Every byte is a token, so that no text is unknown.
+    """
+    learner = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
+    learner.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(letter + SUFFIX for letter in alphabet)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 2, end_of_word_suffix=SUFFIX, initial_alphabet=alphabet, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]["merges"]
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in learned][: size - 2 - len(letters)]
+    tokens = dict.fromkeys([*letters, *(a + b for a, b in merges), START, END])
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=merges,
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=length,
+    )
+
+
+def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write transformers' form, and CLIP's two files, which older transformers and other programs read."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    merges = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Learn mini's tokenizer.")
+    parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=4096, help="number of tokens")
+    parser.add_argument("--length", type=int, default=48, help="tokens of the longest prompt")
+    options = parser.parse_args(given)
+    rows = [row for shard in shards_of(options.data) for row in read_shard(shard)]
+    texts: list[str] = []
+    for (_, _, record), held in zip(rows, held_out([data for _, data, _ in rows]), strict=True):
+        if not held:
+            captions = list(record["captions"])  # type: ignore[call-overload]
+            # Users write the sentences around the placeholder too: "style" shall be a word.
+            texts += [*plain(captions), styled(captions)[1]]
+    tokenizer = learn(texts, options.size, options.length)
+    write_folder(options.out / "tokenizer", lambda folder: save(tokenizer, folder))
+    print(f"{len(tokenizer)} tokens from {len(texts)} captions; '{texts[0]}' -> {tokenizer.tokenize(texts[0])}")
+
+
+if __name__ == "__main__":
+    guarded(main)

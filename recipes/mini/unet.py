@@ -1,0 +1,304 @@
+"""Stage 4: the denoiser, together with the inversion module that makes every painting an instant style.
+
+    torchrun --nproc-per-node 4 recipes/mini/unet.py --data SHARDS --tokenizer runs/tokenizer/tokenizer \
+        --autoencoder runs/autoencoder/vae --pair runs/pair --out runs/unet --minutes 14
+
+Writes `unet/`, `scheduler/` and `inversion/` into --out. The autoencoder and the two encoders stay as they are.
+
+Part of the pictures are captioned with `[C]`, computed by the inversion module from ANOTHER random crop of the same
+picture: what the word can carry over is style rather than layout, and after this stage it works on paintings that it
+never saw, with no learning at all (the paper learns it anew for each painting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from captions import PROMPTS, CaptionBank, styled
+from data import Pictures, cut, exact_crops, load_shards, random_squares
+from files import guarded, need, write_folder
+from inst.inversion import AttentionInversion, InversionConfig
+from inst.loading import load_weights
+from inst.text import encode_text
+from pair import SIZE, Normalise
+from sample import sample, sheet
+from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
+from workers import Workers
+
+BUCKETS = (224, 256)
+"""Sides in pixels that are trained on: a picture is never enlarged to the next one, or the model learns to blur."""
+STYLED_SHARE = {"art": 0.65, "photo": 0.25}
+"""Share of the pictures of each kind that are captioned with `[C]`."""
+NULL_SHARE = 0.1
+"""Share of empty captions, for classifier-free guidance."""
+WORD_CROP = (0.45, 1.0)
+"""Side of the crop that `[C]` is computed from, as a share of the picture's (20-100 % of its area)."""
+SNR_CAP = 5.0
+
+
+def build(latent_channels: int, text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
+    """A three-level denoiser with cross-attention at every level: the finest one carries brushwork."""
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        # diffusers reads this as the number of heads of each level
+        attention_head_dim=tuple(max(1, w // 48) for w in widths),
+        norm_num_groups=32 if all(w % 32 == 0 for w in widths) else 8,
+    )
+
+
+def schedule() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; the denoiser predicts v (Salimans and Ho 2022).
+
+    At high noise a small network's error in epsilon is magnified 14 times in the picture that it implies, and tints it;
+    v has no such end of the scale.
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        # With the default spacing sampling would begin below the level where nothing but noise is left.
+        timestep_spacing="trailing",
+    )
+
+
+class Encoders(nn.Module):
+    """The frozen parts, in evaluation mode."""
+
+    def __init__(self, autoencoder: Path, pair: Path, device: torch.device) -> None:
+        super().__init__()
+        self.vae = load_weights(AutoencoderKL, need(autoencoder), torch.float32)
+        self.text = load_weights(CLIPTextModelWithProjection, need(pair / "text_encoder"), torch.float32)
+        self.vision = load_weights(CLIPVisionModelWithProjection, need(pair / "image_encoder"), torch.float32)
+        self.prepare = Normalise(CLIPImageProcessorPil.from_pretrained(need(pair / "feature_extractor")))
+        channels_last(self.vae)
+        self.to(device).eval().requires_grad_(False)
+
+    def latents(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, 3, S, S] in [-1, 1] -> a sample of the posterior, scaled, [B, C, S/8, S/8]."""
+        mean, log_variance = self.vae.quant_conv(self.vae.encoder(pictures)).float().chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
+
+    def tokens(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, 224, 224] -> pooled [B, P], patch tokens [B, 196, W]."""
+        output = self.vision(pixel_values=self.prepare(pictures))
+        return output.image_embeds, output.last_hidden_state[:, 1:]
+
+
+def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+    """Stratified uniform timesteps [count] (Kingma et al. 2021, appendix I): each batch covers the whole range."""
+    device = generator.device
+    offset = torch.rand((), generator=generator, device=device)
+    spread = (torch.arange(count, device=device) / count + offset) % 1
+    order = torch.randperm(count, generator=generator, device=device)
+    return (spread[order] * total).long().clamp(max=total - 1)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = arguments("Train mini's denoiser and inversion module.")
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--pair", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="begin with the `unet/` and `inversion/` of this folder")
+    parser.add_argument("--batch", type=int, default=96, help="pictures a step and process")
+    parser.add_argument("--repeats", type=int, default=3, help="noise levels drawn for each encoded picture")
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 288])
+    parser.add_argument("--sheet-steps", type=int, default=30, help="sampling steps of the pictures on the sheets")
+    parser.add_argument("--vectors", type=int, default=8, help="vectors of a pseudo-word")
+    options = parser.parse_args(given)
+    workers = Workers.join()
+    device = workers.device
+    torch.manual_seed(options.seed)
+
+    everything = load_shards(options.data)
+    pictures, apart = everything.train(), everything.held_out()
+    del everything
+    pictures = pictures.to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(need(options.tokenizer))
+    said = CaptionBank(pictures.captions, tokenizer, device)
+    named = CaptionBank(pictures.captions, tokenizer, device, vectors=options.vectors, variants=12, form=styled)
+    nothing = CaptionBank([[""]], tokenizer, device, variants=1).ids  # [1, L]
+    styled_share = torch.tensor([STYLED_SHARE.get(kind, 0.25) for kind in pictures.kinds], device=device)
+
+    frozen = Encoders(options.autoencoder, options.pair, device)
+    table = frozen.text.get_input_embeddings().weight
+    text_width = table.shape[1]
+    unet = build(frozen.vae.config.latent_channels, text_width, tuple(options.widths))
+    inversion = AttentionInversion(
+        InversionConfig(
+            picture_width=frozen.vision.config.hidden_size,
+            pooled_width=frozen.vision.config.projection_dim,
+            text_width=text_width,
+            vectors=options.vectors,
+        )
+    )
+    if options.start:
+        unet = load_weights(UNet2DConditionModel, need(options.start / "unet"), torch.float32)
+        inversion = AttentionInversion.from_pretrained(options.start / "inversion")
+    channels_last(unet)
+    unet, inversion = unet.to(device).train(), inversion.to(device).train()
+    if not options.start:
+        inversion.start_at(table[tokenizer("painting", add_special_tokens=False).input_ids[0]], table)
+    workers.same_everywhere(unet)
+    workers.same_everywhere(inversion)
+    denoise, encode = unet, frozen.vae.encoder
+    if not options.no_compile:
+        denoise, frozen.vae.encoder = torch.compile(unet, dynamic=False), torch.compile(encode, dynamic=False)
+
+    torch.manual_seed(options.seed + workers.rank)  # dropout differs between processes
+    generator = torch.Generator(device).manual_seed(options.seed + workers.rank)
+    adam = optimiser([unet, inversion], options.rate, 0.01, (0.9, 0.99))
+    training = Training(
+        workers,
+        options.out,
+        {"unet": unet, "inversion": inversion},
+        {"both": adam},
+        {"unet": EMA(unet, 0.9995), "inversion": EMA(inversion, 0.9995)},
+        generator,
+        TimeBox(options.minutes, options.steps),
+        settings_of(options) | {"pictures": len(pictures)},
+    )
+    training.resume()
+    scheduler = schedule()
+    abar = scheduler.alphas_cumprod.to(device)
+    # Bucket of a step: small pictures at their size, large ones at theirs and, cropped, among the small.
+    by_size = {size: (pictures.native >= size).nonzero().flatten() for size in BUCKETS}
+    by_size[BUCKETS[0]] = torch.arange(len(pictures), device=device)
+    share_large = len(by_size[BUCKETS[1]]) / len(pictures)
+
+    def advance(progress: float) -> Mapping[str, Tensor]:
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(progress, training.step, options.rate)
+        # All processes take the same bucket in a step, or one would wait for the other.
+        turn = int((training.step + 1) * share_large) - int(training.step * share_large)
+        size, batch = BUCKETS[turn], options.batch
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            at = torch.randint(len(by_size[size]), (batch,), generator=generator, device=device)
+            index = by_size[size][at]
+            if turn:
+                seen = exact_crops(pictures, index, size, generator)
+            else:
+                seen = cut(pictures, index, *random_squares(pictures, index, (0.88, 1.0), generator), size)
+            latents = frozen.latents(seen.contiguous(memory_format=torch.channels_last), generator)
+            squares = random_squares(pictures, index, WORD_CROP, generator)
+            pooled, tokens = frozen.tokens(cut(pictures, index, *squares, SIZE))
+        draw = torch.rand(2, batch, generator=generator, device=device)
+        use_word, use_null = draw[0] < styled_share[index], draw[1] < NULL_SHARE
+        ids, slots, _ = said.draw(index, generator)
+        word_ids, word_slots, _ = named.draw(index, generator)
+        ids = torch.where(use_word[:, None], word_ids, ids)
+        slots = torch.where((use_word & ~use_null)[:, None], word_slots, -1)
+        ids = torch.where(use_null[:, None], nothing, ids)
+
+        repeats = options.repeats
+        latents = latents.repeat_interleave(repeats, 0).contiguous(memory_format=torch.channels_last)
+        t = timesteps(len(latents), len(abar), generator)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
+        target = signal * noise - sigma * latents
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            words = inversion(pooled, tokens)
+            text, _ = encode_text(frozen.text, ids, slots, words)
+            guess = denoise(signal * latents + sigma * noise, t, text.repeat_interleave(repeats, 0)).sample
+        snr = abar[t] / (1 - abar[t])
+        # min-SNR (Hang et al. 2023) for v: the implied error of the clean picture, weighted by min(SNR, 5).
+        each = ((guess.float() - target) ** 2).mean((1, 2, 3))
+        loss = (each * snr.clamp(max=SNR_CAP) / (snr + 1)).mean()
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [*unet.parameters(), *inversion.parameters()]
+        workers.average_gradients(parameters)
+        gradient = nn.utils.clip_grad_norm_(parameters, 1.0)
+        adam.step()
+        with_word = use_word.repeat_interleave(repeats)
+        return {
+            "loss": loss,
+            "v_mse": each.mean(),
+            "v_mse_word": (each * with_word).sum() / with_word.sum().clamp_min(1),
+            "v_mse_plain": (each * ~with_word).sum() / (~with_word).sum().clamp_min(1),
+            "gradient": gradient,
+        }
+
+    def predict(latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            v = unet(latents, t, text).sample.float()
+        signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
+        return signal * v + sigma * latents
+
+    paintings = _paintings(apart, 6)
+
+    @torch.no_grad()
+    def draw(path: Path) -> None:
+        unet.eval(), inversion.eval()
+        whole = paintings.at_size(256).to(device)
+        words = inversion(*frozen.tokens(paintings.at_size(SIZE).to(device)))
+        asked = CaptionBank([[p] for p in PROMPTS], tokenizer, device, variants=1)
+        texts = [encode_text(frozen.text, asked.ids, asked.slots, None)[0]]
+        for sentence in ("[C]", "a church in the style of [C]", "a dog in the style of [C]"):
+            bank = CaptionBank([[sentence]], tokenizer, device, vectors=options.vectors, variants=1)
+            ids, slots = bank.ids.expand(len(words), -1), bank.slots.expand(len(words), -1)
+            texts.append(encode_text(frozen.text, ids, slots, words)[0])
+        null, _ = encode_text(frozen.text, nothing, torch.full_like(nothing, -1), None)
+        shape = (unet.config.in_channels, 32, 32)
+        latents = sample(
+            predict,
+            torch.cat(texts),
+            null,
+            abar,
+            shape,
+            steps=options.sheet_steps,
+            generator=torch.Generator().manual_seed(1),
+            device=device,
+        )
+        made = frozen.vae.decode(latents / frozen.vae.config.scaling_factor).sample.cpu()
+        count = len(PROMPTS)
+        labels = [
+            *PROMPTS,
+            *["painting"] * len(whole),
+            *["[C]"] * len(whole),
+            *["a church in the style of [C]"] * len(whole),
+            *["a dog in the style of [C]"] * len(whole),
+        ]
+        sheet(torch.cat([made[:count], whole.cpu(), made[count:]]), labels, path, columns=6)
+        unet.train(), inversion.train()
+
+    training.run(advance, sheet=draw, log_every=options.log_every, save_every_seconds=options.save_every)
+    if workers.leads:
+        for ema in training.emas.values():
+            ema.swap()
+        unet.eval().to(memory_format=torch.contiguous_format)
+        for name, part in (("unet", unet), ("scheduler", scheduler), ("inversion", inversion.eval())):
+            write_folder(options.out / name, part.save_pretrained)
+
+
+def _paintings(apart: Pictures, count: int) -> Pictures:
+    """The first held-out artworks (any pictures where there are none)."""
+    art = [i for i, kind in enumerate(apart.kinds) if kind == "art"] or list(range(len(apart)))
+    return apart.subset([art[i % len(art)] for i in range(count)])
+
+
+if __name__ == "__main__":
+    guarded(main)

@@ -1,0 +1,151 @@
+"""`inst doctor`: does this installation work, and how fast?"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inst import __version__
+from inst.errors import InstError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from inst.backbone import Backbone
+
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
+_PIXELS = 256
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="A bundled model's name or a model's folder; by default the bundled mini.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu, cuda or mps; by default the best at hand.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; by default what suits the device.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
+) -> None:
+    """Check this installation: versions, device, memory, and the model and its speed."""
+    import torch
+
+    from inst.backbone import Backbone
+    from inst.devices import choose_device, choose_dtype
+
+    chosen = choose_device(device)
+    report: dict[str, Any] = {
+        "inst": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "device": _describe_device(chosen),
+        "dtype": str(choose_dtype(chosen, dtype)).removeprefix("torch."),
+        "memory": _measure_memory(chosen),
+    }
+    failure: InstError | None = None
+    try:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            backbone = Backbone.load(**({} if model is None else {"name": model}), device=chosen, dtype=dtype)
+            report["backbone"] = {"load_seconds": time.perf_counter() - start, **_describe_backbone(backbone)}
+            report["speed"] = _measure_speed(backbone)
+    except InstError as error:
+        failure = error
+        report["error"] = str(error)
+
+    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    if failure is not None:
+        if not as_json:
+            raise failure
+        raise typer.Exit(failure.exit_code)
+
+
+def _describe_device(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def _measure_memory(device: torch.device) -> dict[str, dict[str, int]]:
+    """Bytes that are free and in all, of the computer and of the GPU."""
+    import psutil
+    import torch
+
+    system = psutil.virtual_memory()
+    memory = {"computer": {"free": system.available, "total": system.total}}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory["gpu"] = {"free": free, "total": total}
+    return memory
+
+
+def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
+    parts = {
+        name: sum(weight.numel() for weight in getattr(backbone, name).parameters())
+        for name in ("vae", "unet", "text_encoder", "image_encoder", "inversion")
+        if getattr(backbone, name) is not None
+    }
+    return {"fingerprint": backbone.fingerprint, "parameters": parts}
+
+
+def _measure_speed(backbone: Backbone) -> dict[str, float]:
+    """Seconds of one call at 256 px, batch 1: the best of three after a warm-up."""
+    import torch
+
+    def best(call: Callable[[], torch.Tensor]) -> float:
+        seconds = []
+        for _ in range(4):
+            start = time.perf_counter()
+            call()
+            if backbone.device.type != "cpu":
+                torch.accelerator.synchronize(backbone.device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])
+
+    picture = torch.zeros(1, 3, _PIXELS, _PIXELS, device=backbone.device)
+    latents = backbone.encode(picture)
+    text = backbone.embed_text([""])
+    return {
+        "encode": best(lambda: backbone.encode(picture)),
+        "predict_noise": best(lambda: backbone.predict_noise(latents, 500, text)),
+        "decode": best(lambda: backbone.decode(latents)),
+    }
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    memory = ", ".join(
+        f"{place} {size['free'] / 1e9:.1f} GB free of {size['total'] / 1e9:.1f}"
+        for place, size in report["memory"].items()
+    )
+    lines = [
+        ("inst", report["inst"]),
+        ("python", report["python"]),
+        ("libraries", ", ".join(f"{name} {number}" for name, number in report["libraries"].items())),
+        ("device", f"{report['device']}, {report['dtype']}"),
+        ("memory", memory),
+    ]
+    if "speed" in report:
+        backbone, speed = report["backbone"], report["speed"]
+        millions = sum(backbone["parameters"].values()) / 1e6
+        lines += [
+            (
+                "backbone",
+                f"{millions:.1f} M parameters, fingerprint {backbone['fingerprint']}, "
+                f"loaded in {backbone['load_seconds']:.1f} s",
+            ),
+            (
+                "speed",
+                f"at {_PIXELS} px: UNet call {speed['predict_noise'] * 1e3:.1f} ms, "
+                f"encode {speed['encode'] * 1e3:.1f} ms, decode {speed['decode'] * 1e3:.1f} ms",
+            ),
+        ]
+    return [f"{label:<10} {text}" for label, text in lines]

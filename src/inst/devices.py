@@ -1,0 +1,58 @@
+"""Where to compute, and with which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from inst.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The precisions a backbone can be loaded with, by name."""
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return `device`, or the best at hand: CUDA, then MPS, then the CPU. Raises UsageError if it is not there."""
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n")[0]
+        raise UsageError(f'The device "{device}" cannot be used ({reason}): try "cpu".') from None
+    return device
+
+
+def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """Return `dtype`, or what suits the device.
+
+    CUDA: bfloat16 where the hardware has it, because gradients flow through the UNet to the pseudo-word and need
+    float32's range; float16 on older cards. MPS: float16. CPU: bfloat16 where it has the instructions (AVX-512 BF16,
+    which every CPU with AMX has too), else float32.
+
+    Measured with mini at 256 px on 2 threads of an AMD EPYC (Zen 4), bfloat16 against float32, medians: encode 74 and
+    135 ms, decode 240 and 422 ms, a UNet call of batch 2 151 and 209 ms, 10 guided steps and decode 1.79 and 2.68 s.
+    Differences: decoded pictures 61 dB PSNR or better, predicted noise at most 0.7 %, pictures after 10 steps 52 dB.
+    """
+    if dtype is not None:
+        chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if chosen is None or chosen not in DTYPES.values():
+            raise UsageError(f'The precision "{dtype}" is unknown: use one of {", ".join(DTYPES)}.')
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if _has_cpu_bfloat16() else torch.float32
+
+
+def _has_cpu_bfloat16() -> bool:
+    # Without the instructions bfloat16 is emulated, slower than float32. Early releases cannot tell.
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def autoencoder_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the autoencoder's precision in a backbone of `dtype`: its activations can overflow float16."""
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -1,0 +1,19 @@
+"""The errors a user can cause and can repair."""
+
+from typing import ClassVar
+
+
+class InstError(Exception):
+    """Something the user can put right: one line that names the file or value at fault and the remedy.
+
+    The command line prints the message without a traceback and exits with `exit_code`. Every other exception type that
+    leaves the package is a defect of the package.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(InstError):
+    """A wrong argument (an unknown device, a prompt that is too long), as opposed to a broken file or a full disk."""
+
+    exit_code: ClassVar[int] = 2

@@ -1,0 +1,1 @@
+"""How good pictures are: perceptual distance (LPIPS), Frechet distance, and the networks behind them."""

@@ -1,0 +1,53 @@
+"""VGG-16 features (Simonyan and Zisserman, 2015), as perceptual losses use them."""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from inst.evaluation._loading import load_frozen
+
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Output channels of the convolutions of each block; a 2 x 2 max pooling lies between blocks."""
+
+
+class VGG16Features(nn.Module):
+    """The last rectified activations of VGG-16's five blocks: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+
+    Receives pictures [B, 3, H, W] in [-1, 1], with H and W of at least 16, and normalises them itself. Returns five
+    tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for block in BLOCKS:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in block:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        # ImageNet's mean and standard deviation for pictures in [-1, 1], rounded as in the LPIPS authors' ScalingLayer.
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Self:
+        """ImageNet weights in float32, frozen: from a `vgg16-lpips` safetensors file of any precision, else fetched."""
+        return load_frozen(cls(), "vgg16-lpips", path, lambda key: None if key.startswith("lin") else key)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        x = (pictures - self.shift) / self.scale
+        outputs = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                outputs.append(x)
+            x = layer(x)
+        return [*outputs, x]

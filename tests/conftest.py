@@ -1,0 +1,34 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Nothing in the tests may reach a model hub, and two-core machines must not be oversubscribed.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+import inst
+from tiny import write_tiny_backbone
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model (v-prediction) in the diffusers layout. Read only: copy it to change it."""
+    return write_tiny_backbone(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_backbone_folder: Path) -> inst.Backbone:
+    """The tiny random model, loaded on the CPU in float32. Its weights are frozen: leave them so."""
+    return inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny_copy(tiny_backbone_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model's folder, to break."""
+    return Path(shutil.copytree(tiny_backbone_folder, tmp_path / "copy"))

@@ -1,0 +1,376 @@
+"""Every stage from shards to a model that loads, on the CPU; interrupts, exact resume, processes, a full disk."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import nn
+
+import autoencoder
+import export
+import files
+import pair
+import tokenizer
+import training
+import unet
+import workers
+from inst import Backbone
+from inst.errors import InstError
+from inst.inversion import AttentionInversion
+
+RECIPE = Path(autoencoder.__file__).parent
+SMALL = ["--no-compile", "--log-every", "1", "--steps"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path, random_vgg: Path, random_inception: Path) -> Path:
+    """All stages, a few steps each, and what they wrote."""
+    out = tmp_path_factory.mktemp("runs")
+    tokenizer.main(["--data", str(shards), "--out", str(out), "--size", "560", "--length", "24"])
+    data = ["--data", str(shards)]
+    vae = ["--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--widths", "16", "16", "16", "32"]
+    autoencoder.main([*data, "--out", str(out / "autoencoder"), *vae, *SMALL, "4"])
+    teachers = ["--vgg", str(random_vgg), "--inception", str(random_inception)]
+    sizes = ["--batch", "4", "--width", "32", "--text-layers", "1", "--image-layers", "1"]
+    inputs = ["--tokenizer", str(out / "tokenizer"), *teachers]
+    pair.main([*data, "--out", str(out / "pair"), *inputs, *sizes, *SMALL, "2"])
+    unet.main([*unet_arguments(shards, out), "--out", str(out / "unet"), *SMALL, "4"])
+    return out
+
+
+def unet_arguments(shards: Path, out: Path) -> list[str]:
+    inputs = ["--tokenizer", str(out / "tokenizer"), "--autoencoder", str(out / "autoencoder" / "vae")]
+    sizes = ["--widths", "32", "48", "--vectors", "2", "--batch", "2", "--repeats", "2", "--sheet-steps", "1"]
+    return ["--data", str(shards), *inputs, "--pair", str(out / "pair"), *sizes]
+
+
+def test_every_stage_logs_and_draws(runs: Path) -> None:
+    for stage in ("autoencoder", "pair", "unet"):
+        assert len((runs / stage / "log.jsonl").read_text().splitlines()) in (2, 4)
+        assert list((runs / stage).glob("sheet-*.png"))
+
+
+def test_the_exported_model_loads_here_and_in_diffusers(runs: Path, tmp_path: Path) -> None:
+    parts = ["--tokenizer", runs / "tokenizer", "--autoencoder", runs / "autoencoder" / "vae", "--pair", runs / "pair"]
+    export.main([str(part) for part in (*parts, "--unet", runs / "unet", "--out", tmp_path / "tiny")])
+    backbone = Backbone.load(tmp_path / "tiny", device="cpu", dtype="float32")
+    assert backbone.inversion is not None
+    words = backbone.inversion(*backbone.embed_picture(torch.rand(1, 3, 224, 224) * 2 - 1))
+    text = backbone.embed_text(["a river in the style of [C]"], {"[C]": words})
+    assert backbone.predict_noise(torch.randn(1, 8, 8, 8), 500, text).isfinite().all()
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "tiny", local_files_only=True)
+    picture = pipeline("a river", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+
+
+def test_nothing_is_replaced_by_an_export_that_fails(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "kept").touch()
+    parts = {"unet": runs / "unet" / "unet", "vae": runs / "absent"}
+    with pytest.raises(InstError, match="absent: no such folder; run the stage that writes it first"):
+        export.export(parts, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["unet", "kept"]
+
+
+def test_normalised_latents_decode_to_the_same_picture(shards: Path) -> None:
+    torch.manual_seed(0)
+    vae = autoencoder.build((16, 16, 16, 32)).eval()
+    pictures = autoencoder.load_shards(shards)
+    x = autoencoder.exact_crops(pictures, torch.arange(8), 128, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist
+        made = vae.decode(before.mean).sample
+        autoencoder.normalise(vae, pictures, 8, torch.Generator().manual_seed(0))
+        after = vae.encode(x).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, made, atol=1e-3, rtol=1e-3)
+    assert after.mean.std((0, 2, 3)).sub(1).abs().max() < 0.5
+    # A posterior is rescaled as a whole: its deviation relative to the data's stays.
+    ratio = after.std / before.std * (before.mean.std((0, 2, 3)) / after.mean.std((0, 2, 3)))[:, None, None]
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=0.02, rtol=0)
+    assert vae.config.scaling_factor == pytest.approx(1, abs=0.2)
+
+
+def test_a_decoder_goes_on_over_the_same_latents(runs: Path, shards: Path, random_vgg: Path, tmp_path: Path) -> None:
+    start = runs / "autoencoder" / "vae"
+    given = ["--data", str(shards), "--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--decoder-only"]
+    with pytest.raises(InstError, match="give --start FOLDER"):
+        autoencoder.main([*given, "--out", str(tmp_path), *SMALL, "2"])
+    autoencoder.main([*given, "--start", str(start), "--out", str(tmp_path), *SMALL, "2"])
+    before, after = (AutoencoderKL.from_pretrained(folder) for folder in (start, tmp_path / "vae"))
+    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = before.encode(picture).latent_dist.mean
+        torch.testing.assert_close(after.encode(picture).latent_dist.mean, latents)
+        assert (after.decode(latents).sample - before.decode(latents).sample).abs().max() > 1e-5
+    assert after.config.scaling_factor == before.config.scaling_factor
+
+
+def test_an_interrupted_stage_resumes_exactly(
+    runs: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real signal after the second of four steps; then the same command again."""
+    given = [*unet_arguments(shards, runs), "--out", str(tmp_path), *SMALL, "4"]
+    write_log = training.Training._write_log
+
+    def interrupt(self: training.Training, progress: float) -> None:
+        write_log(self, progress)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "_write_log", interrupt)
+        with pytest.raises(InstError, match="interrupted after step 2; the same command resumes"):
+            unet.main(given)
+    assert not (tmp_path / "unet").exists()
+    unet.main(given)
+    straight, resumed = (load_file(path / "checkpoint.safetensors") for path in (runs / "unet", tmp_path))
+    assert straight.keys() == resumed.keys()
+    assert [key for key in straight if not torch.equal(straight[key], resumed[key])] == []
+    assert any(key.startswith("optimiser/both/") for key in straight)
+    assert any(key.startswith("ema/inversion/") for key in straight)
+
+
+def test_what_a_stage_writes_is_the_average(runs: Path) -> None:
+    checkpoint = load_file(runs / "unet" / "checkpoint.safetensors")
+    written = AttentionInversion.from_pretrained(runs / "unet" / "inversion").state_dict()
+    for name, tensor in written.items():
+        average = checkpoint.get(f"ema/inversion/{name}", checkpoint[f"module/inversion/{name}"])
+        torch.testing.assert_close(tensor, average)
+
+
+def stage(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def test_a_full_disk_keeps_the_checkpoint_and_is_one_line(runs: Path, shards: Path, tmp_path: Path) -> None:
+    given = [*unet_arguments(shards, runs), "--out", str(tmp_path), *SMALL]
+    with pytest.raises(InstError, match="interrupted"):
+        interrupted_at_once(given)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    limit = len(before) // 2
+    answer = stage(
+        RECIPE / "unet.py", *given, "2", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    assert answer.returncode == 1
+    assert "checkpoint.safetensors: cannot be written" in answer.stderr.splitlines()[-1]
+    assert "make room, then run the same command again" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert checkpoint.read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def interrupted_at_once(given: list[str]) -> None:
+    start = training.TimeBox.start
+
+    def interrupt(self: training.TimeBox) -> None:
+        start(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training.TimeBox, "start", interrupt)
+        unet.main([*given, "2"])
+
+
+def test_two_processes_train_together(runs: Path, shards: Path, tmp_path: Path) -> None:
+    given = [*unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "8"]
+    answer = stage("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RECIPE / "unet.py", *given)
+    assert answer.returncode == 0, answer.stderr
+    state = load_file(tmp_path / "checkpoint.safetensors")
+    assert not torch.equal(state["random/generator/0"], state["random/generator/1"])
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def fresh(tmp_path: Path, **settings: object) -> training.Training:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 3)
+    adam = training.optimiser([module], 0.1, 0.0, (0.9, 0.99))
+    return training.Training(
+        workers.Workers(0, 1, torch.device("cpu")),
+        tmp_path,
+        {"module": module},
+        {"adam": adam},
+        {"module": training.EMA(module, 0.9)},
+        torch.Generator().manual_seed(0),
+        training.TimeBox(None, 3),
+        settings,
+    )
+
+
+def run(job: training.Training, advance: Callable[[float], dict[str, torch.Tensor]]) -> None:
+    job.run(advance, sheet=lambda path: path.touch(), log_every=1, save_every_seconds=1e9)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    job = fresh(tmp_path)
+    job.save()
+    before = job.path.read_bytes()
+    with pytest.raises(
+        InstError,
+        match=r"loss is not finite at step 1; .* holds the last good state: .* lower --rate",
+    ):
+        run(job, lambda progress: {"loss": torch.tensor(float("nan"))})
+    assert job.path.read_bytes() == before
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    """The loss may be looked at too late: the log has a line every so many steps only."""
+    job = fresh(tmp_path)
+    job.save()
+    before = job.path.read_bytes()
+
+    def spoil(progress: float) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            next(job.modules["module"].parameters())[0] = float("inf")
+        return {}
+
+    with pytest.raises(InstError, match="a weight is not finite at step 3"):
+        run(job, spoil)
+    assert job.path.read_bytes() == before
+
+
+def test_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path) -> None:
+    """The fused optimiser of GPUs insists on it."""
+
+    def job() -> training.Training:
+        module = nn.Conv2d(4, 8, 3)
+        training.channels_last(module)
+        adam = training.optimiser([module], 0.1, 0.0, (0.9, 0.99))
+        module(torch.randn(1, 4, 5, 5)).sum().backward()
+        adam.step()
+        alone = workers.Workers(0, 1, torch.device("cpu"))
+        box = training.TimeBox(None, 3)
+        return training.Training(alone, tmp_path, {"m": module}, {"adam": adam}, {}, torch.Generator(), box, {})
+
+    job().save()
+    again = job()
+    assert again.resume()
+    weight = next(again.modules["m"].parameters())
+    assert again.optimisers["adam"].state[weight]["exp_avg"].stride() == weight.stride()
+
+
+def test_a_log_that_cannot_be_written_is_one_line(runs: Path, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    answer = stage(RECIPE / "unet.py", *unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "2")
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].startswith("error: ")
+    assert "No space left on device" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "vae"
+    files.write_folder(folder, lambda to: (to / "old").touch())
+
+    def fail(to: Path) -> None:
+        (to / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InstError, match=r"vae: cannot be written .*No space left.*; make room"):
+        files.write_folder(folder, fail)
+    assert [path.name for path in tmp_path.rglob("*")] == ["vae", "old"]
+    files.write_folder(folder, lambda to: (to / "new").touch())
+    assert [path.name for path in tmp_path.rglob("*")] == ["vae", "new"]
+
+
+def test_no_held_out_caption_reaches_the_tokenizer(
+    members: Callable[[int], list[tuple[str, bytes]]],
+    write_tar: Callable[[Path, Sequence[tuple[str, bytes]]], Path],
+    tmp_path: Path,
+) -> None:
+    """Every picture has a word of its own: learned whole where the picture is trained on, and unknown where not."""
+    words = [letter * 3 for letter in "abcdefghijklmnop"]
+    files_of_shard = members(len(words))
+    for i, word in enumerate(words):
+        files_of_shard[2 * i + 1] = (files_of_shard[2 * i + 1][0], json.dumps({"captions": [word]}).encode())
+    write_tar(tmp_path / "data" / "a.tar", files_of_shard)
+    given = ["--data", str(tmp_path / "data"), "--out", str(tmp_path), "--size", "4000", "--length", "24"]
+    tokenizer.main(given)
+    known = set(json.loads((tmp_path / "tokenizer" / "vocab.json").read_text()))
+    pictures = autoencoder.load_shards(tmp_path / "data")
+    assert {captions[0] + "</w>" for captions in pictures.train().captions} <= known
+    assert not {captions[0] + "</w>" for captions in pictures.held_out().captions} & known
+
+
+def test_other_settings_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
+    fresh(tmp_path, widths=[32, 64]).save()
+    with pytest.raises(InstError, match=r"was made with widths = \[32, 64\], not \[16\]"):
+        fresh(tmp_path, widths=[16]).resume()
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InstError, match="not a whole checkpoint; delete it to start again"):
+        fresh(tmp_path).resume()
+
+
+def test_the_average_moves_as_its_formula_says(tmp_path: Path) -> None:
+    job = fresh(tmp_path)
+    module = job.modules["module"]
+    expected = module.weight.detach().clone()  # type: ignore[operator]
+    for step in range(1, 4):
+        with torch.no_grad():
+            module.weight.add_(1.0)  # type: ignore[operator]
+        job.emas["module"].update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * module.weight.detach()  # type: ignore[operator]
+    torch.testing.assert_close(job.emas["module"].shadow[0], expected)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [training.learning_rate(step / 1000, step, 2.0, warm=100) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.02)
+    assert max(rates) == pytest.approx(2.0, rel=0.05)
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(a >= b for a, b in pairwise(rates[100:]))
+
+
+def test_a_time_box_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    box = training.TimeBox(minutes=1, steps=None)
+    box.start()
+    now = 115.0
+    box.tick()
+    assert box.progress(0) == pytest.approx(0.25)
+    now = 500.0  # the machine was off
+    box.start()
+    now = 515.0
+    box.tick()
+    assert box.progress(0) == pytest.approx(0.5)
+    with pytest.raises(InstError, match="--minutes or --steps"):
+        training.TimeBox(None, None)
+
+
+def test_stratified_timesteps_cover_the_whole_range() -> None:
+    t = unet.timesteps(100, 1000, torch.Generator().manual_seed(0)).sort().values
+    assert (t // 10 == torch.arange(100)).sum() >= 99  # one in each hundredth, up to a shift by the offset
+    assert (t >= 0).all()
+    assert (t < 1000).all()
+
+
+def test_equal_sentences_are_positives_of_one_another() -> None:
+    pictures = torch.eye(4)
+    texts = torch.eye(4)[[1, 0, 2, 3]]  # the first two pictures' texts are exchanged
+    exchanged = pair.contrast(pictures, texts, torch.tensor(30.0), torch.tensor([7, 7, 1, 2]), world=1)
+    different = pair.contrast(pictures, texts, torch.tensor(30.0), torch.tensor([7, 8, 1, 2]), world=1)
+    assert exchanged < different / 1.9
+    plain = nn.functional.cross_entropy(30 * pictures @ texts.T, torch.arange(4))  # CLIP's loss, by hand
+    torch.testing.assert_close(different, plain)
+
+
+def test_recall_counts_a_picture_of_the_same_sentence() -> None:
+    pictures, texts = torch.eye(6), torch.eye(6).roll(1, 0)
+    assert pair.recall(pictures, texts, torch.arange(6), at=1) == 0
+    assert pair.recall(pictures, texts, torch.zeros(6), at=1) == 1
+    assert pair.recall(pictures, pictures, torch.arange(6), at=1) == 1

