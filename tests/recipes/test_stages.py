@@ -140,6 +140,16 @@ def test_an_interrupted_stage_resumes_exactly(
     assert any(key.startswith("ema/inversion/") for key in straight)
 
 
+def test_a_denoiser_goes_on_from_an_earlier_one(runs: Path, shards: Path, tmp_path: Path) -> None:
+    """At a learning rate of 0 what is written is what it began with."""
+    given = [*unet_arguments(shards, runs), "--start", str(runs / "unet"), "--rate", "0", "--out", str(tmp_path)]
+    unet.main([*given, *SMALL, "1"])
+    for part in ("unet/diffusion_pytorch_model.safetensors", "inversion/model.safetensors"):
+        before, after = load_file(runs / "unet" / part), load_file(tmp_path / part)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_what_a_stage_writes_is_the_average(runs: Path) -> None:
     checkpoint = load_file(runs / "unet" / "checkpoint.safetensors")
     written = AttentionInversion.from_pretrained(runs / "unet" / "inversion").state_dict()
