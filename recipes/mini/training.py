@@ -62,12 +62,11 @@ class TimeBox:
         """Begin to count (again): what passed since the last tick was no training."""
         self._mark = time.monotonic()
 
-    def tick(self) -> float:
-        """Count the time since the last tick; the seconds spent so far."""
+    def tick(self) -> None:
+        """Count the time since the last tick."""
         now = time.monotonic()
         self.spent += now - self._mark
         self._mark = now
-        return self.spent
 
     def progress(self, step: int) -> float:
         """max(step / steps, seconds / budget), at most 1."""
@@ -141,7 +140,7 @@ class Training:
         for name, own in (("generator", self.generator.get_state()), ("dropout", _dropout_state(self.workers.device))):
             for rank, random_state in enumerate(self.workers.gather(own.to(self.workers.device))):
                 out[f"random/{name}/{rank}"] = random_state
-        return {k: v.detach().cpu().contiguous().clone() for k, v in out.items()}
+        return out
 
     def save(self) -> None:
         """Write the checkpoint; the one before stays until the new one is complete on disk.
@@ -153,12 +152,13 @@ class Training:
         weights = [p for module in self.modules.values() for p in module.parameters()]
         if self.workers.any(not all(bool(torch.isfinite(p).all()) for p in weights)):
             raise InstError(f"a weight is not finite at step {self.step}; {self._remedy()}")
-        state = self.state()
+        state = self.state()  # in every process: it gathers their random states
         about = {"step": self.step, "spent": self.box.spent, "world": self.workers.world, **self.settings}
         failure: InstError | None = None
         if self.workers.leads:
+            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             try:
-                write_atomically(self.path, lambda to: save_file(state, to, metadata={"about": json.dumps(about)}))
+                write_atomically(self.path, lambda to: save_file(tensors, to, metadata={"about": json.dumps(about)}))
             except InstError as error:
                 failure = error
         if self.workers.any(failure is not None):

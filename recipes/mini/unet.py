@@ -170,6 +170,7 @@ def main(given: Sequence[str] | None = None) -> None:
 
     torch.manual_seed(options.seed + workers.rank)  # dropout differs between processes
     generator = torch.Generator(device).manual_seed(options.seed + workers.rank)
+    parameters = [*unet.parameters(), *inversion.parameters()]
     adam = optimiser([unet, inversion], options.rate, 0.01, (0.9, 0.99))
     training = Training(
         workers,
@@ -229,7 +230,6 @@ def main(given: Sequence[str] | None = None) -> None:
         loss = (each * snr.clamp(max=SNR_CAP) / (snr + 1)).mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [*unet.parameters(), *inversion.parameters()]
         workers.average_gradients(parameters)
         gradient = nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
