@@ -17,7 +17,7 @@ TORCH_INDEX_URL ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED = $(VENV)/.installed
-CODE = src recipes tests
+CODE = src recipes benchmarks tests
 CONSTRAINTS = $(if $(TORCH_SPEC),,--constraint constraints.txt)
 
 .PHONY: test lint types pytest format wheel clean

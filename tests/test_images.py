@@ -16,31 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from inst import InstError
 from inst.images import open_picture, read_picture, save_png, to_image, to_tensor
-
-# Four quarters of four colours: any turn or flip shows.
-RED, GREEN, BLUE, YELLOW = (220, 30, 40), (20, 180, 60), (30, 50, 200), (230, 220, 50)
-
-
-def quarters() -> Image.Image:
-    image = Image.new("RGB", (48, 32), RED)
-    image.paste(GREEN, (24, 0, 48, 16))
-    image.paste(BLUE, (0, 16, 24, 32))
-    image.paste(YELLOW, (24, 16, 48, 32))
-    return image
-
-
-def corners(image: Image.Image) -> list[tuple[int, ...]]:
-    w, h = image.size
-    return [image.getpixel(at) for at in ((4, 4), (w - 5, 4), (4, h - 5), (w - 5, h - 5))]
-
-
-def near(found: list[tuple[int, ...]], expected: list[tuple[int, ...]], tolerance: int) -> bool:
-    return bool(np.abs(np.array(found) - np.array(expected)).max() <= tolerance)
-
-
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
-    image.save(path, **options)
-    return path
+from pictures import BLUE, GREEN, RED, YELLOW, corners, near, quarters, saved, swapped_primaries_profile
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -67,15 +43,6 @@ def test_a_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
     assert near(corners(open_picture(saved(with_alpha, tmp_path / "a.png", icc_profile=swapped))), expected, 6)
     palette = quarters().quantize(8)
     assert near(corners(open_picture(saved(palette, tmp_path / "p.png", icc_profile=swapped))), expected, 6)
-
-
-def swapped_primaries_profile() -> bytes:
-    """sRGB's profile with the tags of its red and blue colorants exchanged."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    (count,) = struct.unpack_from(">I", profile, 128)
-    tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
-    profile[tags[b"rXYZ"] : tags[b"rXYZ"] + 4], profile[tags[b"bXYZ"] : tags[b"bXYZ"] + 4] = b"bXYZ", b"rXYZ"
-    return bytes(profile)
 
 
 @pytest.mark.parametrize("profile", [b"no profile at all", b"\0" * 200])

@@ -1,12 +1,25 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from inst.errors import InstError
-from inst.inversion import AttentionInversion, CrossAttentionLayer, InversionConfig
+import inst
+from inst.errors import InstError, UsageError
+from inst.inversion import (
+    VARIANTS,
+    AttentionInversion,
+    CrossAttentionLayer,
+    DirectInversion,
+    Dropout,
+    Inversion,
+    InversionConfig,
+    build_inversion,
+    coarse_word,
+    fresh_inversion,
+)
 
 CONFIG = InversionConfig(picture_width=24, pooled_width=16, text_width=32, vectors=3, layers=2, heads=4)
 
@@ -46,13 +59,40 @@ def test_query_and_key_weights_receive_gradient() -> None:
             assert projection.weight.grad is not None
             assert projection.weight.grad.abs().max() > 0
 
-    alone = make()
-    pooled, tokens = picture(1)
-    alone(pooled, tokens[:, :1]).square().sum().backward()
-    first = alone.layers[0]
-    assert isinstance(first, CrossAttentionLayer)
-    assert first.to_k.weight.grad is not None
-    assert first.to_k.weight.grad.abs().max() < 1e-6
+
+def test_over_one_pooled_token_query_and_key_weights_receive_none() -> None:
+    """What the variant "pooled" is kept for: to show what the paper's text costs. The values do learn."""
+    torch.manual_seed(0)
+    module = build_inversion(replace(CONFIG, variant="pooled"))
+    assert isinstance(module, AttentionInversion)
+    module(*picture(1, batch=2)).square().sum().backward()
+    for layer in module.layers:
+        assert isinstance(layer, CrossAttentionLayer)
+        assert layer.to_q.weight.grad is not None
+        assert layer.to_k.weight.grad is not None
+        assert layer.to_v.weight.grad is not None
+        assert layer.to_q.weight.grad.abs().max() < 1e-6
+        assert layer.to_k.weight.grad.abs().max() < 1e-6
+        assert layer.to_v.weight.grad.abs().max() > 1e-3
+
+
+def test_pooled_sees_the_pooled_embedding_only() -> None:
+    torch.manual_seed(0)
+    module = build_inversion(replace(CONFIG, variant="pooled")).eval()
+    (pooled, tokens), (other_pooled, other_tokens) = picture(1), picture(2)
+    assert torch.equal(module(pooled, tokens), module(pooled, other_tokens))
+    assert (module(pooled, tokens) - module(other_pooled, tokens)).abs().max() > 1e-3
+
+
+def test_direct_is_free_vectors_that_see_no_picture() -> None:
+    module = build_inversion(InversionConfig(0, 0, 32, vectors=3, layers=0, variant="direct"))
+    assert isinstance(module, DirectInversion)
+    assert [parameter.shape for parameter in module.parameters()] == [(3, 32)]
+    words = module(torch.zeros(2, 0), torch.zeros(2, 0, 0))
+    assert words.shape == (2, 3, 32)
+    words.sum().backward()
+    assert module.moved.grad is not None
+    torch.testing.assert_close(module.moved.grad, torch.full((3, 32), 2.0))
 
 
 def test_evaluation_is_deterministic_and_training_drops_out() -> None:
@@ -62,14 +102,42 @@ def test_evaluation_is_deterministic_and_training_drops_out() -> None:
     assert not torch.equal(module(*picture(1)), module(*picture(1)))
 
 
-def test_a_fresh_module_starts_at_a_word_with_the_tables_norm() -> None:
-    table = torch.randn(100, 32) * 0.3
-    module = make().eval()
-    module.start_at(table[7], table)
-    words = module(*picture(1))
-    assert words.norm(dim=-1).flatten().tolist() == pytest.approx([table.norm(dim=-1).median().item()] * 3, rel=0.1)
-    similarity = torch.cosine_similarity(words, table[7], dim=-1)
-    assert similarity.min() > 0.9
+def test_dropout_draws_from_its_own_generator() -> None:
+    dropout, x = Dropout(0.25), torch.ones(4000)
+    dropout.generator = torch.Generator().manual_seed(5)
+    one = dropout(x)
+    assert one.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert (one == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    before = torch.get_rng_state()
+    other = dropout(x)
+    assert not torch.equal(one, other)
+    dropout.generator.manual_seed(5)
+    assert torch.equal(dropout(x), one)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fresh_module_starts_at_a_word_with_the_tables_norm(tiny_backbone: inst.Backbone, variant: str) -> None:
+    table = tiny_backbone.text_encoder.get_input_embeddings().weight
+    word = table[tiny_backbone.tokenizer("painting", add_special_tokens=False).input_ids].squeeze(0)
+    torch.manual_seed(0)
+    module = fresh_inversion(tiny_backbone, variant, vectors=5).eval()
+    painting = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    words = module(*tiny_backbone.embed_picture(painting))
+    assert words.shape == (1, 5, table.shape[1])
+    assert words.norm(dim=-1).flatten().tolist() == pytest.approx([table.norm(dim=-1).median().item()] * 5, rel=0.15)
+    assert torch.cosine_similarity(words, word, dim=-1).min() > 0.9
+
+
+def test_a_coarse_word_of_several_tokens_is_their_mean(tiny_backbone: inst.Backbone) -> None:
+    class Syllables:
+        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+            assert (text, add_special_tokens) == ("painting", False)
+            return {"input_ids": [3, 8]}
+
+    table = torch.randn(10, 4)
+    torch.testing.assert_close(coarse_word(Syllables(), table), (table[3] + table[8]) / 2)
 
 
 def test_attention_by_hand() -> None:
@@ -97,6 +165,47 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert not again.training
     assert again.config == CONFIG
     torch.testing.assert_close(again(*picture(1)), module.eval()(*picture(1)))
+
+
+def test_a_configuration_from_before_there_were_variants_is_attention(tmp_path: Path) -> None:
+    module = make()
+    module.save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    del entries["variant"]
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    again = AttentionInversion.from_pretrained(tmp_path)
+    assert again.config == CONFIG
+    assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
+
+
+@pytest.mark.parametrize("variant", ["pooled", "direct"])
+def test_every_variant_is_saved_and_loaded(tmp_path: Path, variant: str) -> None:
+    torch.manual_seed(0)
+    module = build_inversion(replace(CONFIG, variant=variant)).eval()
+    torch.nn.init.normal_(next(module.parameters()))
+    module.save_pretrained(tmp_path)
+    again = Inversion.from_pretrained(tmp_path)
+    assert again.config == module.config
+    assert torch.equal(again(*picture(1)), module(*picture(1)))
+    if variant == "direct":
+        with pytest.raises(InstError, match="variant direct"):
+            AttentionInversion.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"variant": "pool"}, '"pool" is unknown: use one of attention, pooled, direct'),
+        ({"vectors": 0}, "0 vectors"),
+        ({"layers": 0}, "0 layers"),
+        ({"dropout": 1.0}, "dropout of 1.0"),
+        ({"dropout": float("nan")}, "dropout of nan"),
+        ({"heads": 7}, "7 heads"),
+    ],
+)
+def test_sizes_that_no_module_has_are_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(CONFIG, **change)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "cut weights", "other width", "missing key", "no json"])

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from inst import Backbone, InstError
+from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.inversion import AttentionInversion, InversionConfig
-from inst.loading import fingerprint_of, load_weights
+from inst.loading import load_weights
 from tiny import WIDTH, edit_json, write_tiny_backbone
 
 WEIGHTS = {
@@ -161,6 +162,50 @@ def test_the_fingerprint_is_fixed_for_ever() -> None:
     assert fingerprint_of(table) != fingerprint_of(table.view(4, 3))
     expected = hashlib.sha256(b"3x4" + struct.pack("<12e", *(i / 7 for i in range(12)))).hexdigest()[:16]
     assert fingerprint_of(table) == expected == "a34cff1c7cefd6a3"
+
+
+def test_the_denoisers_fingerprint_does_not_depend_on_precision_or_files(
+    tiny_backbone: Backbone, tiny_copy: Path
+) -> None:
+    fingerprint = tiny_backbone.denoiser_fingerprint
+    path = tiny_copy / "unet" / WEIGHTS["unet"]
+    weights = load_file(path)
+    full = {key: tensor.float() for key, tensor in reversed(weights.items())}
+    save_file(full | {"steps_trained": torch.tensor(7)}, path)
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert Backbone.load(tiny_copy, "cpu", dtype).denoiser_fingerprint == fingerprint
+    unet = UNet2DConditionModel.from_pretrained(tiny_copy / "unet")
+    path.unlink()
+    unet.save_pretrained(tiny_copy / "unet", max_shard_size="40KB")
+    assert len(list((tiny_copy / "unet").glob("*-of-*.safetensors"))) > 1
+    assert Backbone.load(tiny_copy, "cpu").denoiser_fingerprint == fingerprint
+
+
+def test_another_denoiser_has_another_fingerprint(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    """Whichever layer was tuned: also a single one, as when the rows of a low-rank update are added to it."""
+    path = tiny_copy / "unet" / WEIGHTS["unet"]
+    weights = load_file(path)
+    for key in ("conv_in.weight", next(key for key in weights if key.endswith("attn2.to_k.weight")), "conv_out.bias"):
+        save_file(weights | {key: weights[key] * 1.01 + 0.001}, path)
+        tuned = Backbone.load(tiny_copy, "cpu")
+        assert tuned.denoiser_fingerprint != tiny_backbone.denoiser_fingerprint
+        assert tuned.fingerprint == tiny_backbone.fingerprint
+
+
+def test_the_denoisers_fingerprint_is_fixed_for_ever() -> None:
+    """Files in the world hold it: worked out by hand here."""
+    rows = {"b": torch.tensor([[1.0, -2.0]]), "a": torch.tensor([0.1])}
+    expected = hashlib.sha256(b"a\0" + struct.pack("<e", 0.1) + b"b\0" + struct.pack("<2e", 1, -2)).hexdigest()[:16]
+    assert denoiser_fingerprint_of(rows) == expected
+    assert denoiser_fingerprint_of(dict(reversed(rows.items()))) == expected
+    assert denoiser_fingerprint_of({key: row.half() for key, row in rows.items()}) == expected
+    assert denoiser_fingerprint_of({"a": rows["b"], "b": rows["a"]}) != expected
+
+
+def test_what_a_backbone_is_called(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_copy)
+    for name in (tiny_copy, f"{tiny_copy}/", ".", "unet/.."):
+        assert Backbone.load(name, "cpu").name == tiny_copy.name
 
 
 # What must be refused

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 4 recipes/mini/autoencoder.py --data SHARDS --out runs/autoencoder --minutes 10
 
 Writes `vae/` (diffusers' AutoencoderKL) into --out. Crops are taken at the pictures' own resolution: an autoencoder
-that sees enlarged pictures learns to blur. Once a denoiser stands on the latents, `--start VAE --decoder-only` goes on
-with the decoder alone.
+that sees enlarged pictures learns to blur. Once a denoiser stands on the latents,
+`--warm-start VAE --decoder-only` goes on with the decoder alone.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class PatchDiscriminator(nn.Sequential):
 class Losses(nn.Module):
     """The reconstruction losses of one batch, as one graph for the compiler."""
 
-    def __init__(self, vae: AutoencoderKL, lpips: LPIPS, lpips_weight: float) -> None:
+    def __init__(self, vae: AutoencoderKL, lpips: LPIPS, lpips_weight: float, scaled: bool) -> None:
         super().__init__()
-        self.vae, self.lpips, self.lpips_weight = vae, lpips, lpips_weight
+        self.vae, self.lpips, self.lpips_weight, self.scaled = vae, lpips, lpips_weight, scaled
 
     def compare(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         return (made.float() - real).abs().mean(), self.lpips(made, real).mean()
@@ -82,6 +82,10 @@ class Losses(nn.Module):
         made = self.vae.decoder(self.vae.post_quant_conv(latents))
         l1, lpips = self.compare(made, real)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        total = l1 + self.lpips_weight * lpips + KL_WEIGHT * kl
+        values = {"l1": l1, "lpips": lpips, "kl": kl}
+        if not self.scaled:
+            return made, {"loss": total, **values}
         # Latents that are scaled and turned shall decode to the scaled and turned picture: such latents have little
         # fine noise of their own, and a diffusion model learns them faster (EQ-VAE, Kouzelis et al. 2025).
         half = len(real) // 2
@@ -90,8 +94,7 @@ class Losses(nn.Module):
             self.vae.decoder(self.vae.post_quant_conv(small)), torch.rot90(F.avg_pool2d(real[:half], 2), 1, (2, 3))
         )
         scaled = small_l1 + self.lpips_weight * small_lpips
-        total = l1 + self.lpips_weight * lpips + KL_WEIGHT * kl + SCALE_WEIGHT * scaled
-        return made, {"loss": total, "l1": l1, "lpips": lpips, "kl": kl, "scaled": scaled}
+        return made, {"loss": total + SCALE_WEIGHT * scaled, **values, "scaled": scaled}
 
 
 @torch.no_grad()
@@ -133,12 +136,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--adversarial-from", type=float, default=0.5, help="share of the run after which the discriminator takes part"
     )
-    parser.add_argument("--start", type=Path, help="begin with the autoencoder of this folder")
-    parser.add_argument("--decoder-only", action="store_true", help="leave the latents of --start as they are")
+    parser.add_argument("--warm-start", type=Path, help="begin with the autoencoder of this folder")
+    parser.add_argument("--decoder-only", action="store_true", help="leave the latents of --warm-start as they are")
     parser.add_argument("--perceptual", type=Path, help="VGG-16 and LPIPS weights (default: fetched)")
     options = parser.parse_args(given)
-    if options.decoder_only and not options.start:
-        raise InstError("--decoder-only goes on from a trained autoencoder: give --start FOLDER")
+    if options.decoder_only and not options.warm_start:
+        raise InstError("--decoder-only goes on from a trained autoencoder: give --warm-start FOLDER")
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
@@ -148,8 +151,8 @@ def main(given: Sequence[str] | None = None) -> None:
     shown = apart.subset(range(min(16, len(apart)))).at_size(256).to(device)
     native = pictures.native
     vae = build(tuple(options.widths))
-    if options.start:
-        vae = load_weights(AutoencoderKL, need(options.start), torch.float32)
+    if options.warm_start:
+        vae = load_weights(AutoencoderKL, need(options.warm_start), torch.float32)
     if options.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -160,7 +163,8 @@ def main(given: Sequence[str] | None = None) -> None:
     workers.same_everywhere(vae)
     workers.same_everywhere(discriminator)
     lpips = LPIPS.load(options.perceptual).to(device).requires_grad_(False)
-    losses = Losses(vae, lpips, options.lpips_weight)
+    # Where the encoder stays as it is, nothing is left to be learned from scaled latents.
+    losses = Losses(vae, lpips, options.lpips_weight, scaled=not options.decoder_only)
     measured = losses if options.no_compile else torch.compile(losses)
     judge = discriminator if options.no_compile else torch.compile(discriminator)
 

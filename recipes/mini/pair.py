@@ -32,6 +32,7 @@ from data import cut, load_shards, random_squares
 from files import guarded, need, write_folder
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.vgg import VGG16Features
+from inst.loading import load_weights
 from inst.text import encode_text
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
@@ -77,6 +78,27 @@ def build_vision(width: int, layers: int) -> CLIPVisionModelWithProjection:
             attention_dropout=0.1,
         )
     )
+
+
+@torch.no_grad()
+def start_from(folder: Path, text: CLIPTextModelWithProjection, vision: nn.Module, tokenizer: CLIPTokenizer) -> int:
+    """Copy the weights of an earlier pair, and of its token table the rows of the tokens that `tokenizer` has too.
+
+    Returns the number of tokens that were not found there; their rows stay as they are.
+    """
+    earlier = CLIPTokenizer.from_pretrained(need(folder / "tokenizer")).get_vocab()
+    old = load_weights(CLIPTextModelWithProjection, need(folder / "text_encoder"), torch.float32)
+    table, old_table = text.get_input_embeddings().weight, old.get_input_embeddings().weight
+    pairs = [(row, earlier[token]) for token, row in tokenizer.get_vocab().items() if token in earlier]
+    rows, old_rows = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    kept = table.clone()
+    kept[rows] = old_table[old_rows]
+    old.set_input_embeddings(nn.Embedding.from_pretrained(kept))
+    text.load_state_dict(old.state_dict())
+    vision.load_state_dict(
+        load_weights(CLIPVisionModelWithProjection, need(folder / "image_encoder"), torch.float32).state_dict()
+    )
+    return len(tokenizer) - len(rows)
 
 
 class Normalise(nn.Module):
@@ -149,6 +171,7 @@ def recall(pictures: Tensor, texts: Tensor, sentence: Tensor, group: int = 100, 
 def main(given: Sequence[str] | None = None) -> None:
     parser = arguments("Train mini's text and image encoders.")
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--warm-start", type=Path, help="begin with the encoders of this folder (and its `tokenizer/`)")
     parser.add_argument("--batch", type=int, default=2048, help="pairs a step and process")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--width", type=int, default=256)
@@ -168,8 +191,12 @@ def main(given: Sequence[str] | None = None) -> None:
     bank = CaptionBank(pictures.captions, tokenizer, device)
     bank_apart = CaptionBank(apart.captions, tokenizer, device, variants=1)
 
-    text = build_text(tokenizer, options.width, options.text_layers).to(device)
-    vision = build_vision(options.width, options.image_layers).to(device)
+    text = build_text(tokenizer, options.width, options.text_layers)
+    vision = build_vision(options.width, options.image_layers)
+    if options.warm_start:
+        unknown = start_from(options.warm_start, text, vision, tokenizer)
+        print(f"{options.warm_start}: {unknown} of {len(tokenizer)} tokens are new", flush=True)
+    text, vision = text.to(device), vision.to(device)
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     prepare = Normalise(processor).to(device)
     teachers = Teachers(options.width, VGG16Features.load(options.vgg), InceptionFID.load(options.inception)).to(device)

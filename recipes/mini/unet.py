@@ -121,7 +121,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--pair", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="begin with the `unet/` and `inversion/` of this folder")
+    parser.add_argument("--warm-start", type=Path, help="begin with the `unet/` and `inversion/` of this folder")
     parser.add_argument("--batch", type=int, default=96, help="pictures a step and process")
     parser.add_argument("--repeats", type=int, default=3, help="noise levels drawn for each encoded picture")
     parser.add_argument("--rate", type=float, default=5e-4)
@@ -155,12 +155,12 @@ def main(given: Sequence[str] | None = None) -> None:
             vectors=options.vectors,
         )
     )
-    if options.start:
-        unet = load_weights(UNet2DConditionModel, need(options.start / "unet"), torch.float32)
-        inversion = AttentionInversion.from_pretrained(options.start / "inversion")
+    if options.warm_start:
+        unet = load_weights(UNet2DConditionModel, need(options.warm_start / "unet"), torch.float32)
+        inversion = AttentionInversion.from_pretrained(options.warm_start / "inversion")
     channels_last(unet)
     unet, inversion = unet.to(device).train(), inversion.to(device).train()
-    if not options.start:
+    if not options.warm_start:
         inversion.start_at(table[tokenizer("painting", add_special_tokens=False).input_ids[0]], table)
     workers.same_everywhere(unet)
     workers.same_everywhere(inversion)

@@ -6,16 +6,43 @@ The public names are imported on first use, so that `import inst` does not pay f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
+    from inst.images import read_photo
+    from inst.learning import instant_style, learn
+    from inst.sampling import complete
+    from inst.style import Style
+    from inst.styling import generate, transfer
 
 __version__ = "0.1.0"
 
-__all__ = ["Backbone", "InstError", "UsageError", "__version__"]
+__all__ = [
+    "Backbone",
+    "InstError",
+    "InstWarning",
+    "Style",
+    "UsageError",
+    "__version__",
+    "complete",
+    "generate",
+    "instant_style",
+    "learn",
+    "read_photo",
+    "transfer",
+]
 
-_LAZY = {"Backbone": "inst.backbone"}
+_LAZY = {
+    "Backbone": "inst.backbone",
+    "Style": "inst.style",
+    "complete": "inst.sampling",
+    "generate": "inst.styling",
+    "instant_style": "inst.learning",
+    "learn": "inst.learning",
+    "read_photo": "inst.images",
+    "transfer": "inst.styling",
+}
 
 
 def __getattr__(name: str) -> Any:

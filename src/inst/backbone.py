@@ -63,8 +63,12 @@ class Backbone:
         device: where the parts are, and where results are.
         dtype: the precision of the parts; the autoencoder may differ (see `inst.devices.autoencoder_dtype`).
         fingerprint: identifies the text space: styles fit every backbone with the same fingerprint.
+        denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with.
+        name: what to call it: a bundled model's name, or its folder's base name.
         latent_channels: C, channels of the latents.
         downscale: pixels of a picture's side per latent position.
+        native_size: pixels of the (short) side of the pictures that the UNet was made for.
+        size_multiple: sides of pictures, in pixels, that are multiples of this pass through autoencoder and UNet.
 
     Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width.
     Pictures, latents and noise are float32, whatever the precision of the parts.
@@ -81,14 +85,22 @@ class Backbone:
     image_encoder: CLIPVisionModelWithProjection | None = None
     feature_extractor: FeatureExtractor | None = None
     inversion: AttentionInversion | None = None
+    denoiser_fingerprint: str = ""
+    name: str = ""
     latent_channels: int = field(init=False)
     downscale: int = field(init=False)
+    native_size: int = field(init=False)
+    size_multiple: int = field(init=False)
     alphas_cumprod: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.latent_channels = self.vae.config["latent_channels"]
         self.downscale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device, torch.float32)
+        sample_size = self.unet.config["sample_size"] or 64  # where it is not said, Stable Diffusion 1.x's
+        self.native_size = self.downscale * (sample_size if isinstance(sample_size, int) else min(sample_size))
+        self.size_multiple = self.downscale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        # A schedule of zero terminal SNR (Lin et al. 2024) ends in 0, where noise says nothing about the clean latents.
+        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device, torch.float32).clamp_min(2**-24)
 
     @classmethod
     def load(
@@ -125,6 +137,16 @@ class Backbone:
         Raises:
             UsageError: the pictures have another shape.
         """
+        mean, std = self.encode_moments(pictures)
+        if generator is None:
+            return mean
+        return mean + std * torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
+
+    def encode_moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of the posterior that `encode` takes or draws latents from.
+
+        Both [B, C, h, w] float32, multiplied by the autoencoder's scaling factor. Arguments and errors as `encode`.
+        """
         _check_pictures(pictures)
         height, width = pictures.shape[-2:]
         if height % self.downscale or width % self.downscale:
@@ -133,11 +155,8 @@ class Backbone:
                 f"crop or resize it to multiples of {self.downscale}."
             )
         posterior: Any = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
-        latents: Tensor = posterior.mean
-        if generator is not None:
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device)
-            latents = latents + posterior.std * noise.to(latents)
-        return latents.float() * self.vae.config["scaling_factor"]
+        scale = self.vae.config["scaling_factor"]
+        return posterior.mean.float() * scale, posterior.std.float() * scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] into pictures [B, 3, H, W], clamped to [-1, 1]."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 
 from inst.errors import UsageError
@@ -56,3 +61,24 @@ def _has_cpu_bfloat16() -> bool:
 def autoencoder_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the autoencoder's precision in a backbone of `dtype`: its activations can overflow float16."""
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Let a CUDA device take kernels that give the same bits every time, within the block; other devices do anyway."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    options: Any = torch.utils.deterministic  # its properties are not annotated
+    fill = options.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    options.fill_uninitialized_memory = False
+    try:
+        with warnings.catch_warnings():
+            # It warns of cuBLAS, which differs between several streams only.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        options.fill_uninitialized_memory = fill

@@ -17,3 +17,7 @@ class UsageError(InstError):
     """A wrong argument (an unknown device, a prompt that is too long), as opposed to a broken file or a full disk."""
 
     exit_code: ClassVar[int] = 2
+
+
+class InstWarning(UserWarning):
+    """Something the user should know of, though the work goes on: one line. The command line prints it."""

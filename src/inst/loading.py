@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from inst.backbone import Backbone, FeatureExtractor
 from inst.devices import autoencoder_dtype, choose_device, choose_dtype
 from inst.errors import InstError
+from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.inversion import AttentionInversion
 from inst.model_files import AGAIN, first_line, quiet, read_feature_extractor, read_json, read_keys, weight_files
 
@@ -35,7 +35,7 @@ def load_backbone(
     folder = find_folder(name)
     check_kind(folder)
     vae = _load_autoencoder(folder / "vae", autoencoder_dtype(dtype))
-    unet = load_weights(UNet2DConditionModel, folder / "unet", dtype)
+    unet, denoiser_fingerprint = _load_denoiser(folder / "unet", dtype)
     text_encoder, fingerprint = _load_text_encoder(folder / "text_encoder", dtype)
     tokenizer = _load_tokenizer(folder / "tokenizer", text_encoder.config)
     scheduler = _load_scheduler(folder / "scheduler")
@@ -58,6 +58,8 @@ def load_backbone(
         image_encoder=image_encoder,
         feature_extractor=feature_extractor,
         inversion=inversion,
+        denoiser_fingerprint=denoiser_fingerprint,
+        name=str(name) if str(name) in BUNDLED else folder.resolve().name,
     )
 
 
@@ -99,16 +101,6 @@ def check_kind(folder: Path) -> None:
     missing = sorted(name for name in needed if not (folder / name).is_dir())
     if missing:
         raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}; {AGAIN}.")
-
-
-def fingerprint_of(table: Tensor) -> str:
-    """Identify a text space by its token-embedding table [V, d]: 16 hexadecimal digits.
-
-    The table is rounded to fp16 first, so that a model's fp16 and fp32 files agree.
-    """
-    shape = "x".join(map(str, table.shape))
-    rounded = table.to(torch.float16).contiguous().numpy().astype("<f2")
-    return hashlib.sha256(shape.encode() + rounded.tobytes()).hexdigest()[:16]
 
 
 def _names() -> str:
@@ -178,6 +170,17 @@ def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
             f"use another model."
         )
     return vae
+
+
+def _load_denoiser(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
+    """Load the UNet and fingerprint it, from the files, because `dtype` may have rounded the loaded weights."""
+    model = load_weights(UNet2DConditionModel, folder, dtype)
+    first_rows: dict[str, Tensor] = {}
+    for path in weight_files(folder, "diffusion_pytorch_model")[0]:
+        with safe_open(path, "pt") as weights:
+            slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
+            first_rows |= {key: slices[key][:1] for key in slices if slices[key].get_shape()}  # no lone numbers
+    return model, denoiser_fingerprint_of(first_rows)
 
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
+from transformers import CLIPTokenizer
 
 import autoencoder
 import export
@@ -103,9 +105,9 @@ def test_normalised_latents_decode_to_the_same_picture(shards: Path) -> None:
 def test_a_decoder_goes_on_over_the_same_latents(runs: Path, shards: Path, random_vgg: Path, tmp_path: Path) -> None:
     start = runs / "autoencoder" / "vae"
     given = ["--data", str(shards), "--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--decoder-only"]
-    with pytest.raises(InstError, match="give --start FOLDER"):
+    with pytest.raises(InstError, match="give --warm-start FOLDER"):
         autoencoder.main([*given, "--out", str(tmp_path), *SMALL, "2"])
-    autoencoder.main([*given, "--start", str(start), "--out", str(tmp_path), *SMALL, "2"])
+    autoencoder.main([*given, "--warm-start", str(start), "--out", str(tmp_path), *SMALL, "2"])
     before, after = (AutoencoderKL.from_pretrained(folder) for folder in (start, tmp_path / "vae"))
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
@@ -142,12 +144,38 @@ def test_an_interrupted_stage_resumes_exactly(
 
 def test_a_denoiser_goes_on_from_an_earlier_one(runs: Path, shards: Path, tmp_path: Path) -> None:
     """At a learning rate of 0 what is written is what it began with."""
-    given = [*unet_arguments(shards, runs), "--start", str(runs / "unet"), "--rate", "0", "--out", str(tmp_path)]
+    given = [*unet_arguments(shards, runs), "--warm-start", str(runs / "unet"), "--rate", "0", "--out", str(tmp_path)]
     unet.main([*given, *SMALL, "1"])
     for part in ("unet/diffusion_pytorch_model.safetensors", "inversion/model.safetensors"):
         before, after = load_file(runs / "unet" / part), load_file(tmp_path / part)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_pair_goes_on_with_the_words_that_both_tokenizers_know(
+    runs: Path, shards: Path, random_vgg: Path, random_inception: Path, tmp_path: Path
+) -> None:
+    """At a learning rate of 0 every known token keeps its row, wherever the other tokenizer put it."""
+    start = tmp_path / "start"
+    start.mkdir()
+    for part in ("text_encoder", "image_encoder"):
+        shutil.copytree(runs / "pair" / part, start / part)
+    shutil.copytree(runs / "tokenizer", start / "tokenizer")
+    tokenizer.save(tokenizer.learn(["a watercolour of a bay", "watercolour and bay"] * 9, 560, 24), tmp_path / "other")
+    teachers = ["--vgg", str(random_vgg), "--inception", str(random_inception), "--tokenizer", str(tmp_path / "other")]
+    sizes = ["--batch", "4", "--width", "32", "--text-layers", "1", "--image-layers", "1", "--rate", "0"]
+    given = ["--data", str(shards), *teachers, *sizes, "--warm-start", str(start), "--out", str(tmp_path / "pair")]
+    pair.main([*given, *SMALL, "1"])
+
+    old, new = (CLIPTokenizer.from_pretrained(f).get_vocab() for f in (start / "tokenizer", tmp_path / "other"))
+    assert old.keys() - new.keys(), new.keys() - old.keys()
+    before, after = (load_file(f / "text_encoder" / "model.safetensors") for f in (start, tmp_path / "pair"))
+    table = "text_model.embeddings.token_embedding.weight"
+    for token in old.keys() & new.keys():
+        assert torch.equal(before[table][old[token]], after[table][new[token]])
+    assert all(torch.equal(before[key], after[key]) for key in before if key != table)
+    before, after = (load_file(f / "image_encoder" / "model.safetensors") for f in (start, tmp_path / "pair"))
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_what_a_stage_writes_is_the_average(runs: Path) -> None:

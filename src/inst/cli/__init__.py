@@ -1,14 +1,21 @@
 """The `inst` command. Importing it imports no PyTorch: each command imports what it needs when it runs."""
 
+import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from inst import __version__
+from inst.cli import style
+from inst.cli.demo import demo
 from inst.cli.doctor import doctor
-from inst.errors import InstError
+from inst.cli.learn import INTERRUPTED, learn
+from inst.cli.pictures import generate, repeat, transfer
+from inst.cli.sheet import sheet
+from inst.errors import InstError, InstWarning
 
 app = typer.Typer(
     help="InST: learn a style from one painting, apply it to any photo.",
@@ -16,7 +23,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(doctor)
+for _command in (learn, transfer, generate, sheet, demo, repeat, doctor):
+    app.command()(_command)
+app.add_typer(style.app, name="style")
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,8 +45,33 @@ def _common(
 
 def main() -> None:
     """Run the command line: exit code 0, 1 for what failed, 2 for wrong use; a user's mistake is one line on stderr."""
+    # Threads that spin while they wait slow a shared computer down several times over; torch reads it when imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    screen = Console(stderr=True)
+
+    def say(line: str, colour: str) -> None:
+        screen.print(line, style=colour, markup=False, highlight=False, soft_wrap=True)
+
+    usual = warnings.showwarning
+
+    def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+        if issubclass(category, InstWarning):
+            say(f"Warning: {message}", "yellow")
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
     try:
         app()
     except InstError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(f"Error: {error}", "red")
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        say("Interrupted.", "red")
+        sys.exit(INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's own class cannot be named without importing PyTorch.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        say("Error: the memory does not suffice: give a smaller --size, or another --device.", "red")
+        sys.exit(1)

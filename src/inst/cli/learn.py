@@ -1,0 +1,191 @@
+"""`inst learn`: from paintings to a style file."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inst.cli.defaults import defaults_of
+from inst.cli.session import (
+    BACKBONE,
+    BackboneOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    Session,
+    check_output,
+    output_path,
+    pictures_of,
+    read_paintings,
+)
+from inst.errors import InstError, UsageError
+
+if TYPE_CHECKING:
+    from inst.learning import LearningStep
+
+_LEARN = defaults_of("inst.learning", "learn")
+_CHECKPOINT_SECONDS = 30.0
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
+def learn(
+    context: typer.Context,
+    paintings: Annotated[
+        list[Path], typer.Argument(help="A painting, several of one style, or a folder of them.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The style file to write (.safetensors); by default in outputs/."),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", help="At most this many; it may stop earlier.")] = _LEARN["steps"],
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = _LEARN["lr"],
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in a step.")] = _LEARN["batch_size"],
+    variant: Annotated[
+        str, typer.Option("--variant", help="attention, pooled (the paper's text) or direct (textual inversion).")
+    ] = _LEARN["variant"],
+    layers: Annotated[
+        int | None, typer.Option("--layers", help="Attention layers; by default those of the pretrained module, or 3.")
+    ] = _LEARN["layers"],
+    dropout: Annotated[float, typer.Option("--dropout", help="Rate in every layer; 0 is none.")] = _LEARN["dropout"],
+    vectors: Annotated[
+        int | None, typer.Option("--vectors", help="Vectors of the word; by default the pretrained module's, or 8.")
+    ] = _LEARN["vectors"],
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Do not start from the backbone's pretrained module.")
+    ] = False,
+    crops: Annotated[int, typer.Option("--crops", help="Squares cut out; 1 is the whole.")] = _LEARN["crops"],
+    validate_every: Annotated[
+        int, typer.Option("--validate-every", help="Steps between validations; 0 is never.")
+    ] = _LEARN["validate_every"],
+    patience: Annotated[
+        int, typer.Option("--patience", help="Validations without progress after which it stops.")
+    ] = _LEARN["patience"],
+    save_every: Annotated[
+        int, typer.Option("--save-every", min=0, help="Also write NAME-000100.safetensors every so many steps.")
+    ] = 0,
+    preview_every: Annotated[
+        int, typer.Option("--preview-every", min=0, help="Write NAME-000100.png every so many steps.")
+    ] = _LEARN["preview_every"],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was interrupted.")] = False,
+    seed: SeedOption = _LEARN["seed"],
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="paper: the paper's learning rate, batch size and dropout.")
+    ] = None,
+    backbone: BackboneOption = BACKBONE,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Learn a style from one painting, or from several of one style."""
+    from inst.learning import PRESETS
+    from inst.style import check_style_name
+
+    check_output(out, pictures_of(paintings), check_style_name)
+    if resume and (out is None or out.is_dir()):
+        raise UsageError("--resume needs the style file that the interrupted command named: give it with -o.")
+    settings = {
+        "steps": steps,
+        "lr": lr,
+        "batch_size": batch_size,
+        "variant": variant,
+        "layers": layers,
+        "dropout": dropout,
+        "vectors": vectors,
+        "pretrained": False if scratch else None,
+        "crops": crops,
+        "validate_every": validate_every,
+        "patience": patience,
+        "preview_every": preview_every,
+        "seed": seed,
+    }
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UsageError(f'The preset "{preset}" is unknown: use {", ".join(PRESETS)}.')
+        # What is asked for by name counts more than the preset.
+        named = {name for name in settings if _is_given(context, name)}
+        settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
+    session = Session(backbone, device, dtype, quiet, as_json)
+    stem = pictures_of(paintings)[0].stem
+    with output_path(out, stem, ".safetensors") as path:
+        _learn(session, paintings, path, settings, resume, save_every)
+
+
+def _learn(
+    session: Session, places: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
+) -> None:
+    from inst.images import save_picture
+    from inst.learning import LearningDiverged, LearningState, learn
+
+    state_file = path.with_name(f"{path.stem}.state.safetensors")
+    if resume and not state_file.exists():
+        raise InstError(f"{state_file} is not there, so there is nothing to go on with: leave --resume out.")
+    state = LearningState.load(state_file) if resume else None
+    pictures = read_paintings(places)
+    model = session.load()
+    run = learn(model, pictures, name=path.stem, resume=state, **settings)
+    begin = saved_at = time.monotonic()
+    step: LearningStep | None = None
+    with stop_signals() as asked, session.progress("learning", settings["steps"]) as move:
+        try:
+            while True:
+                step = next(run)
+                note = f"loss {step.smoothed:.4f}"
+                move(step.step, step.total, note)
+                if step.preview is not None:
+                    save_picture(step.preview, path.with_name(f"{path.stem}-{step.step:06d}.png"))
+                if save_every and step.step % save_every == 0:
+                    step.style().save(path.with_name(f"{path.stem}-{step.step:06d}.safetensors"))
+                if asked or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                    step.state().save(state_file)
+                    saved_at = time.monotonic()
+                if asked:
+                    step.best_style().save(path)
+                    break
+        except StopIteration as end:
+            end.value.save(path)
+            state_file.unlink(missing_ok=True)
+        except LearningDiverged as diverged:
+            diverged.last_good.save(path)
+            raise InstError(f"{diverged} {path} holds the last good style.") from None
+        finally:
+            run.close()
+    if asked:
+        assert step is not None
+        session.note(f"Interrupted after step {step.step}. {path} is usable; the same command with --resume goes on.")
+        raise typer.Exit(INTERRUPTED)
+    seconds = time.monotonic() - begin
+    taken = 0 if step is None else step.step
+    session.report([f"{path}"], style=str(path), steps=taken, seconds=round(seconds, 3))
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Note the first SIGINT or SIGTERM in the list instead of stopping at once; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
