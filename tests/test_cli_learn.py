@@ -1,0 +1,89 @@
+"""`inst learn` in a process of its own: what is left after a signal, and that going on gives the same style."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inst.style import Style
+
+INST = Path(sys.executable).with_name("inst")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def command(tiny_backbone_folder: Path, tmp_path: Path) -> list[str]:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((80, 72), Image.Resampling.BICUBIC).save(tmp_path / "painting.png")
+    place = ["--backbone", str(tiny_backbone_folder), "--device", "cpu", "--dtype", "float32"]
+    return [str(INST), "learn", "painting.png", "--crops", "2", "--batch-size", "1", *place]
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
+
+
+def test_an_interrupt_leaves_a_style_and_resume_gives_what_never_stopping_gives(
+    command: list[str], tmp_path: Path
+) -> None:
+    given = [*command, "--validate-every", "20", "--patience", "1000", "--save-every", "20", "--steps", "300"]
+    stopped = [*given, "-o", "stopped.safetensors"]
+    process = subprocess.Popen(stopped, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    while not (tmp_path / "stopped-000020.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "the same command with --resume goes on" in error
+    assert "Traceback" not in error
+    assert Style.load(tmp_path / "stopped.safetensors").vectors.shape == (3, 32)
+    assert (tmp_path / "stopped.state.safetensors").exists()
+
+    assert run([*stopped, "--resume"], tmp_path).returncode == 0
+    assert run([*given, "-o", "straight.safetensors"], tmp_path).returncode == 0
+    for number in ("", "-000300"):
+        one, other = (Style.load(tmp_path / f"{name}{number}.safetensors").vectors for name in ("stopped", "straight"))
+        assert torch.equal(one, other)
+    assert not (tmp_path / "stopped.state.safetensors").exists()
+
+
+def test_save_every_writes_numbered_styles_that_differ(command: list[str], tmp_path: Path) -> None:
+    found = run(
+        [*command, "--steps", "6", "--save-every", "2", "--preview-every", "6", "-o", "s.safetensors"], tmp_path
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "s.safetensors\n"
+    numbered = [Style.load(tmp_path / f"s-00000{k}.safetensors").vectors for k in (2, 4, 6)]
+    assert (numbered[0] != numbered[1]).any()
+    assert (numbered[1] != numbered[2]).any()
+    assert Image.open(tmp_path / "s-000006.png").size == (64, 64)
+    assert not (tmp_path / "s.state.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--variant", "other"], 2, "attention, pooled, direct"),
+        (["--preset", "other"], 2, "paper"),
+        (["--resume"], 2, "-o"),
+        (["--resume", "-o", "new.safetensors"], 1, "nothing to go on with"),
+        (["-o", "painting.png"], 2, "painting.png"),
+        (["--lr", "-1"], 2, "learning rate of -1"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    command: list[str], tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = (tmp_path / "painting.png").read_bytes()
+    found = run([*command, "--steps", "1", *arguments], tmp_path)
+    assert found.returncode == code, found.stderr
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert (tmp_path / "painting.png").read_bytes() == before
