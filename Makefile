@@ -1,5 +1,6 @@
 # Everything happens in a virtual environment of this folder: nothing else on the machine is touched.
 #
+#   make demo     install what is missing, then learn a style, transfer it, and say where the sheet of pictures is
 #   make test     install what is missing, then check style and types, and run the tests
 #   make format   put the style right
 #   make wheel    build the wheel into dist/
@@ -20,10 +21,13 @@ INSTALLED = $(VENV)/.installed
 CODE = src recipes benchmarks tests
 CONSTRAINTS = $(if $(TORCH_SPEC),,--constraint constraints.txt)
 
-.PHONY: test lint types pytest format wheel clean
+.PHONY: demo test lint types pytest format wheel clean
 .DELETE_ON_ERROR:
 
 test: lint types pytest
+
+demo: $(INSTALLED)
+	$(BIN)/inst demo
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
