@@ -46,8 +46,9 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
+# Many small models: more is gained by several processes than by threads within one.
 pytest: $(INSTALLED)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(CODE)

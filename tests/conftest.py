@@ -1,5 +1,7 @@
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 import inst
+from inst.cli import main
 from tiny import write_tiny_backbone
 
 torch.set_num_threads(1)
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +37,27 @@ def tiny_backbone(tiny_backbone_folder: Path) -> inst.Backbone:
 def tiny_copy(tiny_backbone_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model's folder, to break."""
     return Path(shutil.copytree(tiny_backbone_folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command of `inst` in a folder of its own; gives the exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["inst", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def common(tiny_backbone_folder: Path) -> list[object]:
+    """The options that let a command of `inst` use the tiny random model."""
+    return ["--backbone", tiny_backbone_folder, "--device", "cpu", "--dtype", "float32"]

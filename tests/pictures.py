@@ -1,6 +1,7 @@
 """Pictures with colours that are known, to write into files and to find again."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
+def png_bytes(width: int, height: int, depth: int, colour_type: int, rows: np.ndarray) -> bytes:
+    """A PNG put together by hand, of kinds that Pillow does not write: 16-bit colour, or sizes that are not true."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
 def swapped_primaries_profile() -> bytes:
     """sRGB's profile with the tags of its red and blue colorants exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -39,3 +51,17 @@ def swapped_primaries_profile() -> bytes:
     tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
     profile[tags[b"rXYZ"] : tags[b"rXYZ"] + 4], profile[tags[b"bXYZ"] : tags[b"bXYZ"] + 4] = b"bXYZ", b"rXYZ"
     return bytes(profile)
+
+
+def linear_grey_profile() -> bytes:
+    """A profile of grey levels that are proportional to light, put together by hand: Pillow makes none for grey."""
+    white = struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + white, b"kTRC": b"curv\0\0\0\0" + struct.pack(">IH", 1, 0x100) + b"\0\0"}
+    table, body, place = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", place + len(body), len(content))
+        body += content
+    header = (
+        struct.pack(">I4xI4s4s4s12x4s28x", place + len(body), 0x02100000, b"mntr", b"GRAY", b"XYZ ", b"acsp") + white
+    )
+    return header.ljust(128, b"\0") + table + body

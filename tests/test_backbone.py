@@ -62,7 +62,9 @@ def test_decode_clamps(tiny_backbone, latents) -> None:
 @torch.inference_mode()
 def test_embed_text_is_that_of_diffusers(tiny_backbone, pipeline) -> None:
     expected, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
-    found = tiny_backbone.embed_text(PROMPTS)
+    text = tiny_backbone.embed_text(PROMPTS)
+    assert text.pooled is None
+    found = text.tokens
     assert found.shape == (3, POSITIONS, WIDTH)
     close(found, expected)
 
@@ -81,13 +83,13 @@ def test_pseudo_words_are_those_of_load_textual_inversion(tiny_backbone, tiny_ba
         [prompt.format(own="<own>", other="<other>") for prompt in prompts], "cpu", 1, do_classifier_free_guidance=False
     )
     styles = {"[C]": own, "[C2]": other}
-    found = tiny_backbone.embed_text([prompt.format(own="[C]", other="[C2]") for prompt in prompts], styles)
+    found = tiny_backbone.embed_text([prompt.format(own="[C]", other="[C2]") for prompt in prompts], styles).tokens
     close(found, expected)
 
     each_its_own = torch.stack([own, -own, own])
-    found = tiny_backbone.embed_text(["[C]"] * 3, {"[C]": each_its_own})
+    found = tiny_backbone.embed_text(["[C]"] * 3, {"[C]": each_its_own}).tokens
     close(found[0], found[2])
-    close(found[1], tiny_backbone.embed_text(["[C]"], {"[C]": -own})[0])
+    close(found[1], tiny_backbone.embed_text(["[C]"], {"[C]": -own}).tokens[0])
     assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
@@ -109,7 +111,7 @@ def test_predicted_noise_makes_the_same_ddim_step_as_diffusers(tiny_backbone, pi
     assert scheduler.config.prediction_type == "v_prediction"
     scheduler.set_timesteps(10)
     for t in (901, 501, 1):
-        predicted = pipeline.unet(latents, t, encoder_hidden_states=text).sample
+        predicted = pipeline.unet(latents, t, encoder_hidden_states=text.tokens).sample
         expected = scheduler.step(predicted, t, latents).prev_sample
 
         noise = tiny_backbone.predict_noise(latents, t, text)
@@ -125,7 +127,7 @@ def test_predicted_noise_of_an_epsilon_model_is_the_output_of_the_unet(tiny_copy
     backbone = Backbone.load(tiny_copy, "cpu", "float32")
     text = backbone.embed_text(["a dog"])
     times = torch.tensor([7, 700])
-    expected = pipeline.unet(latents, times, encoder_hidden_states=text.expand(2, -1, -1)).sample
+    expected = pipeline.unet(latents, times, encoder_hidden_states=text.tokens.expand(2, -1, -1)).sample
     close(backbone.predict_noise(latents, times, text), expected)
 
 
@@ -200,7 +202,7 @@ def test_bfloat16_is_close_to_float32(tiny_backbone, tiny_backbone_folder, pictu
     for found, expected in (
         (half.encode(pictures), tiny_backbone.encode(pictures)),
         (half.decode(latents), tiny_backbone.decode(latents)),
-        (half.embed_text(["a dog", ""]).float(), text),
+        (half.embed_text(["a dog", ""]).tokens.float(), text.tokens),
         (half.embed_picture(pictures)[1], tiny_backbone.embed_picture(pictures)[1]),
         (half.predict_noise(latents, 500, text), tiny_backbone.predict_noise(latents, 500, text)),
     ):
@@ -258,7 +260,8 @@ def test_a_model_without_image_encoder_and_projection(tiny_copy, pictures, pipel
     backbone = Backbone.load(tiny_copy, "cpu", "float32")
     assert backbone.image_encoder is None
     assert backbone.inversion is None
-    close(backbone.embed_text(PROMPTS), pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)[0])
+    expected, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
+    close(backbone.embed_text(PROMPTS).tokens, expected)
     with pytest.raises(InstError, match="no projection"):
         backbone.embed_caption(["a dog"])
     with pytest.raises(InstError, match="no image encoder"):

@@ -1,5 +1,6 @@
 """The command line as a user runs it: in a process of its own."""
 
+import inspect
 import json
 import os
 import re
@@ -9,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import inst
+from inst.cli import app
 from inst.loading import BUNDLED
 
 
@@ -45,7 +48,7 @@ def test_wrong_use_exits_with_2() -> None:
 
 
 def test_doctor_says_one_line_each(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
-    found = run("doctor", "--model", tiny_backbone_folder, "--device", "cpu")
+    found = run("doctor", "--backbone", tiny_backbone_folder, "--device", "cpu")
     assert found.returncode == 0, found.stderr
     labels = [line.split()[0] for line in found.stdout.splitlines()]
     assert labels == ["inst", "python", "libraries", "device", "memory", "backbone", "speed"]
@@ -56,7 +59,7 @@ def test_doctor_says_one_line_each(tiny_backbone_folder: Path, tiny_backbone: in
 
 
 def test_doctor_in_json(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
-    found = run("doctor", "--model", tiny_backbone_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
+    found = run("doctor", "--backbone", tiny_backbone_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
     report = json.loads(found.stdout)
     assert report["inst"] == inst.__version__
     assert report["dtype"] == "bfloat16"
@@ -71,7 +74,7 @@ def test_doctor_in_json(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_doctor_on_a_broken_model(tiny_copy: Path, flags: list[str]) -> None:
     (tiny_copy / "unet" / "config.json").unlink()
-    found = run("doctor", "--model", tiny_copy, "--device", "cpu", *flags)
+    found = run("doctor", "--backbone", tiny_copy, "--device", "cpu", *flags)
     assert found.returncode == 1
     reason = f"{tiny_copy / 'unet' / 'config.json'} is missing"
     if flags:
@@ -87,3 +90,59 @@ def test_doctor_by_default_looks_at_the_bundled_model() -> None:
     report = json.loads(run("doctor", "--json").stdout)
     assert report["backbone"]["parameters"]["unet"] > 1e6, report
     assert BUNDLED["mini"].is_dir()
+
+
+def test_doctor_can_be_quiet(tiny_backbone_folder: Path) -> None:
+    found = run("doctor", "--device", "cpu", "--quiet", "--backbone", tiny_backbone_folder)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+# The options that commands share
+
+
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+LOADING = ["learn", "transfer", "generate", "sheet", "demo", "repeat", "doctor"]
+SHARED = {
+    "--backbone": "owner/model@main",
+    "--config": "folder",
+    "--image-encoder": "owner/encoder",
+    "--download": None,
+    "--low-memory": None,
+    "--device": "cpu",
+    "--dtype": "bfloat16",
+    "--quiet": None,
+    "--json": None,
+}
+
+
+@pytest.mark.parametrize("name", LOADING)
+def test_every_command_that_loads_a_backbone_has_the_same_options(name: str) -> None:
+    options = {option: one for one in COMMANDS[name].params for option in one.opts}
+    assert options.keys() >= SHARED.keys()
+    assert {options[option].rich_help_panel for option in SHARED} == {"Backbone and output"}
+    assert "session" not in {one.name for one in COMMANDS[name].params}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[], ["--backbone", "--device"], ["--config"], ["--image-encoder", "--dtype"], ["--download"], list(SHARED)[:-1]],
+)
+def test_the_backbone_is_loaded_with_what_is_given_and_else_the_defaults(
+    given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = inspect.signature(inst.Backbone.load)
+    asked: dict[str, object] = {}
+
+    def load(*values: object, **more: object) -> None:
+        asked.update(signature.bind(*values, **more).arguments)
+        raise inst.InstError("that will do")
+
+    monkeypatch.setattr(inst.Backbone, "load", load)
+    arguments = [part for option in given for part in (option, SHARED[option]) if part is not None]
+    with pytest.raises(inst.InstError, match="that will do"):
+        COMMANDS["doctor"].main(arguments, standalone_mode=False)
+    expected = {name: parameter.default for name, parameter in signature.parameters.items()}
+    for option in set(given) - {"--quiet"}:
+        name = "name" if option == "--backbone" else option.removeprefix("--").replace("-", "_")
+        expected[name] = SHARED[option] or True
+    assert {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()} == expected

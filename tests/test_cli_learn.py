@@ -6,12 +6,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from inst import learning_run
+from inst.learning_run import LearningRun
 from inst.style import Style
 
 INST = Path(sys.executable).with_name("inst")
@@ -41,7 +44,7 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_what_never_stopping_gives(
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "the same command with --resume goes on" in error
+    assert "to go on, give the same command with --resume -o stopped.safetensors." in error
     assert "Traceback" not in error
     assert Style.load(tmp_path / "stopped.safetensors").vectors.shape == (3, 32)
     assert (tmp_path / "stopped.state.safetensors").exists()
@@ -52,6 +55,47 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_what_never_stopping_gives(
         one, other = (Style.load(tmp_path / f"{name}{number}.safetensors").vectors for name in ("stopped", "straight"))
         assert torch.equal(one, other)
     assert not (tmp_path / "stopped.state.safetensors").exists()
+
+
+def test_a_signal_counts_only_where_it_stops_something(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """In the last step it leaves a state; while nothing is left to do, or the result is written, it changes nothing."""
+    inst = request.getfixturevalue("run")
+    given = [*command[1:], "--steps", "2", "-o", "s.safetensors"]
+    at: list[str] = []
+
+    def interrupting(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def called(*values: Any, **more: Any) -> Any:
+            if name in at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return real(*values, **more)
+
+        monkeypatch.setattr(owner, name, called)
+
+    interrupting(LearningRun, "advance")
+    interrupting(learning_run, "prepare")
+    interrupting(Style, "save")
+    at[:] = ["save"]
+    assert inst(*given) == (0, "s.safetensors\n", "")
+    expected = Path("s.safetensors").read_bytes()
+
+    at[:] = ["advance"]
+    code, out, err = inst(*given)
+    assert (code, out) == (130, "")
+    assert "Interrupted after step 1" in err
+    code, _, err = inst(*given, "--resume")
+    assert code == 130
+    assert "Interrupted after step 2" in err
+    at[:] = ["prepare"]
+    assert inst(*given, "--resume") == (0, "s.safetensors\n", "")
+    assert Path("s.safetensors").read_bytes() == expected
+    assert not Path("s.state.safetensors").exists()
 
 
 def test_save_every_writes_numbered_styles_that_differ(command: list[str], tmp_path: Path) -> None:

@@ -1,52 +1,33 @@
 """`inst transfer`, `generate`, `repeat`, `sheet`, `style`: what a user types, and what is on the disk afterwards."""
 
+import contextlib
 import errno
 import hashlib
 import inspect
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import inst
-from inst.cli import main
 from inst.cli.defaults import defaults_of
+from inst.images import read_picture, save_picture, to_image
 from inst.record import read_record
+from inst.sheets import _GAP, LABEL_HEIGHT
 from inst.style import Style
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Run a command in a folder of its own; gives the exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["inst", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
-def common(tiny_backbone_folder: Path) -> list[object]:
-    return ["--backbone", tiny_backbone_folder, "--device", "cpu", "--dtype", "float32"]
 
 
 def picture(path: Path, size: tuple[int, int] = (96, 64), seed: int = 0, mode: str = "RGB") -> Path:
@@ -73,8 +54,74 @@ def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, 
     assert record.settings["seed"] == 5
 
     code, out, err = run("repeat", "made.png", "--backbone", common[1])
-    assert (code, out) == (0, "outputs/made-again.png\n"), err
+    assert (code, out, err) == (0, "outputs/made-again.png\n", "")
     assert (pixels(Path(out.strip())) == pixels(Path("made.png"))).all()
+
+    older = replace(record, versions=dict(record.versions) | {"torch": "1.0"})
+    save_picture(read_picture("made.png"), "older.png", texts=older.texts())
+    code, _, err = run("repeat", "older.png", "--backbone", common[1], "--dtype", "bfloat16")
+    assert code == 0, err
+    assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
+
+
+def test_repeat_keeps_the_order_of_styles_which_the_prompt_follows(run: Run, common: list[object]) -> None:
+    for seed in range(3):
+        picture(Path(f"{seed}.png"), seed=seed)
+    styles = ["--style", "B=1.png", "--style", "A=2.png"]
+    assert run("transfer", "0.png", *styles, "--steps", "2", "-o", "made.png", *common)[0] == 0
+    assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+
+
+def test_repeat_looks_for_a_backbone_of_the_model_hub_by_its_name(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
+    record = read_record("made.png")
+    of_hub = replace(record, backbone=replace(record.backbone, name="owner/no-such-model@v1"))
+    save_picture(read_picture("made.png"), "made.png", texts=of_hub.texts())
+    code, _, err = run("repeat", "made.png")
+    assert code == 1
+    assert err.startswith("Error: owner/no-such-model@v1 is not on this machine")
+    assert "--download" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["transfer", "photo.png", "--style", "art/one.png", "-o", "photo.png"], "photo.png"),
+        (["transfer", "photo.png", "--style", "art/one.png", "-o", "art/one.png"], "art/one.png"),
+        (["transfer", "photo.png", "--style", "A=mask.png", "--style", "art", "-o", "art/two.png"], "art/two.png"),
+        (["transfer", "photo.png", "--style", "art", "--mask", "mask.png", "-o", "mask.png"], "mask.png"),
+        (["transfer", "shot-1.png", "--style", "art", "--count", "2", "-o", "shot.png"], "shot-1.png"),
+        (["generate", "[A]", "--style", "A=art/one.png", "-o", "art/one.png"], "art/one.png"),
+        (["generate", "[C]", "--style", "art", "--count", "3", "-o", "art/one.png"], "art/one-2.png"),
+        (["sheet", "photo.png", "--style", "art", "-o", "art/one.png"], "art/one.png"),
+        (["learn", "shot-000002.png", "-o", "shot.safetensors", "--preview-every", "1"], "shot-000002.png"),
+    ],
+)
+def test_no_file_that_is_read_is_overwritten(run: Run, common: list[object], arguments: list[str], source: str) -> None:
+    Path("art").mkdir()
+    names = ["photo", "mask", "shot-1", "shot-000002", "art/one", "art/one-2", "art/two"]
+    for seed, name in enumerate(names):
+        picture(Path(f"{name}.png"), seed=seed)
+    before = {path: path.read_bytes() for path in Path().rglob("*.png")}
+    code, _, err = run(*arguments, "--steps", "2", *common)
+    assert code == 2
+    assert err == f"Error: {source} is what is read: give another name to -o, or it would be lost.\n"
+    assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
+
+
+def test_repeat_overwrites_nothing_that_it_reads(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    Image.new("L", (96, 64), 255).save("mask.png")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--mask", "mask.png", "--steps", "1", *common]
+    assert run(*given, "-o", "made.png")[0] == 0
+    for name in ("photo.png", "mask.png", "made.png"):
+        before = Path(name).read_bytes()
+        code, _, err = run("repeat", "made.png", "-o", name, "--backbone", common[1])
+        assert code == 2
+        assert f"{name} is what is read" in err
+        assert Path(name).read_bytes() == before
 
 
 def test_repeat_refuses_another_photo(run: Run, common: list[object]) -> None:
@@ -92,6 +139,26 @@ def test_repeat_refuses_another_photo(run: Run, common: list[object]) -> None:
     code, _, err = run("repeat", "painting.png")
     assert code == 1
     assert "does not say what made it" in err
+
+
+def test_repeat_says_which_backbone_it_needs(run: Run, common: list[object], tiny_copy: Path) -> None:
+    picture(Path("photo.png"))
+    run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
+    place = Path(str(common[1]))
+    code, _, err = run("repeat", "made.png")
+    assert code == 1
+    assert err == (
+        f'Error: made.png was made with the backbone "{place.name}": '
+        f"give its folder, file or model-hub id with --backbone.\n"
+    )
+    weights = tiny_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"] + 1}, weights)
+    code, _, err = run("repeat", "made.png", "--backbone", tiny_copy)
+    assert code == 1
+    assert err.startswith(f"Error: made.png was made with another backbone than {tiny_copy}: ")
+    assert f'called "{place.name}"' in err
+    assert str(place.parent).encode() not in Path("made.png").read_bytes()
 
 
 def test_nothing_is_overwritten_where_no_place_is_named(run: Run, common: list[object]) -> None:
@@ -194,26 +261,61 @@ def test_styles_are_described_and_mixed(run: Run, common: list[object], tiny_bac
     assert facts["about"]["paintings"][0]["name"] == "1.png"
 
 
-def test_a_sheet_has_a_picture_for_every_strength_and_guidance(run: Run, common: list[object]) -> None:
-    picture(Path("photo.png"))
-    given = ["sheet", "photo.png", "--style", "photo.png", "--strengths", "0,0.5", "--guidances", "1,2,3"]
+def test_a_sheet_has_a_picture_for_every_strength_and_guidance(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    """Three rows of a head and two strengths, of which the first gives what the autoencoder makes of the photo."""
+    photo, painting = picture(Path("photo.png")), picture(Path("painting.png"), seed=1)
+    given = ["sheet", photo, "--style", painting, "--strengths", "0,0.5", "--guidances", "1,2,3"]
     code, _, err = run(*given, "--steps", "1", "-o", "sheet.png", *common)
     assert code == 0, err
-    width, height = Image.open("sheet.png").size
-    assert width > 3 * 256
-    assert height > 3 * 64
+    sheet = pixels(Path("sheet.png"))
+    across, down = 256 + _GAP, 64 + LABEL_HEIGHT + _GAP
+    assert sheet.shape == (3 * down + _GAP, 3 * across + _GAP, 3)
+
+    def cell(row: int, column: int) -> np.ndarray:
+        top, left = _GAP + row * down, _GAP + column * across + (256 - 96) // 2
+        return sheet[top : top + 64, left : left + 96]
+
+    assert (cell(0, 0) == pixels(painting)).all()
+    assert (cell(1, 0) == pixels(photo)).all()
+    assert (cell(2, 0) == sheet[0, 0]).all()  # left empty
+    with torch.no_grad():
+        rebuilt = np.asarray(to_image(tiny_backbone.decode(tiny_backbone.encode(read_picture(photo)[None]))[0]))
+    for row in range(3):
+        assert (cell(row, 1) == rebuilt).all()
+        assert all((cell(row, 2) != other).any() for other in (rebuilt, cell((row + 1) % 3, 2)))
+
+
+def test_ctrl_c_is_one_word(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(Path("photo.png"))
+    monkeypatch.setattr("inst.images.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    assert (code, out, err) == (130, "", "Interrupted.\n")
+
+
+def test_too_little_memory_is_one_line(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(Path("photo.png"))
+    monkeypatch.setattr("inst.images.read_photo", lambda *_, **__: torch.empty(2**48))
+    code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: the memory does not suffice")
+    assert err.count("\n") == 1
 
 
 def test_defaults_are_those_of_the_functions() -> None:
-    for module, name in (("inst.styling", "transfer"), ("inst.learning", "learn")):
-        function = getattr(inst, name)
+    functions = {
+        ("inst.styling", "transfer"): inst.transfer,
+        ("inst.learning", "learn"): inst.learn,
+        ("inst.backbone", "Backbone.load"): inst.Backbone.load,
+    }
+    for place, function in functions.items():
         expected = {
             key: parameter.default
             for key, parameter in inspect.signature(function).parameters.items()
             if parameter.default is not parameter.empty
         }
-        assert defaults_of(module, name) == expected
-    assert defaults_of("inst.backbone", "Backbone.load") == {"name": "mini", "device": None, "dtype": None}
+        assert defaults_of(*place) == expected
 
 
 def test_a_full_disk_leaves_what_was_there(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,3 +331,47 @@ def test_a_full_disk_leaves_what_was_there(run: Run, common: list[object], monke
     assert code == 1
     assert "make room on the disk" in err
     assert Path("made.png").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal of POSIX")
+@pytest.mark.parametrize("more", [[], ["--quiet"]])
+def test_a_terminal_shows_that_ddim_inversion_is_under_way(
+    tmp_path: Path, common: list[object], more: list[str]
+) -> None:
+    import pty
+
+    picture(tmp_path / "photo.png")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--inversion", "ddim", "--steps", "40", *common, *more]
+    ours, theirs = pty.openpty()
+    program = [str(Path(sys.executable).with_name("inst")), *map(str, given)]
+    terminal = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=terminal)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's word for the end
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    process.communicate(timeout=60)
+    assert process.returncode == 0, shown
+    assert (b"DDIM inversion" in shown) == (not more)
+    assert (b"painting" in shown) == (not more)
+
+
+def test_the_demo_leaves_a_sheet_and_a_style_and_never_overwrites(run: Run, common: list[object]) -> None:
+    given = ["demo", "--steps", "1", "-o", "made", "--json", *common]
+    answers = [json.loads(run(*given)[1]) for _ in range(2)]
+    assert len({answer[what] for answer in answers for what in ("sheet", "style")}) == 4
+    for answer in answers:
+        assert Image.open(answer["sheet"]).width > 4 * 256
+        assert Style.load(answer["style"]).name
+    assert sorted(path.name for path in Path("made").iterdir()) == sorted(
+        Path(answer[what]).name for answer in answers for what in ("sheet", "style")
+    )
+
+
+def test_a_demo_that_fails_leaves_no_empty_file(run: Run, common: list[object]) -> None:
+    code, _, err = run("demo", "--steps", "0", "-o", "made", *common)
+    assert code == 2
+    assert "0 steps cannot be used" in err
+    assert not list(Path("made").iterdir())

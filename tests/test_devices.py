@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inst import UsageError
-from inst.devices import DTYPES, autoencoder_dtype, choose_device, choose_dtype
+from inst.devices import DTYPES, autoencoder_dtype, choose_device, choose_dtype, deterministic
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -59,3 +59,27 @@ def test_the_autoencoder_never_runs_in_float16() -> None:
     assert autoencoder_dtype(torch.float16) == torch.float32
     assert autoencoder_dtype(torch.bfloat16) == torch.bfloat16
     assert autoencoder_dtype(torch.float32) == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_and_convolution_learn_the_same_bits_every_time(dtype: torch.dtype) -> None:
+    """Of a size at which the kernels that are in no fixed order do differ from run to run."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype, generator=generator)
+
+    weight, start = draw(320, 320, 3, 3) / 50, draw(2, 320, 64, 64)
+    found = []
+    for _ in range(5):
+        picture = start.clone().requires_grad_()
+        with deterministic(torch.device("cuda")):
+            seen = torch.nn.functional.conv2d(picture, weight, padding=1)
+            words = seen.flatten(2).unflatten(1, (8, 40)).transpose(2, 3)
+            answer = torch.nn.functional.scaled_dot_product_attention(words, words, words)
+            larger = torch.nn.functional.interpolate(answer, scale_factor=2.0, mode="nearest")
+            larger.square().mean().backward()
+        found.append(picture.grad)
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -3,8 +3,6 @@
 import errno
 import io
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,19 @@ from PIL import Image, ImageCms, ImageOps
 
 from inst import InstError
 from inst.images import open_picture, read_picture, save_png, to_image, to_tensor
-from pictures import BLUE, GREEN, RED, YELLOW, corners, near, quarters, saved, swapped_primaries_profile
+from pictures import (
+    BLUE,
+    GREEN,
+    RED,
+    YELLOW,
+    corners,
+    linear_grey_profile,
+    near,
+    png_bytes,
+    quarters,
+    saved,
+    swapped_primaries_profile,
+)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -55,6 +65,18 @@ def test_a_profile_of_another_kind_is_ignored(tmp_path: Path) -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     path = saved(quarters(), tmp_path / "lab.png", icc_profile=lab)
     assert corners(open_picture(path)) == [RED, GREEN, BLUE, YELLOW]
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "key"])
+def test_grey_with_a_grey_profile_also_where_some_is_transparent(tmp_path: Path, kind: str) -> None:
+    """Levels that are proportional to light; sRGB's curve is that of IEC 61966-2-1."""
+    image = Image.new("L", (9, 9), 77)
+    image.putpixel((0, 0), 3)
+    options = {"transparency": 3} if kind == "key" else {}
+    image = image.convert("LA") if kind == "LA" else image
+    path = saved(image, tmp_path / "grey.png", icc_profile=linear_grey_profile(), **options)
+    expected = round(255 * (1.055 * (77 / 255) ** (1 / 2.4) - 0.055))
+    assert near([open_picture(path).getpixel((4, 4))], [(expected,) * 3], 1)
 
 
 def test_grey_with_a_colour_profile(tmp_path: Path) -> None:
@@ -102,15 +124,6 @@ def test_16_bit_colour(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     path.write_bytes(png_bytes(2, 1, depth=16, colour_type=2, rows=rows))
     assert np.asarray(open_picture(path)).tolist() == [[[255, 128, 1], [0, 200, 255]]]
-
-
-def png_bytes(width: int, height: int, depth: int, colour_type: int, rows: np.ndarray) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def test_cmyk_and_bilevel(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,8 @@ from inst.inversion import (
     InversionConfig,
     build_inversion,
     coarse_word,
-    fresh_inversion,
 )
+from inst.learning_start import fresh_inversion
 
 CONFIG = InversionConfig(picture_width=24, pooled_width=16, text_width=32, vectors=3, layers=2, heads=4)
 
@@ -130,14 +132,17 @@ def test_a_fresh_module_starts_at_a_word_with_the_tables_norm(tiny_backbone: ins
     assert torch.cosine_similarity(words, word, dim=-1).min() > 0.9
 
 
-def test_a_coarse_word_of_several_tokens_is_their_mean(tiny_backbone: inst.Backbone) -> None:
+def test_a_coarse_word_of_several_tokens_is_their_mean(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Syllables:
         def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
             assert (text, add_special_tokens) == ("painting", False)
             return {"input_ids": [3, 8]}
 
-    table = torch.randn(10, 4)
-    torch.testing.assert_close(coarse_word(Syllables(), table), (table[3] + table[8]) / 2)
+    monkeypatch.setattr(tiny_backbone, "tokenizer", Syllables())
+    table = tiny_backbone.token_table
+    torch.testing.assert_close(coarse_word(tiny_backbone), (table[3] + table[8]) / 2)
 
 
 def test_attention_by_hand() -> None:
@@ -167,6 +172,21 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(again(*picture(1)), module.eval()(*picture(1)))
 
 
+def test_a_full_disk_leaves_the_module_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make()
+    module.save_pretrained(tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InstError, match="make room on the disk"):
+        make().save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    again = AttentionInversion.from_pretrained(tmp_path)
+    assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
+
+
 def test_a_configuration_from_before_there_were_variants_is_attention(tmp_path: Path) -> None:
     module = make()
     module.save_pretrained(tmp_path)
@@ -176,6 +196,31 @@ def test_a_configuration_from_before_there_were_variants_is_attention(tmp_path: 
     again = AttentionInversion.from_pretrained(tmp_path)
     assert again.config == CONFIG
     assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
+
+
+def test_one_spread_for_all_entries_can_be_read(tmp_path: Path) -> None:
+    """As modules for one text encoder were stored, mini's among them."""
+    module = make()
+    module.start_at(torch.randn(32), torch.randn(50, 32))
+    module.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights["spread"].shape == (32,)
+    assert len(weights["spread"].unique()) == 1
+    save_file(weights | {"spread": weights["spread"][0].clone()}, tmp_path / "model.safetensors")
+    again = AttentionInversion.from_pretrained(tmp_path)
+    assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
+
+
+def test_two_parts_start_each_at_its_own_tables_norm() -> None:
+    module, table = make(), torch.cat([torch.randn(50, 12), 7 * torch.randn(50, 20)], dim=1)
+    word = table[3]
+    module.start_at(word, table, [12, 20])
+    for base, spread, own_word, own_table in zip(
+        *(whole.split([12, 20], dim=-1) for whole in (module.base, module.spread, word, table)), strict=True
+    ):
+        norm = own_table.norm(dim=1).median()
+        torch.testing.assert_close(base, own_word * norm / own_word.norm())
+        torch.testing.assert_close(spread, (norm / len(own_word) ** 0.5).expand(len(own_word)))
 
 
 @pytest.mark.parametrize("variant", ["pooled", "direct"])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import inst
-from inst import InstError, UsageError
+from inst import InstError, InstWarning, UsageError
 from inst.images import Photo
 from inst.inversion import VARIANTS, build_inversion
 from inst.learning import (
@@ -32,6 +32,7 @@ from inst.learning_data import (
     denoising_loss,
     draw_captions,
     look_at,
+    prepare,
     random_square,
     views,
 )
@@ -124,7 +125,7 @@ def test_the_loss_is_the_papers(tiny_backbone: inst.Backbone, blind_backbone: in
     for backbone in (tiny_backbone, blind_backbone):
         text = backbone.embed_text(["a painting"])
         noisy = backbone.scheduler.add_noise(clean, noise, timesteps)
-        output = backbone.unet(noisy, timesteps, text.expand(3, -1, -1)).sample
+        output = backbone.unet(noisy, timesteps, text.tokens.expand(3, -1, -1)).sample
         abar = backbone.scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1)
         if backbone is tiny_backbone:  # v = sqrt(abar) eps - sqrt(1 - abar) z_0, and z_t = ... : solved for eps
             output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
@@ -231,16 +232,17 @@ def test_a_style_can_bring_its_module(tiny_backbone: inst.Backbone) -> None:
 # The same again
 
 
-def test_the_same_seed_gives_the_same_style_whatever_else_draws(tiny_backbone: inst.Backbone) -> None:
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_same_seed_gives_the_same_style_whatever_else_draws(tiny_backbone: inst.Backbone, pretrained: bool) -> None:
     torch.manual_seed(1)
-    one = finish(short(tiny_backbone, pretrained=False, dropout=0.5, lr=1e-3))[1]
+    one = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1))[1]
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    other = finish(short(tiny_backbone, pretrained=False, dropout=0.5, lr=1e-3))[1]
+    other = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1))[1]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.vectors, other.vectors)
     assert one.to_bytes() == other.to_bytes()
-    third = finish(short(tiny_backbone, pretrained=False, dropout=0.5, lr=1e-3, seed=3))[1]
+    third = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1, seed=3, validate_every=0))[1]
     assert not torch.equal(one.vectors, third.vectors)
 
 
@@ -320,7 +322,7 @@ def test_an_interrupt_within_a_step_leaves_the_best(
 def test_other_settings_cannot_go_on(tiny_backbone: inst.Backbone, settings: dict[str, Any], said: str) -> None:
     state = next(short(tiny_backbone, lr=0.001)).state()
     with pytest.raises(UsageError, match=said):
-        next(short(tiny_backbone, **({"lr": 0.001} | settings), resume=state))
+        short(tiny_backbone, **({"lr": 0.001} | settings), resume=state)
 
 
 def test_other_paintings_and_backbones_cannot_go_on(
@@ -328,10 +330,18 @@ def test_other_paintings_and_backbones_cannot_go_on(
 ) -> None:
     state = next(short(tiny_backbone, variant="direct")).state()
     with pytest.raises(UsageError, match="set of paintings"):
-        next(short(tiny_backbone, paint(2), variant="direct", resume=state))
+        short(tiny_backbone, paint(2), variant="direct", resume=state)
     other = replace(state, about=dict(state.about) | {"text space": "0123456789abcdef"})
     with pytest.raises(UsageError, match="text space"):
-        next(short(tiny_backbone, variant="direct", resume=other))
+        short(tiny_backbone, variant="direct", resume=other)
+
+
+def test_another_precision_cannot_go_on(tiny_backbone: inst.Backbone, tiny_backbone_folder: Path) -> None:
+    """The bits would be others, and float16 needs its loss scaled, which a state of float32 knows nothing of."""
+    state = next(short(tiny_backbone, variant="direct")).state()
+    half = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
+    with pytest.raises(UsageError, match=r"different precision \(float32, not float16\)"):
+        short(half, variant="direct", resume=state)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "other", "older"])
@@ -428,9 +438,9 @@ def test_bad_settings_are_refused_at_once(tiny_backbone: inst.Backbone, settings
 def test_values_that_only_the_module_can_judge_are_refused(tiny_backbone: inst.Backbone) -> None:
     for settings, said in (({"dropout": 1.5}, "dropout of 1.5"), ({"vectors": 0, "pretrained": False}, "0 vectors")):
         with pytest.raises(UsageError, match=said):
-            next(short(tiny_backbone, **settings))
+            short(tiny_backbone, **settings)
     with pytest.raises(UsageError, match="does not fit"):
-        next(short(tiny_backbone, vectors=30))
+        short(tiny_backbone, vectors=30)
 
 
 def test_no_painting_is_refused(tiny_backbone: inst.Backbone) -> None:
@@ -449,11 +459,27 @@ def test_without_image_encoder_only_direct_works(blind_backbone: inst.Backbone) 
     assert steps[-1].validation < style.about["start_loss"]
     for variant in ("attention", "pooled"):
         with pytest.raises(UsageError, match='variant "direct"'):
-            next(short(blind_backbone, variant=variant))
+            short(blind_backbone, variant=variant)
     with pytest.raises(UsageError, match="no pretrained inversion module"):
         short(blind_backbone, variant="direct", pretrained=True)
     with pytest.raises(InstError, match="inst learn"):
         instant_style(blind_backbone, [paint(1)])
+
+
+def test_without_image_encoder_and_variant_direct_is_taken_and_said(blind_backbone: inst.Backbone) -> None:
+    with pytest.warns(InstWarning, match="--image-encoder") as caught:
+        style = finish(short(blind_backbone, steps=1))[1]
+    assert style.about["variant"] == "direct"
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error::inst.InstWarning")
+def test_with_an_image_encoder_attention_is_taken_and_direct_may_be_asked_for(
+    tiny_backbone: inst.Backbone, blind_backbone: inst.Backbone
+) -> None:
+    assert finish(short(tiny_backbone, steps=1))[1].about["variant"] == "attention"
+    assert finish(short(blind_backbone, steps=1, variant="direct"))[1].about["variant"] == "direct"
 
 
 def test_what_the_pretrained_module_does_not_have_is_learned_from_scratch(tiny_backbone: inst.Backbone) -> None:
@@ -517,6 +543,23 @@ def test_previews_come_when_asked_and_change_nothing(tiny_backbone: inst.Backbon
 
 
 # The parts
+
+
+@pytest.mark.parametrize("crops", [2, 3, 7])
+def test_crops_are_random_and_others_validate_also_where_there_are_few(
+    tiny_backbone: inst.Backbone, crops: int
+) -> None:
+    paintings = [paint(seed, 90, 120) for seed in (1, 2, 3)]
+    assert tiny_backbone.inversion is not None
+    generator = torch.Generator().manual_seed(0)
+    data, validation = prepare(tiny_backbone, paintings, tiny_backbone.inversion, crops, generator)
+    assert len(data.mean) == max(crops, 3)
+    centres, own = prepare(tiny_backbone, paintings, tiny_backbone.inversion, 1, generator)
+    assert len(centres.mean) == 3
+    assert {one.tobytes() for one in own.clean.numpy()} == {one.tobytes() for one in centres.mean.numpy()}
+    known = torch.cat([data.mean, centres.mean])
+    assert all((one != known).flatten(1).any(dim=1).all() for one in validation.clean)
+    assert all((one != centres.mean).flatten(1).any(dim=1).all() for one in data.mean)
 
 
 def test_random_squares_lie_within_and_are_not_enlarged_much() -> None:

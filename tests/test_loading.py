@@ -13,11 +13,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from inst import Backbone, InstError
+from inst import Backbone, InstError, UsageError
 from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
+from inst.folders import load_weights
 from inst.inversion import AttentionInversion, InversionConfig
-from inst.loading import load_weights
-from tiny import WIDTH, edit_json, write_tiny_backbone
+from original_layout import to_original, write_safetensors
+from tiny import FAMILIES, WIDTH, edit_json, save_family, write_tiny_backbone
 
 WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
@@ -42,7 +43,7 @@ def same_model(one: Backbone, other: Backbone) -> bool:
     picture = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     return (
         one.fingerprint == other.fingerprint
-        and torch.equal(one.embed_text(prompts), other.embed_text(prompts))
+        and torch.equal(one.embed_text(prompts).tokens, other.embed_text(prompts).tokens)
         and torch.equal(one.encode(picture), other.encode(picture))
         and all(map(torch.equal, one.embed_picture(picture), other.embed_picture(picture)))
     )
@@ -119,7 +120,7 @@ def test_older_text_encoder_keys_and_configuration(tiny_backbone: Backbone, tiny
     edit_json(tiny_copy / "text_encoder" / "config.json", eos_token_id=2, bos_token_id=0, pad_token_id=1)
     backbone = Backbone.load(tiny_copy, "cpu", "float32")
     assert backbone.fingerprint == tiny_backbone.fingerprint
-    torch.testing.assert_close(backbone.embed_text(["a dog"]), tiny_backbone.embed_text(["a dog"]))
+    torch.testing.assert_close(backbone.embed_text(["a dog"]).tokens, tiny_backbone.embed_text(["a dog"]).tokens)
 
 
 def test_the_libraries_are_as_talkative_after_loading_as_before(tiny_backbone_folder: Path) -> None:
@@ -208,6 +209,68 @@ def test_what_a_backbone_is_called(tiny_copy: Path, monkeypatch: pytest.MonkeyPa
         assert Backbone.load(name, "cpu").name == tiny_copy.name
 
 
+# Where a model can be
+
+
+def put_into_the_hubs_cache(root: Path, name: str, folder: Path) -> None:
+    repository = root / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+
+
+def test_a_name_on_the_hub(
+    tiny_backbone: Backbone, tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    refuse("someone/tiny", naming="someone/tiny is not on this machine")
+    put_into_the_hubs_cache(tmp_path / "hub", "someone/tiny", tiny_backbone_folder)
+    backbone = Backbone.load("someone/tiny", "cpu", "float32")
+    assert same_model(backbone, tiny_backbone)
+    assert backbone.name == "someone/tiny"
+
+    (tmp_path / "someone" / "tiny").mkdir(parents=True)  # what is on the disk comes first
+    refuse("someone/tiny", naming="is not a model in the diffusers layout")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_single_file(family: str, tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "folder", family)
+    file = write_safetensors(tmp_path / "my-model.safetensors", to_original(folder))
+    expected, found = Backbone.load(folder, "cpu", "float32"), Backbone.load(file, "cpu", "float32", config=folder)
+    assert found.name == "my-model"
+    assert (found.fingerprint, found.denoiser_fingerprint) == (expected.fingerprint, expected.denoiser_fingerprint)
+    prompts, latents = ["a dog", ""], torch.linspace(-2, 2, 2 * 4 * 8 * 8).view(2, 4, 8, 8)
+    text, expected_text = found.embed_text(prompts), expected.embed_text(prompts)
+    torch.testing.assert_close(text.tokens, expected_text.tokens, rtol=1e-4, atol=1e-5)
+    noise = expected.predict_noise(latents, 500, expected_text)
+    torch.testing.assert_close(found.predict_noise(latents, 500, text), noise, rtol=1e-4, atol=1e-4)
+    for part in (found.vae, found.unet, *found.text_encoders):
+        assert not part.training
+        assert not any(weight.requires_grad for weight in part.parameters())
+
+
+def test_a_folder_has_its_own_configuration(tiny_backbone_folder: Path) -> None:
+    with pytest.raises(UsageError, match="a configuration of its own"):
+        Backbone.load(tiny_backbone_folder, "cpu", config=tiny_backbone_folder)
+
+
+def test_an_image_encoder_from_elsewhere(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    """For a model without one; in the place of its own one it takes the pretrained module away, which knew that one."""
+    blind = save_family(tmp_path / "blind", "sd1")
+    assert Backbone.load(blind, "cpu").image_encoder is None
+    picture = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    expected = Backbone.load(tiny_backbone_folder, "cpu", "float32").embed_picture(picture)
+    for folder in (blind, tiny_backbone_folder):
+        backbone = Backbone.load(folder, "cpu", "float32", image_encoder=tiny_backbone_folder)
+        assert backbone.inversion is None
+        assert all(map(torch.equal, backbone.embed_picture(picture), expected))
+        assert backbone.image_encoder is not None
+        assert not any(weight.requires_grad for weight in backbone.image_encoder.parameters())
+
+
 # What must be refused
 
 
@@ -221,12 +284,6 @@ def test_a_name_or_folder_that_is_not_there(tmp_path: Path) -> None:
     refuse(tmp_path, naming=f"{tmp_path} is not a model")
     refuse("~nosuchuser/model", naming="~nosuchuser/model")
     refuse("x" * 300, naming="x" * 300)
-
-
-def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(b"anything")
-    refuse(path, naming=f"{path} is a file")
 
 
 def every_file(folder: Path) -> list[str]:
@@ -430,10 +487,10 @@ def not_even_text(folder: Path) -> None:
         (another_autoencoder, "describes AutoencoderTiny, not the AutoencoderKL"),
         (end_token_of_another_vocabulary, "49407"),
         (eyes_for_larger_pictures, "96 px, but the image encoder takes 64 px"),
-        (stable_diffusion_xl, "StableDiffusionXLPipeline"),
+        (stable_diffusion_xl, "it has no folder text_encoder_2, tokenizer_2"),
         (not_even_text, "unet/config.json cannot be read"),
         (json_too_deep, "unet/config.json cannot be read"),
-        (entry_without_a_class, "only models in the layout of Stable Diffusion 1.x and 2.x"),
+        (entry_without_a_class, "only models in the layout of Stable Diffusion 1.x, 2.x and XL"),
         (tokenizer_of_no_length, "model_max_length 'abc'"),
         (tokenizer_without_room, "model_max_length 2"),
         (schedule_of_two_lengths, "makes no noise schedule"),

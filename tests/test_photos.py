@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 
 from inst import InstError, UsageError
 from inst.images import (
@@ -51,7 +51,9 @@ def test_a_photo_keeps_its_transparency(tmp_path: Path) -> None:
     shows = torch.from_numpy(pixels[..., 3] > 0)
     assert 0 < shows.float().mean() < 1
     assert torch.equal(photo.picture[:, shows], to_tensor(quarters())[:, shows])
-    assert (photo.picture[:, ~shows] == 1).all()  # not the colour that the file hides there
+    assert not shows[0].any()
+    found = [tuple(((photo.picture[:, 0, x] + 1) * 127.5).round().int().tolist()) for x in (4, -5)]
+    assert near(found, [RED, GREEN], 6)  # the colours of what shows below, not what the file hides there
 
     again = save_png(photo.picture, tmp_path / "again.png", photo.alpha)
     with Image.open(again) as found:
@@ -63,6 +65,26 @@ def test_a_photo_keeps_its_transparency(tmp_path: Path) -> None:
     assert flat.alpha is None
     assert torch.equal(flat.picture, read_picture(path))
     assert flat.sha256 == photo.sha256
+
+
+@pytest.mark.parametrize("hidden", ["white", "black", "lime"])
+def test_a_cut_out_has_no_halo(tmp_path: Path, hidden: str) -> None:
+    """A red disc, resized: its colour stays red up to its edge, whatever is hidden around it."""
+    image = Image.new("RGBA", (90, 70), hidden)
+    image.putalpha(0)
+    ImageDraw.Draw(image).ellipse((20, 10, 70, 60), fill=(*RED, 255))
+    photo = read_photo(saved(image, tmp_path / "disc.png"))
+    assert photo.alpha is not None
+    assert photo.alpha.mean() < 0.5
+    for size in ((35, 45), (140, 180), (64, 82)):
+        found = resize(photo.picture, size)
+        assert (found - to_tensor(Image.new("RGB", (1, 1), RED))).abs().max() <= 4 / 127.5
+
+
+def test_a_photo_of_which_nothing_shows_is_white(tmp_path: Path) -> None:
+    photo = read_photo(saved(Image.new("RGBA", (9, 7)), tmp_path / "nothing.png"))
+    assert photo.alpha is not None
+    assert (photo.picture == 1).all()
 
 
 def test_transparency_that_hides_nothing_is_none(tmp_path: Path) -> None:

@@ -207,6 +207,21 @@ def test_settings_that_cannot_be_written_down_are_refused() -> None:
             PictureRecord("generate", wrong, {}, BackboneRecord("mini", "00", "00"), "cpu", "float32")
 
 
+def test_styles_keep_their_order(tiny_backbone: Backbone) -> None:
+    """A prompt that names no style is completed by all of them, in their order."""
+    styles = {name: random_style(seed) for seed, name in enumerate(("[B]", "[C]", "[A]"))}
+    record = PictureRecord.of("transfer", tiny_backbone, {}, styles)
+    assert list(PictureRecord.from_text(record.to_text()).styles) == ["[B]", "[C]", "[A]"]
+
+
+def test_a_backbone_of_the_model_hub_keeps_its_name() -> None:
+    for name in ("owner/model", "owner/model@v1.0", "owner/model@refs/pr/1"):
+        record = PictureRecord("transfer", {}, {}, BackboneRecord(name, "00", "00"), "cpu", "float32")
+        assert PictureRecord.from_text(record.to_text()).backbone.name == name
+    for folder in ("/models/owner/model", "~/owner/model", "./model", "C:\\owner\\model", "model/"):
+        assert BackboneRecord(folder, "00", "00").name == "model"
+
+
 # Pictures without a usable record
 
 

@@ -23,6 +23,7 @@ from inst.sampling import (
     guided,
     timestep_grid,
 )
+from inst.text import TextEmbedding
 from tiny import LATENT_CHANNELS, edit_json
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -195,17 +196,17 @@ class Counted:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, latents: torch.Tensor, timestep: int, text: torch.Tensor) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, timestep: int, text: TextEmbedding) -> torch.Tensor:
         self.batches.append(len(latents))
-        return latents * text.mean((1, 2)).view(-1, 1, 1, 1) + timestep
+        return latents * text.tokens.mean((1, 2)).view(-1, 1, 1, 1) + timestep
 
 
 @settings(deadline=None)
 @given(st.floats(-20, 20), st.integers(1, 3), st.booleans(), st.booleans())
 def test_guidance_is_linear(guidance: float, batch: int, one_text: bool, one_negative: bool) -> None:
     model, latents = Counted(), noise(batch, 4, 8, 8)
-    text = noise(1 if one_text else batch, 6, 5, seed=1)
-    negative = noise(1 if one_negative else batch, 6, 5, seed=2)
+    text = TextEmbedding(noise(1 if one_text else batch, 6, 5, seed=1))
+    negative = TextEmbedding(noise(1 if one_negative else batch, 6, 5, seed=2))
     without, with_text = model(latents, 7, negative), model(latents, 7, text)
     model.batches.clear()
     found = guided(model, text, negative, guidance)(latents, 7)
@@ -214,7 +215,7 @@ def test_guidance_is_linear(guidance: float, batch: int, one_text: bool, one_neg
 
 
 def test_without_guidance_the_negative_prompt_is_not_asked_for() -> None:
-    model, latents, text = Counted(), noise(3, 4, 8, 8), noise(3, 6, 5)
+    model, latents, text = Counted(), noise(3, 4, 8, 8), TextEmbedding(noise(3, 6, 5))
     assert torch.equal(guided(model, text, None, 1)(latents, 7), model(latents, 7, text))
     assert model.batches == [3, 3]
     with pytest.raises(TypeError, match="negative"):
@@ -224,7 +225,7 @@ def test_without_guidance_the_negative_prompt_is_not_asked_for() -> None:
 @pytest.mark.parametrize("guidance", [math.nan, math.inf])
 def test_a_guidance_that_is_no_number(guidance: float) -> None:
     with pytest.raises(UsageError, match=f"guidance of {guidance}"):
-        guided(Counted(), noise(1, 6, 5), noise(1, 6, 5), guidance)
+        guided(Counted(), TextEmbedding(noise(1, 6, 5)), TextEmbedding(noise(1, 6, 5)), guidance)
 
 
 # --- the solvers
@@ -314,8 +315,8 @@ def test_guided_sampling_is_that_of_diffusers_pipeline(backbone: Backbone, solve
     negative = backbone.embed_text([""])
     start = draw_noise((LATENT_CHANNELS, 8, 8), [3, 4])
     expected = pipeline(
-        prompt_embeds=text,
-        negative_prompt_embeds=negative.expand_as(text),
+        prompt_embeds=text.tokens,
+        negative_prompt_embeds=negative.expand(2).tokens,
         latents=start,
         guidance_scale=guidance,
         num_inference_steps=5,

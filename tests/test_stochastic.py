@@ -39,7 +39,7 @@ def test_a_perfect_denoiser_gives_back_the_very_noise(strength: float) -> None:
     def perfect(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         return (latents - ABAR[timestep].sqrt() * CLEAN) / (1 - ABAR[timestep]).sqrt()
 
-    start = invert_content("stochastic", perfect, CLEAN, grid, ABAR, NOISE)
+    start = complete(invert_content("stochastic", perfect, CLEAN, grid, ABAR, NOISE))
     torch.testing.assert_close(start, add_noise(CLEAN, NOISE, grid[0], ABAR), rtol=1e-4, atol=1e-4)
     assert torch.equal(start, stochastic_inversion(perfect, CLEAN, grid[0], ABAR, NOISE))
 
@@ -53,13 +53,13 @@ def test_stochastic_inversion_by_hand() -> None:
         return torch.full_like(latents, 3)
 
     clean, noise = torch.full((1, 1, 1, 1), 2.0), torch.ones(1, 1, 1, 1)
-    start = invert_content("stochastic", three, clean, [1, 0], torch.tensor([0.9, 0.64]), noise)
+    start = complete(invert_content("stochastic", three, clean, [1, 0], torch.tensor([0.9, 0.64]), noise))
     assert start.item() == pytest.approx(3.4)
 
 
 def test_stochastic_inversion_calls_the_denoiser_once_at_the_first_timestep() -> None:
     model, grid = Recorded(), timestep_grid(1000, 20, 0.7)
-    invert_content("stochastic", model, CLEAN, grid, ABAR, NOISE)
+    complete(invert_content("stochastic", model, CLEAN, grid, ABAR, NOISE))
     [(latents, timestep)] = model.calls
     assert timestep == 699
     torch.testing.assert_close(latents, add_noise(CLEAN, NOISE, 699, ABAR))
@@ -67,7 +67,7 @@ def test_stochastic_inversion_calls_the_denoiser_once_at_the_first_timestep() ->
 
 def test_plain_noise_calls_no_denoiser() -> None:
     model = Recorded()
-    start = invert_content("none", model, CLEAN, timestep_grid(1000, 20, 0.7), ABAR, NOISE)
+    start = complete(invert_content("none", model, CLEAN, timestep_grid(1000, 20, 0.7), ABAR, NOISE))
     assert torch.equal(start, add_noise(CLEAN, NOISE, 699, ABAR))
     assert model.calls == []
 
@@ -103,7 +103,7 @@ def test_ddim_inversion_asks_at_the_timestep_it_goes_to() -> None:
     assert torch.equal(asked[0], CLEAN)
     assert torch.equal(asked[2], found[0].latents)
     assert not torch.equal(asked[1], asked[0])
-    assert torch.equal(invert_content("ddim", smooth_model, CLEAN, grid, ABAR, NOISE), found[-1].latents)
+    assert torch.equal(complete(invert_content("ddim", smooth_model, CLEAN, grid, ABAR, NOISE)), found[-1].latents)
 
 
 def there_and_back(steps: int, refinements: int) -> float:
@@ -129,7 +129,7 @@ def test_refined_to_the_end_ddim_inversion_is_exact() -> None:
 
 def test_there_and_back_by_ddim_is_exact_where_the_noise_stays_the_same() -> None:
     grid = timestep_grid(1000, 7, 0.8)
-    start = invert_content("ddim", lambda z, t: NOISE, CLEAN, grid, ABAR, torch.zeros_like(NOISE))
+    start = complete(invert_content("ddim", lambda z, t: NOISE, CLEAN, grid, ABAR, torch.zeros_like(NOISE)))
     torch.testing.assert_close(start, add_noise(CLEAN, NOISE, grid[0], ABAR), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(complete(ddim(lambda z, t: NOISE, start, grid, ABAR)), CLEAN, rtol=1e-4, atol=1e-4)
 
@@ -140,11 +140,11 @@ def test_on_a_real_network_a_picture_does_not_depend_on_the_rest_of_the_batch(ti
     abar, grid = tiny_backbone.alphas_cumprod, timestep_grid(1000, 5, 0.6)
     clean, noise = draw_noise((LATENT_CHANNELS, 8, 8), [1, 2]), draw_noise((LATENT_CHANNELS, 8, 8), [3, 4])
     denoise = guided(tiny_backbone.predict_noise, tiny_backbone.embed_text(["a painting of a dog"]), None, 1)
-    both = invert_content(kind, denoise, clean, grid, abar, noise)
+    both = complete(invert_content(kind, denoise, clean, grid, abar, noise))
     assert both.shape == clean.shape
     assert both.isfinite().all()
     for i in range(2):
-        alone = invert_content(kind, denoise, clean[i : i + 1], grid, abar, noise[i : i + 1])
+        alone = complete(invert_content(kind, denoise, clean[i : i + 1], grid, abar, noise[i : i + 1]))
         torch.testing.assert_close(alone[0], both[i], rtol=1e-4, atol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_on_a_real_network_a_picture_does_not_depend_on_the_rest_of_the_batch(ti
 def test_strength_0_is_the_clean_latents(kind: str) -> None:
     model = Recorded()
     grid = timestep_grid(1000, 20, 0)
-    assert torch.equal(invert_content(kind, model, CLEAN, grid, ABAR, NOISE), CLEAN)
+    assert torch.equal(complete(invert_content(kind, model, CLEAN, grid, ABAR, NOISE)), CLEAN)
     assert model.calls == []
 
 
@@ -160,8 +160,8 @@ def test_strength_0_is_the_clean_latents(kind: str) -> None:
 def test_inputs_stay_as_they_are_and_results_the_same(kind: str) -> None:
     clean, noise, abar = CLEAN.clone(), NOISE.clone(), ABAR.clone()
     grid = timestep_grid(1000, 5, 0.6)
-    start = invert_content(kind, smooth_model, clean, grid, abar, noise)
-    assert torch.equal(start, invert_content(kind, smooth_model, clean, grid, abar, noise))
+    start = complete(invert_content(kind, smooth_model, clean, grid, abar, noise))
+    assert torch.equal(start, complete(invert_content(kind, smooth_model, clean, grid, abar, noise)))
     assert torch.equal(clean, CLEAN)
     assert torch.equal(noise, NOISE)
     assert torch.equal(abar, ABAR)
@@ -171,10 +171,10 @@ def test_inputs_stay_as_they_are_and_results_the_same(kind: str) -> None:
 @pytest.mark.parametrize("grid", [[5, 5], [1000], [3, -1]])
 def test_timesteps_that_make_no_grid(kind: str, grid: list[int]) -> None:
     with pytest.raises(UsageError, match="fall, from 999 at most to 0"):
-        invert_content(kind, smooth_model, CLEAN, grid, ABAR, NOISE)
+        complete(invert_content(kind, smooth_model, CLEAN, grid, ABAR, NOISE))
 
 
 @pytest.mark.parametrize("grid", [[], [5]])
 def test_unknown_inversions(grid: list[int]) -> None:
     with pytest.raises(UsageError, match='"null-text" is unknown: use one of stochastic, none, ddim'):
-        invert_content("null-text", smooth_model, CLEAN, grid, ABAR, NOISE)
+        complete(invert_content("null-text", smooth_model, CLEAN, grid, ABAR, NOISE))

@@ -150,6 +150,36 @@ def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...], tmp_path: 
     refuse(rewrite(tmp_path / "shape.safetensors", {"vectors": torch.zeros(shape)}), "have the shape [n, d]")
 
 
+def test_widths_of_two_text_encoders_are_kept(tmp_path: Path) -> None:
+    style = Style(random_vectors(), HERE, widths=(20, WIDTH - 20))
+    assert Style.load(style.save(tmp_path / "two.safetensors")).widths == (20, WIDTH - 20)
+    assert style.bare(thumbnail=False).widths == style.widths
+    assert Style.mix([(style, 1), (style, 2)]).widths == style.widths
+    assert style.width_text == f"20 + {WIDTH - 20}"
+    one = Style(random_vectors(), HERE)
+    assert (one.widths, one.width_text) == ((WIDTH,), str(WIDTH))
+    assert Style.from_bytes(one.to_bytes()).widths == (WIDTH,)
+    with pytest.raises(UsageError, match=rf"different widths .20 \+ {WIDTH - 20} and {WIDTH}"):
+        Style.mix([(style, 1), (one, 1)])
+
+
+def test_files_from_before_there_were_widths_are_read(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "old.safetensors", {"vectors": random_vectors()})
+    assert Style.load(path).widths == (WIDTH,)
+
+
+@pytest.mark.parametrize("widths", [(WIDTH, 1), (WIDTH + 1, -1), (WIDTH, 0), (1,)])
+def test_widths_that_do_not_split_the_vectors(widths: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="do not split"):
+        Style(random_vectors(), HERE, widths=widths)
+    refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=list(widths)), "do not split")
+
+
+@pytest.mark.parametrize("widths", [str(WIDTH), [str(WIDTH)], [float(WIDTH)], [None], {str(WIDTH): 1}])
+def test_widths_that_are_no_integers(widths: object, tmp_path: Path) -> None:
+    refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=widths), "is damaged")
+
+
 def test_provenance_holds_plain_values_only() -> None:
     with pytest.raises(TypeError, match="cannot be written down"):
         Style(random_vectors(), HERE, about={"what": object()})
@@ -322,7 +352,9 @@ def test_a_style_fits_the_backbone_it_was_learned_with(tiny_backbone: Backbone) 
     fingerprint, denoiser = tiny_backbone.fingerprint, tiny_backbone.denoiser_fingerprint
     assert Style(random_vectors(), fingerprint, denoiser).check(tiny_backbone) is None
     assert Style(random_vectors(), fingerprint).check(tiny_backbone) is None
-    assert tiny_backbone.embed_text(["[C]"], {"[C]": Style(random_vectors(), fingerprint).vectors}).isfinite().all()
+    assert (
+        tiny_backbone.embed_text(["[C]"], {"[C]": Style(random_vectors(), fingerprint).vectors}).tokens.isfinite().all()
+    )
 
 
 def test_another_text_space_is_refused_by_both_names(tiny_backbone: Backbone) -> None:
@@ -388,6 +420,9 @@ def test_a_mixture_says_what_it_is_made_of() -> None:
     assert mixed.denoiser not in (HERE, THERE)
     assert Style.mix([(one, 1), (one, 1)]).denoiser == HERE
     assert Style.mix([(one, 1), (other, 0)]).denoiser == HERE
+    unknown = Style(random_vectors(3), HERE)
+    assert Style.mix([(unknown, 1), (one, 1)]).denoiser == HERE
+    assert Style.mix([(unknown, 1), (unknown, 1)]).denoiser == ""
     assert Style.from_bytes(mixed.to_bytes()).about == mixed.about
 
 

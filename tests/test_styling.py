@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
 
 from inst import Backbone, InstError, UsageError
 from inst.conditioning import complete_prompt, embed_prompts
 from inst.errors import InstWarning
 from inst.images import make_thumbnail, resize
 from inst.masks import feather
-from inst.sampling import SOLVERS, SamplingStep, complete, draw_noise
+from inst.sampling import SOLVERS, SamplingStep, StopSampling, complete, draw_noise
 from inst.stochastic import INVERSIONS, invert_content
 from inst.style import Style
 from inst.styling import generate, transfer
@@ -80,8 +81,8 @@ def test_generating_is_that_of_diffusers(folder: Path) -> None:
         generate(backbone, prompts, style, steps=5, guidance=3.0, negative_prompt="a photo", seed=seeds, solver="ddim")
     )
     expected = pipeline_of(StableDiffusionPipeline, folder)(
-        prompt_embeds=backbone.embed_text(prompts, {"[C]": style.vectors}),
-        negative_prompt_embeds=backbone.embed_text(["a photo"] * 2),
+        prompt_embeds=backbone.embed_text(prompts, {"[C]": style.vectors}).tokens,
+        negative_prompt_embeds=backbone.embed_text(["a photo"] * 2).tokens,
         latents=draw_noise((4, 8, 8), seeds),
         num_inference_steps=5,
         guidance_scale=3.0,
@@ -97,8 +98,8 @@ def test_transferring_plain_noise_is_that_of_diffusers(folder: Path) -> None:
     found = complete(transfer(backbone, photo, style, strength=0.5, steps=5, inversion="none", **settings))
     expected = pipeline_of(StableDiffusionImg2ImgPipeline, folder)(
         image=backbone.encode(photo[None]),
-        prompt_embeds=backbone.embed_text(["[C]"], {"[C]": style.vectors}),
-        negative_prompt_embeds=backbone.embed_text(["a photo"]),
+        prompt_embeds=backbone.embed_text(["[C]"], {"[C]": style.vectors}).tokens,
+        negative_prompt_embeds=backbone.embed_text(["a photo"]).tokens,
         strength=0.5,
         num_inference_steps=10,  # of which it takes the last 5
         guidance_scale=3.0,
@@ -132,6 +133,86 @@ def test_strength_0_is_the_autoencoders_reconstruction(tiny_backbone: Backbone, 
     found = complete(transfer(tiny_backbone, photo, style, strength=0, tone=tone))
     small = resize(photo[None], (64, 96))
     assert torch.equal(found, tiny_backbone.decode(tiny_backbone.encode(small)))
+
+
+def test_the_steps_of_ddim_inversion_are_shown_too(tiny_backbone: Backbone, style: Style) -> None:
+    steps = {kind: list(transfer(tiny_backbone, picture(), style, inversion=kind, **FEW)) for kind in INVERSIONS}
+    assert [(step.phase, step.index, step.total) for step in steps["ddim"]] == [
+        *(("inversion", i, 3) for i in range(3)),
+        *(("sampling", i, 3) for i in range(3)),
+    ]
+    timesteps = [step.timestep for step in steps["ddim"]]
+    assert timesteps == sorted(timesteps[:3]) + sorted(timesteps[3:], reverse=True)
+    assert {step.phase for kind in ("stochastic", "none") for step in steps[kind]} == {"sampling"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_latents_sent_in_are_gone_on_from(tiny_backbone: Backbone, style: Style, solver: str) -> None:
+    settings = {"solver": solver, "steps": 2, "tone": "none"}
+    plain = complete(generate(tiny_backbone, "[C]", style, **settings))
+    sampling = generate(tiny_backbone, "[C]", style, **settings)
+    step = next(sampling)
+    step = sampling.send(step.latents.clone())  # the same again changes nothing
+    with pytest.raises(StopIteration) as end:
+        next(sampling)
+    assert torch.equal(end.value.value, plain)
+
+    sampling, other = generate(tiny_backbone, "[C]", style, **settings), torch.ones(1, 4, 8, 8)
+    next(sampling)
+    sampling.send(other)
+    with pytest.raises(StopIteration) as end:
+        sampling.send(other)
+    assert torch.equal(end.value.value, tiny_backbone.decode(other))
+
+
+def test_sampling_stops_with_the_picture_of_the_latents_as_they_are(tiny_backbone: Backbone, style: Style) -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
+    for sampling in (
+        generate(tiny_backbone, "[C]", style),
+        transfer(tiny_backbone, picture(), style, mask=mask, tone="photo"),
+    ):
+        step = next(sampling)
+        with pytest.raises(StopIteration) as end:
+            sampling.throw(StopSampling(step.latents))
+        found = end.value.value
+        assert found.shape == (1, 3, 64, 64)
+    assert torch.equal(found[0, :, :, :32], picture()[:, :, :32])
+
+
+def test_noise_is_drawn_from_generators_as_diffusers_does(tiny_backbone: Backbone, style: Style) -> None:
+    def noise_of(**settings: Any) -> torch.Tensor:
+        [step] = generate(tiny_backbone, solver="ddim", steps=1, guidance=1, style=style, **settings)
+        return step.latents
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    for prompts, given, shape in (
+        (["[C]"], generator(5), (1, 4, 8, 8)),
+        (["[C]"] * 3, generator(5), (3, 4, 8, 8)),
+        (["[C]"] * 2, [generator(5), generator(6)], (2, 4, 8, 8)),
+        (["[C]"], [generator(5), generator(6)], (2, 4, 8, 8)),
+    ):
+        drawn = randn_tensor(shape, [generator(5), generator(6)] if isinstance(given, list) else generator(5))
+        text = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors})
+        with torch.no_grad():
+            predicted = tiny_backbone.predict_noise(drawn, 999, text)
+        abar = tiny_backbone.alphas_cumprod[999]
+        close(noise_of(prompt=prompts, seed=given), (drawn - (1 - abar).sqrt() * predicted) / abar.sqrt(), atol=1e-3)
+    one = generator(5)
+    first, second = noise_of(prompt="[C]", seed=one), noise_of(prompt="[C]", seed=one)
+    assert torch.equal(first, noise_of(prompt="[C]", seed=5))
+    assert not torch.equal(first, second)  # a generator goes on; it does not start anew
+
+
+def test_a_prompt_for_each_photo(tiny_backbone: Backbone, style: Style) -> None:
+    photos, prompts = torch.stack([picture(), picture(seed=1)]), ["a river", "a dog"]
+    found = complete(transfer(tiny_backbone, photos, style, prompt=prompts, **FEW))
+    for i in range(2):
+        close(found[i], complete(transfer(tiny_backbone, photos[i], style, prompt=prompts[i], **FEW))[0])
+    with pytest.raises(UsageError, match="2 prompts do not fit 1 photos"):
+        transfer(tiny_backbone, picture(), style, prompt=prompts)
 
 
 def test_every_choice_gives_another_picture(tiny_backbone: Backbone, style: Style) -> None:
@@ -300,12 +381,11 @@ def test_style_weights(tiny_backbone: Backbone, style: Style) -> None:
     prompt = "a dog in the style of [C] and [C]"
     styles = {"[C]": style}
     words = " ".join(["painting"] * VECTORS)
-    plain = tiny_backbone.embed_text([prompt.replace("[C]", words)])
-    styled = tiny_backbone.embed_text([prompt], {"[C]": style.vectors})
-    assert torch.equal(embed_prompts(tiny_backbone, [prompt], styles), styled)
-    close(embed_prompts(tiny_backbone, [prompt], styles, 0.0), plain)
-    close(embed_prompts(tiny_backbone, [prompt], styles, 0.5), (plain + styled) / 2)
-    close(embed_prompts(tiny_backbone, [prompt], styles, 2.0), 2 * styled - plain)
+    plain = tiny_backbone.embed_text([prompt.replace("[C]", words)]).tokens
+    styled = tiny_backbone.embed_text([prompt], {"[C]": style.vectors}).tokens
+    assert torch.equal(embed_prompts(tiny_backbone, [prompt], styles).tokens, styled)
+    for weight, expected in ((0.0, plain), (0.5, (plain + styled) / 2), (2.0, 2 * styled - plain)):
+        close(embed_prompts(tiny_backbone, [prompt], styles, weight).tokens, expected)
     assert torch.equal(
         complete(generate(tiny_backbone, "[C]", style, style_weight=0, **FEW)),
         complete(generate(tiny_backbone, "[C]", make_style(tiny_backbone, 1), style_weight=0, **FEW)),
@@ -405,7 +485,7 @@ def test_latents_outside_of_the_mask_end_at_the_photos(tiny_backbone: Backbone, 
         steps: list[SamplingStep] = []
         complete(transfer(tiny_backbone, picture(), style, mask=mask, steps=4, **settings), steps.append)
         clean = tiny_backbone.encode(picture()[None])
-        for step in steps:
+        for step in steps[-4:]:
             close(step.clean[..., :4], clean[..., :4])
         close(steps[-1].latents[..., :4], clean[..., :4])
         assert not torch.allclose(steps[-1].latents[..., 4:], clean[..., 4:], atol=1e-2)
@@ -422,6 +502,37 @@ def test_feathering_goes_inwards() -> None:
     assert row.diff().max() < 0.15
     torch.testing.assert_close(feather(torch.full((9, 9), 0.3), 3), torch.full((9, 9), 0.3))
     assert torch.equal(feather(mask, 0), mask)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.4])
+def test_feathering_lets_no_narrow_region_fade(level: float) -> None:
+    for width in range(1, 24):
+        mask = torch.zeros(40, 60)
+        mask[8:32, 20 : 20 + width] = level
+        soft = feather(mask, 4)
+        assert (soft[mask == 0] == 0).all()
+        assert soft.max() == pytest.approx(level)
+        assert (soft <= mask + 1e-6).all()
+    mask[19:21] = level  # a line through it, over the whole picture
+    soft = feather(mask, 4)
+    assert soft[:, 2].max() == pytest.approx(level)
+    assert soft[:, -3].max() == pytest.approx(level)
+    assert soft[16, 31] == pytest.approx(level)
+
+
+def test_feathering_is_soft_all_around_a_round_region() -> None:
+    away = torch.cartesian_prod(*[torch.arange(-30.0, 31)] * 2).norm(dim=1).view(61, 61)
+    soft = feather((away <= 25).float(), 4)
+    assert soft[away <= 12].min() == pytest.approx(1)
+    assert soft[(away > 23.5) & (away <= 25)].max() < 0.35
+    assert max(soft.diff(dim=dim).abs().max() for dim in (0, 1)) < 0.3
+
+
+def test_a_narrow_mask_is_painted(tiny_backbone: Backbone, style: Style) -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, 28:36] = 1
+    found = complete(transfer(tiny_backbone, picture(), style, mask=mask, strength=1.0, **FEW))
+    assert (found[0] - picture())[..., 28:36].abs().max() > 0.05
 
 
 # Wrong use
@@ -474,6 +585,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*". Shorten'),
     ({"negative_prompt": "river " * 40}, "Shorten"),
     ({"negative_prompt": "[B]"}, "stands for no style"),
+    ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
+    ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1}, r"alone names \[C\], and with a guidance of 1"),
 ]
 
 
@@ -498,6 +611,8 @@ def test_wrong_arguments_are_named_before_anything_is_computed(
         ({"tone": "photo"}, "use one of none, painting"),
         ({"steps": 0}, "0 sampling steps"),
         ({"prompt": ["[C]"] * 2, "seed": [1, 2, 3]}, "3 seeds do not fit 2 pictures"),
+        ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
+        ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1.0}, "has no effect: give more guidance"),
     ],
 )
 def test_wrong_arguments_of_generate(idle: Backbone, style: Style, changes: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from data import Pictures, exact_crops, load_shards
 from files import guarded, need, write_folder
 from inst.errors import InstError
 from inst.evaluation.lpips import LPIPS
-from inst.loading import load_weights
+from inst.folders import load_weights
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers

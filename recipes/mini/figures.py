@@ -19,6 +19,7 @@ from captions import plain, styled
 from data import CANVAS, Pictures, cut, random_squares
 from inst import Backbone
 from inst.evaluation.lpips import LPIPS
+from inst.text import TextEmbedding
 
 Figures = dict[str, Any]
 
@@ -195,7 +196,7 @@ def denoising_errors(backbone: Backbone, latents: Tensor, noise: Tensor, text: T
     """Squared error of the predicted noise at one timestep, the mean over each picture's latents: [B]."""
     abar = backbone.alphas_cumprod[timestep]
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
-    return (backbone.predict_noise(noisy, timestep, text) - noise).square().mean((1, 2, 3)).cpu()
+    return (backbone.predict_noise(noisy, timestep, TextEmbedding(text)) - noise).square().mean((1, 2, 3)).cpu()
 
 
 def compare_texts(
@@ -240,7 +241,7 @@ def embed_all(backbone: Backbone, prompts: Sequence[str], words: Tensor | None, 
     parts = []
     for part in batches(len(prompts), batch):
         styles = None if words is None else {"[C]": words[list(part)]}
-        parts.append(backbone.embed_text([prompts[i] for i in part], styles))
+        parts.append(backbone.embed_text([prompts[i] for i in part], styles).tokens)
     return torch.cat(parts)
 
 
@@ -254,7 +255,7 @@ def denoising_figures(backbone: Backbone, held_out: Pictures, count: int, batch:
         return None
     latents = encode_all(backbone, chosen.at_size(COMMON), batch)
     right = embed_all(backbone, one_caption(backbone, chosen, seed=5), None, batch)
-    texts = {"caption": right, "another_caption": right.roll(1, 0), "null": backbone.embed_text([""])}
+    texts = {"caption": right, "another_caption": right.roll(1, 0), "null": backbone.embed_text([""]).tokens}
     errors = compare_texts(backbone, latents, texts, TIMESTEPS, batch)
     return {
         "pictures": len(chosen),
@@ -299,7 +300,7 @@ def pseudo_word_figures(backbone: Backbone, held_out: Pictures, count: int, batc
     _, words = pseudo_words(backbone, paintings, batch)
     latents = encode_all(backbone, paintings.at_size(COMMON), batch)
     own = embed_all(backbone, [OWN_WORD] * len(words), words, batch)
-    texts = {"own_word": own, "unrelated_word": own.roll(1, 0), "null": backbone.embed_text([""])}
+    texts = {"own_word": own, "unrelated_word": own.roll(1, 0), "null": backbone.embed_text([""]).tokens}
     timesteps = TIMESTEPS[1:4]
     errors = compare_texts(backbone, latents, texts, timesteps, batch)
     return {

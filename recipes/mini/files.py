@@ -11,24 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from inst.errors import InstError
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, flush it to disk, and put it in place in one step.
-
-    Raises:
-        InstError: the file cannot be written; what was at `path` is untouched.
-    """
-    beside = path.with_name(path.name + ".part")
-    try:
-        write(beside)
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own type
-        beside.unlink(missing_ok=True)
-        raise InstError(f"{path}: cannot be written ({error}); make room, then run the same command again") from error
+from inst.errors import InstError, first_line
 
 
 def need(folder: Path) -> Path:
@@ -69,7 +52,7 @@ def guarded(main: Callable[[], None]) -> None:
     except InstError as error:
         message, code = str(error), 1
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or first_line(error)
         message, code = f"{error.filename or 'a file'}: {reason}; mend that and run the same command again", 1
     except KeyboardInterrupt:
         message, code = "interrupted; the same command goes on from its last checkpoint, if it has one", 130

@@ -11,6 +11,7 @@ from inst import Backbone
 from inst.errors import InstError
 from inst.evaluation.frechet import FeatureStatistics, frechet_distance
 from inst.evaluation.inception import InceptionFID
+from inst.text import TextEmbedding
 from sample import sample
 
 
@@ -23,10 +24,10 @@ def generate(
     for part in batches(len(text), batch):
         latents = sample(
             backbone.predict_noise,
-            text[list(part)],
+            TextEmbedding(text[list(part)]),
             null,
             backbone.alphas_cumprod,
-            (backbone.latent_channels, side, side),
+            (len(part), backbone.latent_channels, side, side),
             steps=steps,
             guidance=guidance,
             generator=generator,
@@ -57,7 +58,7 @@ def frechet_figures(
     captions = one_caption(backbone, held_out, seed=9)
     generator = seeded(10)
     for part in batches(samples, batch):
-        text = backbone.embed_text([captions[i % len(captions)] for i in part])
+        text = backbone.embed_text([captions[i % len(captions)] for i in part]).tokens
         pictures = generate(backbone, text, steps=steps, guidance=guidance, generator=generator, batch=batch)
         generated.update(inception(eight_bits(pictures).to(backbone.device)))
 

@@ -36,12 +36,13 @@ from figures import (
     seeded,
     weights_digest,
 )
-from files import guarded, write_atomically
+from files import guarded
 from generation import frechet_figures, generate
 from inst import Backbone
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.lpips import LPIPS
-from inst.loading import find_folder
+from inst.files import write_bytes_atomically
+from inst.loading import find_source
 from sample import sheet
 
 COLUMNS = 6
@@ -108,7 +109,7 @@ def measure(
     batch = budget.batch
     figures: Figures = {
         "backbone": str(name),
-        "weights": weights_digest(find_folder(name)),
+        "weights": weights_digest(find_source(name)),
         "fingerprint": backbone.fingerprint,
         "device": describe(backbone.device),
         "dtype": str(backbone.dtype).removeprefix("torch."),
@@ -126,8 +127,7 @@ def measure(
         begin = time.monotonic()
         figures[title] = work()
         figures["seconds"][title] = seconds = round(time.monotonic() - begin)
-        text = json.dumps(figures, indent=2) + "\n"
-        write_atomically(out / "figures.json", lambda path: path.write_text(text))
+        write_bytes_atomically(out / "figures.json", f"{json.dumps(figures, indent=2)}\n".encode())
         print(f"{title} ({seconds} s): {json.dumps(figures[title])}", flush=True)
 
     has_pair = backbone.image_encoder is not None and hasattr(backbone.text_encoder, "text_projection")

@@ -32,7 +32,7 @@ from data import cut, load_shards, random_squares
 from files import guarded, need, write_folder
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.vgg import VGG16Features
-from inst.loading import load_weights
+from inst.folders import load_weights
 from inst.text import encode_text
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of

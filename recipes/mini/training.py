@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from files import write_atomically
 from inst.errors import InstError
+from inst.files import write_bytes_atomically
 from workers import Workers
 
 
@@ -158,7 +158,7 @@ class Training:
         if self.workers.leads:
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             try:
-                write_atomically(self.path, lambda to: save_file(tensors, to, metadata={"about": json.dumps(about)}))
+                write_bytes_atomically(self.path, save(tensors, {"about": json.dumps(about)}))
             except InstError as error:
                 failure = error
         if self.workers.any(failure is not None):

@@ -28,9 +28,9 @@ from transformers import (
 from captions import PROMPTS, CaptionBank, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
 from files import guarded, need, write_folder
+from inst.folders import load_weights
 from inst.inversion import AttentionInversion, InversionConfig
-from inst.loading import load_weights
-from inst.text import encode_text
+from inst.text import TextEmbedding, encode_text
 from pair import SIZE, Normalise
 from sample import sample, sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
@@ -242,10 +242,10 @@ def main(given: Sequence[str] | None = None) -> None:
             "gradient": gradient,
         }
 
-    def predict(latents: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(latents: Tensor, t: int, text: TextEmbedding) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            v = unet(latents, t, text).sample.float()
-        signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
+            v = unet(latents, t, text.tokens).sample.float()
+        signal, sigma = abar[t].sqrt(), (1 - abar[t]).sqrt()
         return signal * v + sigma * latents
 
     paintings = _paintings(apart, 6)
@@ -262,13 +262,13 @@ def main(given: Sequence[str] | None = None) -> None:
             ids, slots = bank.ids.expand(len(words), -1), bank.slots.expand(len(words), -1)
             texts.append(encode_text(frozen.text, ids, slots, words)[0])
         null, _ = encode_text(frozen.text, nothing, torch.full_like(nothing, -1), None)
-        shape = (unet.config.in_channels, 32, 32)
+        text = torch.cat(texts)
         latents = sample(
             predict,
-            torch.cat(texts),
-            null,
+            TextEmbedding(text),
+            TextEmbedding(null),
             abar,
-            shape,
+            (len(text), unet.config.in_channels, 32, 32),
             steps=options.sheet_steps,
             generator=torch.Generator().manual_seed(1),
             device=device,

@@ -10,6 +10,7 @@ from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
+    from inst.control import Control, load_controlnet
     from inst.images import read_photo
     from inst.learning import instant_style, learn
     from inst.sampling import complete
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
+    "Control",
     "InstError",
     "InstWarning",
     "Style",
@@ -29,17 +31,20 @@ __all__ = [
     "generate",
     "instant_style",
     "learn",
+    "load_controlnet",
     "read_photo",
     "transfer",
 ]
 
 _LAZY = {
     "Backbone": "inst.backbone",
+    "Control": "inst.control",
     "Style": "inst.style",
     "complete": "inst.sampling",
     "generate": "inst.styling",
     "instant_style": "inst.learning",
     "learn": "inst.learning",
+    "load_controlnet": "inst.control",
     "read_photo": "inst.images",
     "transfer": "inst.styling",
 }

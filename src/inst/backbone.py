@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inst.errors import InstError, UsageError
-from inst.prompts import check_placeholders, tokenize
-from inst.text import encode_text
+from inst.feature_extractor import FeatureExtractor as FeatureExtractor
+from inst.text import TextEmbedding
+from inst.text_encoders import TextEncoderMixin
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -21,34 +21,13 @@ if TYPE_CHECKING:
 
     from inst.inversion import AttentionInversion
 
-
-@dataclass(frozen=True)
-class FeatureExtractor:
-    """What CLIP's image encoder wants to see: pixels of a side, and each colour channel's mean and std in [0, 1]."""
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, 3, size, size], normalised.
-
-        The short side is resized to `size` (bicubic, antialiased), then the centre is cropped: the steps of CLIP's own
-        preprocessing, on tensors, so that gradients flow.
-        """
-        height, width = pictures.shape[-2:]
-        # The long side is truncated, not rounded, as CLIP's processor does.
-        resized = [self.size * side // min(height, width) for side in (height, width)]
-        pictures = F.interpolate(pictures.float(), resized, mode="bicubic", antialias=True).clamp(-1, 1)
-        top, left = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
-        pictures = pictures[..., top : top + self.size, left : left + self.size]
-        mean = pictures.new_tensor(self.mean).view(3, 1, 1)
-        std = pictures.new_tensor(self.std).view(3, 1, 1)
-        return ((pictures + 1) / 2 - mean) / std
+ControlResiduals = tuple[Sequence[Tensor], Tensor]
+"""What a ControlNet adds inside the UNet: to the skip connections on the way down, and in the middle; as diffusers'
+`down_block_res_samples` and `mid_block_res_sample`."""
 
 
 @dataclass(eq=False)
-class Backbone:
+class Backbone(TextEncoderMixin):
     """The frozen parts of a latent diffusion model in Stable Diffusion's layout. Make one with `Backbone.load`.
 
     Attributes:
@@ -56,7 +35,11 @@ class Backbone:
         unet: predicts noise (or v) from noisy latents, timestep and text.
         text_encoder: CLIP's text transformer; with the projection into the space of pictures where the weights have it.
         tokenizer: the text encoder's tokenizer; `model_max_length` is the number of positions L.
+        text_encoder_2: the second text transformer, of models like Stable Diffusion XL, or None. Where there is one,
+            prompts run through both, and a pseudo-word has a part in each.
+        tokenizer_2: its tokenizer, or None.
         scheduler: holds the noise schedule (`alphas_cumprod`) and `config.prediction_type`.
+        force_zeros_for_empty_prompt: with a second text encoder, whether the UNet has learned that zeros are no prompt.
         image_encoder: CLIP's image encoder, or None.
         feature_extractor: what the image encoder wants to see, or None.
         inversion: the pretrained inversion module (fp32, whatever `dtype`), or None.
@@ -64,13 +47,15 @@ class Backbone:
         dtype: the precision of the parts; the autoencoder may differ (see `inst.devices.autoencoder_dtype`).
         fingerprint: identifies the text space: styles fit every backbone with the same fingerprint.
         denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with.
-        name: what to call it: a bundled model's name, or its folder's base name.
+        name: what to call it: a bundled model's name or one on the hub, or the folder's or file's base name.
+        low_memory: whether it was loaded so (see `load`).
         latent_channels: C, channels of the latents.
         downscale: pixels of a picture's side per latent position.
         native_size: pixels of the (short) side of the pictures that the UNet was made for.
         size_multiple: sides of pictures, in pixels, that are multiples of this pass through autoencoder and UNet.
 
-    Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width.
+    Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width
+    (the sum of both where there are two text encoders; columns are split by `text_widths`).
     Pictures, latents and noise are float32, whatever the precision of the parts.
     """
 
@@ -82,11 +67,15 @@ class Backbone:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+    force_zeros_for_empty_prompt: bool = True
     image_encoder: CLIPVisionModelWithProjection | None = None
     feature_extractor: FeatureExtractor | None = None
     inversion: AttentionInversion | None = None
     denoiser_fingerprint: str = ""
     name: str = ""
+    low_memory: bool = False
     latent_channels: int = field(init=False)
     downscale: int = field(init=False)
     native_size: int = field(init=False)
@@ -108,20 +97,46 @@ class Backbone:
         name: str | Path = "mini",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        *,
+        config: str | Path | None = None,
+        image_encoder: str | Path | None = None,
+        download: bool = False,
+        low_memory: bool = False,
     ) -> Backbone:
-        """Load a backbone, never from the network and never from a pickle.
+        """Load a model of the families Stable Diffusion 1.x, 2.x (which predicts noise or v) or XL, all parts frozen.
+
+        Nothing that a file says is ever run, and nothing comes from the network unless `download` allows it.
 
         Args:
-            name: "mini" for the bundled model, or a folder in the diffusers layout of Stable Diffusion 1.x or 2.x.
+            name: "mini" for the bundled model; a folder in the diffusers layout; a single file in the original layout;
+                or a model on the hub, "owner/model" or "owner/model@revision".
             device: such as "cpu", "cuda:1" or "mps"; by default the best at hand.
             dtype: "float32", "bfloat16" or "float16"; by default what suits the device (`inst.devices.choose_dtype`).
+                The autoencoder runs in float32 where that is float16 (`inst.devices.autoencoder_dtype`).
+            config: for a single file of unusual sizes, where its configuration is (`inst.single_file`).
+            image_encoder: a CLIP image encoder in the place of the model's own, if it has one (Stable Diffusion's have
+                none): a folder, or a name on the hub. The model's pretrained inversion module, which understands its
+                own image encoder only, is then left out.
+            download: fetch from the hub what is not in its cache on this machine.
+            low_memory: need less memory on an accelerator, and take longer. Each part is there only while it runs, the
+                autoencoder sees one picture (or one smaller tile of it) at a time, and in learning the UNet's
+                activations are computed twice instead of kept.
 
         Raises:
-            InstError: the folder is missing, incomplete, broken, of another kind, or its parts do not fit together.
+            UsageError: a device or precision that is not there, or a configuration where none is needed.
+            InstError: the model is not found, incomplete, broken, of another kind, or its parts do not fit together.
         """
         from inst.loading import load_backbone
 
-        return load_backbone(name, device, dtype)
+        return load_backbone(
+            name,
+            device,
+            dtype,
+            config=config,
+            image_encoder=image_encoder,
+            download=download,
+            low_memory=low_memory,
+        )
 
     def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode pictures into latents.
@@ -165,56 +180,6 @@ class Backbone:
         pictures: Tensor = decoded.sample
         return pictures.float().clamp(-1, 1)
 
-    def embed_text(self, prompts: Sequence[str], styles: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Encode prompts, with pseudo-words in the places of their placeholders (paper sec. 3.2).
-
-        Args:
-            prompts: B texts; words in square brackets, such as `[C]`, are placeholders.
-            styles: the vectors of each placeholder, `{"[C]": vectors}`: [n, d] for all prompts or [B, n, d] for each
-                its own. A placeholder takes n positions. Gradients flow back to the vectors.
-
-        Returns:
-            [B, L, d] hidden states after the final layer norm, in `dtype`, as the UNet wants them.
-
-        Raises:
-            UsageError: no prompt or one that is too long, a placeholder without a style, or vectors of the wrong shape.
-        """
-        return self._encode_prompts(prompts, styles or {})[0]
-
-    def embed_caption(self, prompts: Sequence[str]) -> Tensor:
-        """Project prompts into the space shared with `embed_picture`'s pooled embeddings: [B, P], not normalised.
-
-        Raises:
-            InstError: this backbone's text encoder has no projection.
-            UsageError: no prompt, one that is too long, or a placeholder.
-        """
-        if not hasattr(self.text_encoder, "text_projection"):
-            raise InstError("This backbone's text encoder has no projection (text_projection.weight): use another one.")
-        return self._encode_prompts(prompts, {})[1].float()
-
-    def _encode_prompts(self, prompts: Sequence[str], styles: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if isinstance(prompts, str):  # a string is a sequence of strings too, and would pass as many short prompts
-            raise TypeError("prompts is one string; give a list of strings")
-        if not prompts:
-            raise UsageError("No prompt is given: give at least one text, which may be empty.")
-        check_placeholders(styles)
-        batch, width = len(prompts), self.text_encoder.config.hidden_size
-        vectors = []
-        for name, style in styles.items():
-            if style.dim() not in (2, 3) or style.shape[-1] != width or (style.dim() == 3 and len(style) != batch):
-                raise UsageError(
-                    f"The style {name} has the shape {list(style.shape)}; this backbone takes [n, {width}] or "
-                    f"[{batch}, n, {width}]: use a style that was learned with this backbone."
-                )
-            vectors.append(style.to(self.device).expand(batch, -1, -1))
-        tokens = tokenize(self.tokenizer, prompts, {name: style.shape[-2] for name, style in styles.items()})
-        return encode_text(
-            self.text_encoder,
-            tokens.ids.to(self.device),
-            tokens.slots.to(self.device),
-            torch.cat(vectors, dim=1) if vectors else None,
-        )
-
     def embed_picture(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Run CLIP's image encoder tau (paper eq. 2).
 
@@ -232,23 +197,33 @@ class Backbone:
         _check_pictures(pictures)
         if self.image_encoder is None or self.feature_extractor is None:
             raise InstError(
-                "This backbone has no image encoder (folders image_encoder and feature_extractor): use another."
+                "This backbone has no image encoder (folders image_encoder and feature_extractor): use another, or "
+                "give a CLIP image encoder with --image-encoder (image_encoder= in Python)."
             )
         pixels = self.feature_extractor(pictures.to(self.device))
         output = self.image_encoder(pixel_values=pixels.to(self.dtype))
         return output.image_embeds.float(), output.last_hidden_state[:, 1:].float()
 
-    def predict_noise(self, latents: Tensor, timesteps: Tensor | int, text: Tensor) -> Tensor:
+    def predict_noise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor | int,
+        text: TextEmbedding,
+        *,
+        residuals: ControlResiduals | None = None,
+    ) -> Tensor:
         """Predict the noise epsilon in noisy latents. Differentiable in `latents` and `text`.
 
         A model that was trained to predict v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and Ho 2022, arXiv
-        2202.00512) is converted: eps = sqrt(abar) v + sqrt(1 - abar) z_t.
+        2202.00512) is converted: eps = sqrt(abar) v + sqrt(1 - abar) z_t. One that is told the picture's size (Stable
+        Diffusion XL, sec. 2.2) is told that it is the latents' own and that nothing was cropped off.
 
         Args:
             latents: z_t, [B, C, h, w].
             timesteps: t, an integer for all or [B] integers, each in [0, T). Their range is checked unless they are on
                 an accelerator, where looking at them would stall it.
-            text: [B, L, d] from `embed_text`, or [1, L, d] for all.
+            text: B prompts from `embed_text`, or one for all.
+            residuals: what a ControlNet adds inside the UNet.
 
         Returns:
             [B, C, h, w] float32.
@@ -260,17 +235,40 @@ class Backbone:
         self._check_timesteps(timesteps)
         latents = latents.to(self.device)
         timesteps = timesteps.to(self.device).expand(len(latents))
+        text = text.expand(len(latents))
+        more: dict[str, Any] = {"added_cond_kwargs": self.added_conditions(latents, text)}
+        if residuals is not None:
+            down, mid = residuals
+            more["down_block_additional_residuals"] = tuple(map(self._for_unet, down))
+            more["mid_block_additional_residual"] = self._for_unet(mid)
         predicted: Tensor = self.unet(
-            latents.to(self.unet.dtype),
+            self._for_unet(latents),
             timesteps,
-            encoder_hidden_states=text.to(self.device, self.unet.dtype).expand(len(latents), -1, -1),
+            encoder_hidden_states=self._for_unet(text.tokens),
             return_dict=False,
+            **more,
         )[0]
         predicted = predicted.float()
         if self.scheduler.config["prediction_type"] == "epsilon":
             return predicted
         alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents.float()
+
+    def added_conditions(self, latents: Tensor, text: TextEmbedding) -> dict[str, Tensor] | None:
+        """Return what a UNet, or a ControlNet of it, is told besides timestep and text, by diffusers' names, or None.
+
+        Args:
+            latents: [B, C, h, w].
+            text: B prompts.
+        """
+        if text.pooled is None:
+            return None
+        height, width = (side * self.downscale for side in latents.shape[-2:])
+        size_ids = latents.new_tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        return {"text_embeds": self._for_unet(text.pooled), "time_ids": size_ids.expand(len(latents), -1)}
+
+    def _for_unet(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.unet.dtype)
 
     def _check_timesteps(self, timesteps: Tensor) -> None:
         if timesteps.dtype not in (torch.int64, torch.int32):

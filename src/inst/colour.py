@@ -35,12 +35,10 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         image = _reduce_to_8_bits(image)
     if not image.has_transparency_data:
         return image, None
-    profile = image.info.get("icc_profile")
-    image = image.convert("RGBA")
-    alpha = image.getchannel("A")
-    image = image.convert("RGB")
-    image.info["icc_profile"] = profile
-    return image, None if alpha.getextrema() == (255, 255) else alpha
+    alpha = image.convert("RGBA").getchannel("A")
+    colours = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")  # a grey profile fits grey levels only
+    colours.info["icc_profile"] = image.info.get("icc_profile")
+    return colours, None if alpha.getextrema() == (255, 255) else alpha
 
 
 def flatten(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
@@ -50,6 +48,32 @@ def flatten(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
     white = Image.new("RGB", colours.size, "white")
     white.paste(colours, mask=alpha)
     return white
+
+
+def extend(colours: Image.Image, alpha: Image.Image) -> Image.Image:
+    """Let the colours go on where nothing shows, so that no other colour gets into their edges when they are resized.
+
+    Each hidden pixel gets the mean colour of the smallest block around it, of 2, 4, 8, ... pixels a side, in which
+    something shows, interpolated between blocks. What shows at all stays as it is. Where nothing does, all is white.
+
+    Args:
+        colours: mode RGB.
+        alpha: the opacity, mode L, of the same size.
+    """
+    shows = [0] + [255] * 255
+    level = colours.convert("RGB")
+    level.putalpha(alpha.point(shows))
+    if level.getchannel("A").getbbox() is None:
+        return Image.new("RGB", colours.size, "white")
+    levels = [level]
+    while max(levels[-1].size) > 1:
+        level = levels[-1].reduce(2)  # the mean by opacity
+        level.putalpha(level.getchannel("A").point(shows))
+        levels.append(level)
+    extended = levels.pop()
+    for level in reversed(levels):
+        extended = Image.alpha_composite(extended.resize(level.size, Image.Resampling.BILINEAR), level)
+    return extended.convert("RGB")
 
 
 def _reduce_to_8_bits(image: Image.Image) -> Image.Image:

@@ -6,15 +6,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from inst.backbone import Backbone
 from inst.errors import InstWarning, UsageError
-from inst.prompts import PLACEHOLDER, check_placeholders, tokenize
+from inst.inversion import coarse_word
+from inst.prompts import PLACEHOLDER, check_placeholders
 from inst.style import Style
-
-_COARSE_WORD = "painting"
+from inst.text import TextEmbedding
 
 
 def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[str, Style]:
@@ -49,18 +46,25 @@ def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[st
 
 
 def check_prompts(
-    backbone: Backbone, prompts: Sequence[str], negative_prompt: str, styles: Mapping[str, Style], style_weight: float
+    backbone: Backbone,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    styles: Mapping[str, Style],
+    style_weight: float,
+    guidance: float,
 ) -> None:
     """Check the arguments of `embed_prompts` without computing anything.
 
     Raises:
         UsageError: no prompt; a prompt that is too long, has a placeholder without a style, or does not name a style
-            that the negative prompt does not name either; a style weight that is negative or not finite.
+            that the negative prompt does not name either, or names where no guidance leads away from it; a style
+            weight that is negative or not finite.
     """
     if not prompts:
         raise UsageError("No prompt is given: give at least one text.")
     if not (math.isfinite(style_weight) and style_weight >= 0):
         raise UsageError(f"A style weight of {style_weight} cannot be used: give 0 (no style), 1 (as learned) or more.")
+    backbone.tokenize([*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
     for prompt in prompts:
         unused = [name for name in styles if name not in prompt and name not in negative_prompt]
         if unused:
@@ -69,13 +73,18 @@ def check_prompts(
                 f'The prompt "{prompt}" does not say where the style goes: write {" and ".join(unused)} in it, '
                 f'such as "{example}".'
             )
-    tokenize(backbone.tokenizer, [*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
+        idle = [name for name in styles if name not in prompt]
+        if idle and guidance == 1:
+            raise UsageError(
+                f"The negative prompt alone names {' and '.join(idle)}, and with a guidance of 1 (none) it has no "
+                f"effect: give more guidance, such as 4, or name the style in the prompt."
+            )
 
 
 def embed_prompts(
     backbone: Backbone, prompts: Sequence[str], styles: Mapping[str, Style], style_weight: float = 1.0
-) -> Tensor:
-    """Encode prompts, with the styles at a weight w: plain + w (styled - plain), [B, L, d].
+) -> TextEmbedding:
+    """Encode prompts, with the styles at a weight w: plain + w (styled - plain).
 
     `plain` is the same prompt with the coarse word "painting" at every position of a pseudo-word. To leave the
     placeholder out instead would move all later words to other positions, and a mean of two different words at one
@@ -86,13 +95,6 @@ def embed_prompts(
     styled = backbone.embed_text(prompts, vectors)
     if style_weight == 1:
         return styled
-    word = _coarse_word(backbone)
+    word = coarse_word(backbone)
     plain = backbone.embed_text(prompts, {name: word.expand(len(rows), -1) for name, rows in vectors.items()})
-    return plain.float().lerp(styled.float(), style_weight)
-
-
-def _coarse_word(backbone: Backbone) -> Tensor:
-    """The token embedding of "painting" [d]; the mean of several where the vocabulary takes several for it."""
-    ids = backbone.tokenizer(_COARSE_WORD, add_special_tokens=False)["input_ids"]
-    table: torch.nn.Embedding = backbone.text_encoder.get_input_embeddings()
-    return table.weight[ids].float().mean(dim=0)
+    return plain.lerp(styled, style_weight)

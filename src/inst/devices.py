@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 
-from inst.errors import UsageError
+from inst.errors import InstWarning, UsageError, first_line
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# cuBLAS gives the same bits every time only with workspaces of a fixed size; see `deterministic`.
+os.environ.setdefault(_WORKSPACE, ":4096:8")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The precisions a backbone can be loaded with, by name."""
@@ -25,8 +31,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise UsageError(f'The device "{device}" cannot be used ({reason}): try "cpu".') from None
+        raise UsageError(f'The device "{device}" cannot be used ({first_line(error)}): try "cpu".') from None
     return device
 
 
@@ -59,26 +64,53 @@ def _has_cpu_bfloat16() -> bool:
 
 
 def autoencoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the autoencoder's precision in a backbone of `dtype`: its activations can overflow float16."""
+    """Return the autoencoder's precision in a backbone of `dtype`: float32 for float16, else the same.
+
+    Its activations can overflow float16 (Stable Diffusion XL's, whose configuration says `force_upcast`, always do).
+    bfloat16 has float32's range.
+    """
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+@cache
+def _has_fixed_workspace(device: torch.device) -> bool:
+    """Whether cuBLAS runs under the strict setting, which looks at the environment once, before its first product."""
+    one = torch.ones(1, 1, device=device)
+    try:
+        torch.mm(one, one)
+    except RuntimeError:
+        warnings.warn(
+            f"The GPU was used before inst was imported, so that learning twice may differ in the last bits: import "
+            f"inst first, or set {_WORKSPACE}={os.environ[_WORKSPACE]} in the environment.",
+            InstWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
 
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Let a CUDA device take kernels that give the same bits every time, within the block; other devices do anyway."""
+    """Let a CUDA device take kernels that give the same bits every time, within the block; other devices do anyway.
+
+    PyTorch's strict setting, under which an operation without such a kernel raises RuntimeError. Under the gentle one,
+    which warns instead, attention keeps the backward kernels that add in no fixed order, though it has others.
+
+    Warns:
+        InstWarning: the strict setting is out of reach, because CUDA was computed with before inst was imported.
+    """
     if device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic  # its properties are not annotated
     fill = options.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
     options.fill_uninitialized_memory = False
     try:
-        with warnings.catch_warnings():
-            # It warns of cuBLAS, which differs between several streams only.
-            warnings.simplefilter("ignore")
-            yield
+        torch.use_deterministic_algorithms(True)
+        if not _has_fixed_workspace(device):
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         options.fill_uninitialized_memory = fill

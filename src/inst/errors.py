@@ -13,10 +13,18 @@ class InstError(Exception):
     exit_code: ClassVar[int] = 1
 
 
-class UsageError(InstError):
-    """A wrong argument (an unknown device, a prompt that is too long), as opposed to a broken file or a full disk."""
+class UsageError(InstError, ValueError):
+    """A wrong argument (an unknown device, a prompt that is too long), as opposed to a broken file or a full disk.
+
+    It is a ValueError too, which callers of a library expect over a wrong argument.
+    """
 
     exit_code: ClassVar[int] = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, for a message of one line: its type where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 class InstWarning(UserWarning):

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 
-def fingerprint_of(table: Tensor) -> str:
-    """Identify a text space by its token-embedding table [V, d]: 16 hexadecimal digits.
+def fingerprint_of(*tables: Tensor) -> str:
+    """Identify a text space by its token-embedding table [V, d], or by those of both encoders: 16 hexadecimal digits.
 
-    The table is rounded to fp16 first, so that a model's fp16 and fp32 files agree.
+    The tables are rounded to fp16 first, so that a model's fp16 and fp32 files agree.
     """
-    shape = "x".join(map(str, table.shape))
-    return hashlib.sha256(shape.encode() + _rounded(table)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update("x".join(map(str, table.shape)).encode() + _rounded(table))
+    return digest.hexdigest()[:16]
 
 
 def denoiser_fingerprint_of(first_rows: Mapping[str, Tensor]) -> str:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from inst.colour import flatten, split_alpha, to_srgb
-from inst.errors import InstError, UsageError
+from inst.colour import extend, flatten, split_alpha, to_srgb
+from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -47,7 +47,8 @@ class Photo:
 def read_photo(path: str | Path, *, flattened: bool = False) -> Photo:
     """Read a picture file, with its transparency and the hash of its bytes.
 
-    Pixels that are wholly transparent come out white, whatever colour the file hides there.
+    Pixels that are wholly transparent come out in the colours of what shows around them, whatever colour the file hides
+    there: resizing then mixes no foreign colour into the edges of what shows.
 
     Args:
         flattened: lay the picture over white, as `read_picture` does; `alpha` is None then.
@@ -62,9 +63,8 @@ def read_photo(path: str | Path, *, flattened: bool = False) -> Photo:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if alpha is None or flattened:
             return Photo(to_tensor(flatten(colours, alpha)), None, path.name, digest)
-        shown = alpha.point([0] + [255] * 255)
         opacity = torch.from_numpy(np.array(alpha)).float() / 255
-        return Photo(to_tensor(flatten(colours, shown)), opacity, path.name, digest)
+        return Photo(to_tensor(extend(colours, alpha)), opacity, path.name, digest)
 
 
 def read_picture(path: str | Path) -> Tensor:
@@ -314,5 +314,4 @@ def _translated(name: str) -> Iterator[None]:
     except MemoryError:
         raise InstError(f"{name} does not fit into memory: make it smaller.") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more over broken files
-        reason = str(error).strip().split("\n")[0]
-        raise InstError(f"{name} is damaged ({reason}): copy or export the picture again.") from error
+        raise InstError(f"{name} is damaged ({first_line(error)}): copy or export the picture again.") from error

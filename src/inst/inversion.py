@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from inst.errors import InstError, UsageError
+from inst.files import write_bytes_atomically
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
@@ -125,7 +125,8 @@ class Inversion(nn.Module):
 
     The result is `base + spread * (f + moved)`: `base` starts at a coarse word, f is what the network says, and
     `spread` is the typical size of an entry of the token table, so that a fresh module speaks at the volume of ordinary
-    words and a learning rate means the same in every text space.
+    words and a learning rate means the same in every text space. Two text encoders have tables of different sizes:
+    each has its own `spread` in its part of the vectors.
 
     `moved` [n, d], zero at first, is there for learning a painting: a fresh network moves all n vectors alike, and what
     it ends with are n copies of one (measured with mini, 200 steps from scratch: cosine 1.00 between them, also where
@@ -140,16 +141,38 @@ class Inversion(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("base", torch.zeros(config.text_width))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("spread", torch.ones(config.text_width))
+        self.register_load_state_dict_pre_hook(_spread_to_all)
         free = config.free or config.variant == "direct"
         self.moved = nn.Parameter(torch.zeros(config.vectors, config.text_width)) if free else None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is; diffusers' pipelines ask their components."""
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the module's numbers."""
+        return self.base.dtype
+
     @torch.no_grad()
-    def start_at(self, word: Tensor, table: Tensor) -> None:
-        """Let a fresh module start at `word` [d] (a row of `table`), scaled to the median norm of `table` [V, d]."""
-        norm = table.float().norm(dim=-1).median()
-        self.base.copy_(word.float() * (norm / word.float().norm().clamp_min(1e-8)))
-        self.spread.copy_(norm * table.shape[-1] ** -0.5)
+    def start_at(self, word: Tensor, table: Tensor, widths: Sequence[int] | None = None) -> None:
+        """Let a fresh module start at a word, scaled to the median norm of the token table.
+
+        Args:
+            word: [d], such as a row of the table.
+            table: [V, d].
+            widths: those of the text encoders' parts, which sum to d, to be scaled each by itself; None is one part.
+        """
+        parts = [len(word)] if widths is None else list(widths)
+        for base, spread, own_word, own_table in zip(
+            *(whole.split(parts, dim=-1) for whole in (self.base, self.spread, word.float(), table.float())),
+            strict=True,
+        ):
+            norm = own_table.norm(dim=-1).median().to(own_word.device)
+            base.copy_(own_word * (norm / own_word.norm().clamp_min(1e-8)))
+            spread.fill_(norm * len(own_word) ** -0.5)
 
     def draw_dropout_from(self, generator: torch.Generator) -> None:
         """Let every layer's dropout draw from `generator`, on the CPU."""
@@ -158,11 +181,20 @@ class Inversion(nn.Module):
                 part.generator = generator
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (the module's dtype) into `folder`."""
+        """Write `config.json` and `model.safetensors` (the module's dtype) into `folder`, each complete or not at all.
+
+        Raises:
+            InstError: the folder cannot be made or written to, or the disk is full.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InstError(f"{folder} cannot be made ({error.strerror or error}): choose another place.") from None
+        write_bytes_atomically(
+            folder / "model.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()})
+        )
+        write_bytes_atomically(folder / "config.json", f"{json.dumps(asdict(self.config), indent=2)}\n".encode())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -183,6 +215,13 @@ class Inversion(nn.Module):
         if not isinstance(module, cls):
             raise InstError(f"{folder}: an inversion module of the variant {module.config.variant}, not of attention")
         return module.eval()
+
+
+def _spread_to_all(module: Inversion, state: dict[str, Any], prefix: str, *rest: object) -> None:
+    """Read one number for all entries, too: modules for one text encoder have been stored so."""
+    key = f"{prefix}spread"
+    if key in state and state[key].dim() == 0:
+        state[key] = state[key].expand(module.config.text_width)
 
 
 class AttentionInversion(Inversion):
@@ -245,51 +284,14 @@ def build_inversion(config: InversionConfig | Mapping[str, Any]) -> AttentionInv
     return DirectInversion(config) if config.variant == "direct" else AttentionInversion(config)
 
 
-def fresh_inversion(
-    backbone: Backbone, variant: str = "attention", vectors: int = 8, layers: int = 3, dropout: float = 0.05
-) -> AttentionInversion | DirectInversion:
-    """Make a module with free parts that fits a backbone and stands where the coarse word does, to learn from scratch.
+def coarse_word(backbone: Backbone) -> Tensor:
+    """The row [d] of `COARSE_WORD` in the token table: the mean of its rows where it takes several tokens.
 
-    Args:
-        backbone: gives the widths and the token table.
-        variant: one of `VARIANTS`.
-        vectors: number n of pseudo-word vectors.
-        layers: number of cross-attention layers; "direct" has none.
-        dropout: dropout rate in every layer.
-
-    Returns:
-        The module in fp32 on the backbone's device. Its weights are drawn from the CPU's default generator.
-
-    Raises:
-        UsageError: a value out of range, or a network where the backbone has no image encoder.
+    With two text encoders, each one's row, side by side.
     """
-    table = backbone.text_encoder.get_input_embeddings().weight.detach()
-    encoder = backbone.image_encoder
-    if variant == "direct":
-        config = InversionConfig(0, 0, table.shape[1], vectors, 0, 1, 0.0, variant, free=True)
-    elif encoder is None:
-        raise UsageError(
-            f'This backbone has no image encoder, which the variant "{variant}" looks through: '
-            f'use the variant "direct", or a backbone with the folders image_encoder and feature_extractor.'
-        )
-    else:
-        config = InversionConfig(
-            picture_width=encoder.config.hidden_size,
-            pooled_width=encoder.config.projection_dim,
-            text_width=table.shape[1],
-            vectors=vectors,
-            layers=layers,
-            heads=math.gcd(8, table.shape[1]),
-            dropout=dropout,
-            variant=variant,
-            free=True,
-        )
-    module = build_inversion(config).to(backbone.device)
-    module.start_at(coarse_word(backbone.tokenizer, table), table)
-    return module
-
-
-def coarse_word(tokenizer: Any, table: Tensor) -> Tensor:
-    """The row [d] of `COARSE_WORD` in the token table [V, d]: the mean of its rows where it takes several tokens."""
-    ids = tokenizer(COARSE_WORD, add_special_tokens=False)["input_ids"]
-    return table[ids].float().mean(dim=0)
+    rows = [
+        encoder.get_input_embeddings().weight[tokenizer(COARSE_WORD, add_special_tokens=False)["input_ids"]]
+        for encoder, tokenizer in zip(backbone.text_encoders, backbone.tokenizers, strict=True)
+    ]
+    # In low memory one of two text encoders may be on the accelerator, and the other not.
+    return torch.cat([row.detach().to(backbone.device, torch.float32).mean(dim=0) for row in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inst import __version__
 from inst.backbone import Backbone
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, InstWarning, UsageError
 from inst.images import Photo, make_thumbnail
 from inst.inversion import VARIANTS
 from inst.learning_data import look_at, word_of
 from inst.learning_run import LearningDiverged as LearningDiverged
 from inst.learning_run import LearningRun
+from inst.learning_start import about_style, check_start
 from inst.learning_state import LearningSettings
 from inst.learning_state import LearningState as LearningState
 from inst.style import Style
@@ -89,7 +90,7 @@ def learn(
     steps: int = 200,
     lr: float = 3e-4,
     batch_size: int = 2,
-    variant: str = "attention",
+    variant: str | None = None,
     layers: int | None = None,
     dropout: float = 0.05,
     vectors: int | None = None,
@@ -115,14 +116,16 @@ def learn(
         lr: Adam's learning rate of the network's weights, reached after a short warm-up; the vectors' free parts learn
             `inst.inversion.FREE_RATE` times as fast.
         batch_size: noisy latents in a step.
-        variant: one of `inst.inversion.VARIANTS`.
+        variant: one of `inst.inversion.VARIANTS`; None is "attention" where the backbone has an image encoder, else
+            "direct".
         layers: cross-attention layers; None takes the pretrained module's, or 3.
         dropout: rate in every layer.
         vectors: number n of pseudo-word vectors; None takes the pretrained module's, or 8.
         pretrained: start from the backbone's pretrained module; None does so where it has one that fits the variant,
             layers and vectors asked for.
-        crops: squares cut out of the paintings, at least one each, whose latents are computed once. 1 takes the whole
-            painting's centre.
+        crops: random squares cut out of the paintings, at least one of each, whose latents are computed once; the
+            validation loss is of others. 1 takes each painting's centre, as much of it as a square can hold, which then
+            validates too.
         validate_every: steps between two computations of the validation loss, which is of fixed timesteps, noise and
             crops; 0 never does.
         patience: validations without a new best after which learning stops.
@@ -138,8 +141,21 @@ def learn(
     Raises:
         UsageError: an argument out of range, or one that does not fit the backbone or `resume`.
         LearningDiverged: while iterating: the loss is no number any more.
+
+    Warns:
+        InstWarning: the variant is "direct" because there is no image encoder, not because it was asked for.
     """
     _check_paintings(paintings)
+    if variant is None:
+        variant = "direct" if backbone.image_encoder is None else "attention"
+        if variant == "direct":
+            warnings.warn(
+                f"The backbone {backbone.name} has no image encoder, so that free vectors are learned, without a look "
+                f'at the painting as a whole (the variant "direct"). To let it look, give a CLIP image encoder with '
+                f"--image-encoder, or image_encoder= in Python.",
+                InstWarning,
+                stacklevel=2,
+            )
     if variant not in VARIANTS:
         raise UsageError(f'The variant "{variant}" is unknown: use one of {", ".join(VARIANTS)}.')
     if variant == "direct" and layers:
@@ -165,6 +181,7 @@ def learn(
         patience=patience,
         seed=seed,
     )
+    check_start(backbone, paintings, settings, resume)
     return _learn(backbone, paintings, settings, preview_every, name or _stem(paintings[0]), resume)
 
 
@@ -228,16 +245,10 @@ def instant_style(backbone: Backbone, paintings: Sequence[Painting], name: str |
         vectors = word_of(backbone.inversion, *look_at(backbone, paintings))
     return Style(
         vectors=vectors,
+        widths=backbone.text_widths,
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
-        about={
-            "name": name or _stem(paintings[0]),
-            "backbone": backbone.name,
-            "variant": "instant",
-            "steps": 0,
-            "paintings": [{"name": one.name, "sha256": one.sha256} for one in paintings],
-            "inst": __version__,
-        },
+        about=about_style(name or _stem(paintings[0]), backbone, paintings, "instant", 0),
         thumbnail=make_thumbnail(paintings[0].picture),
     )
 

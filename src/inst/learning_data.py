@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 from inst.backbone import Backbone
 from inst.images import Photo, resize
 from inst.inversion import Inversion
-from inst.prompts import tokenize
+from inst.prompts import TokenizedPrompts
 from inst.sampling import add_noise
-from inst.text import encode_text
+from inst.text import TextEmbedding
 
 CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
 """What is said about a painting: `[C]` alone half of the time, else a sentence, so that the word works in prompts."""
@@ -69,12 +70,12 @@ def views(height: int, width: int, size: int, count: int) -> list[Square]:
     return [random_square(height, width, size, generator) for _ in range(count)]
 
 
-def denoising_loss(backbone: Backbone, text: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def denoising_loss(backbone: Backbone, text: TextEmbedding, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """The latent diffusion loss of each sample: mean (eps - eps_theta(z_t, t, text))^2, [B] (paper sec. 3.2, eq. 1).
 
     Args:
         backbone: predicts the noise; one that predicts v is converted.
-        text: [B, L, d].
+        text: of B prompts, or of one for all.
         clean: z_0, [B, C, h, w].
         noise: eps, [B, C, h, w].
         timesteps: t, [B], on the CPU.
@@ -83,31 +84,32 @@ def denoising_loss(backbone: Backbone, text: Tensor, clean: Tensor, noise: Tenso
     return (backbone.predict_noise(noisy, timesteps, text) - noise).square().mean(dim=(1, 2, 3))
 
 
-def word_of(inversion: Inversion, pooled: Tensor, tokens: Tensor) -> Tensor:
-    """The pseudo-word [n, d] of several views: the mean of their words. pooled [V, P], tokens [V, N, W]."""
+def word_of(inversion: Callable[[Tensor, Tensor], Any], pooled: Tensor, tokens: Tensor) -> Tensor:
+    """The pseudo-word [n, d] of several views: the mean of their words. pooled [V, P], tokens [V, N, W].
+
+    `inversion` is the module, or gives what it would give.
+    """
     words: Tensor = inversion(pooled, tokens)
     return words.mean(dim=0)
 
 
 @dataclass(frozen=True, eq=False)
 class LearningData:
-    """The paintings as learning sees them. K crops, V views, N patch tokens, L text positions; all on one device.
+    """The paintings as learning sees them. K crops, V views, N patch tokens; all on one device.
 
     Attributes:
         mean: [K, C, h, w], mean of the posterior of each crop's latents.
         std: [K, C, h, w], its standard deviation.
         pooled: [V, P] pooled embeddings of the views that the word is computed from (P = 0 where it is not).
         tokens: [V, N, W] their patch tokens.
-        ids: [4, L] token ids of `CAPTIONS`.
-        slots: [4, L] where the vectors stand in them.
+        captions: `CAPTIONS` for each text encoder.
     """
 
     mean: Tensor
     std: Tensor
     pooled: Tensor
     tokens: Tensor
-    ids: Tensor
-    slots: Tensor
+    captions: tuple[TokenizedPrompts, ...]
 
     def latents(self, crops: Tensor, noise: Tensor) -> Tensor:
         """Samples [B, C, h, w] of the posteriors of `crops` [B], by Gaussian noise [B, C, h, w]."""
@@ -121,11 +123,12 @@ class LearningData:
         chosen = torch.randperm(len(self.pooled), generator=generator)[:_STEP_VIEWS].to(self.pooled.device)
         return self.pooled[chosen], self.tokens[chosen]
 
-    def embed_captions(self, backbone: Backbone, word: Tensor, captions: Tensor) -> Tensor:
-        """The text [B, L, d] that `captions` [B] make with the word's vectors [n, d]; gradients flow to the word."""
-        captions = captions.to(self.ids.device)
-        vectors = word.expand(len(captions), -1, -1)
-        return encode_text(backbone.text_encoder, self.ids[captions], self.slots[captions], vectors)[0]
+    def embed_captions(self, backbone: Backbone, word: Tensor, captions: Tensor) -> TextEmbedding:
+        """The text that `captions` [B] make with the word's vectors [n, d]; gradients flow to the word."""
+        captions = captions.to(self.mean.device)
+        return backbone.encode_tokens(
+            [tokens[captions] for tokens in self.captions], word.expand(len(captions), -1, -1)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +151,7 @@ class Validation:
         """The mean denoising loss of a word [n, d]."""
         texts = data.embed_captions(backbone, word, torch.arange(len(CAPTIONS)))
         losses = [
-            denoising_loss(backbone, texts[captions.to(texts.device)], clean, noise, timesteps)
+            denoising_loss(backbone, texts[captions.to(clean.device)], clean, noise, timesteps)
             for clean, noise, timesteps, captions in zip(
                 *(part.split(_TOGETHER) for part in (self.clean, self.noise, self.timesteps, self.captions)),
                 strict=True,
@@ -183,17 +186,18 @@ def prepare(
         backbone: encodes.
         paintings: one or more of one style.
         inversion: says how many vectors the word has, and whether pictures are looked at.
-        crops: K, the number of squares cut out of the paintings in turn, whose latents are kept: in a step nothing is
-            encoded. Up to one for each painting these are the paintings' centres, which then also validate; more are
-            random, and others are drawn for validation.
+        crops: how many squares are cut out of the paintings in turn, at least one of each (K in all), whose latents are
+            kept: in a step nothing is encoded. They are random, and others are drawn for validation; but 1 stands for
+            the paintings' centres, which then also validate.
         generator: draws the crops and the validation's noise.
     """
     pictures = [painting.picture for painting in paintings]
     size = backbone.native_size
-    if crops <= len(pictures):
+    if crops == 1:
         squares = [(picture, _centre(*_size(picture))) for picture in pictures]
         apart = squares[:_VALIDATION_CROPS]
     else:
+        crops = max(crops, len(pictures))
         turns = [pictures[i % len(pictures)] for i in range(crops + _VALIDATION_CROPS)]
         drawn = [(picture, random_square(*_size(picture), size, generator)) for picture in turns]
         squares, apart = drawn[:crops], drawn[crops:]
@@ -205,10 +209,10 @@ def prepare(
         pooled, tokens = look_at(backbone, paintings)
     else:
         pooled, tokens = mean.new_zeros(1, 0), mean.new_zeros(1, 0, 0)
-    captions = tokenize(backbone.tokenizer, CAPTIONS, {"[C]": inversion.config.vectors})
     device = backbone.device
+    captions = backbone.tokenize(CAPTIONS, {"[C]": inversion.config.vectors})
     data = LearningData(
-        mean[: len(squares)], std[: len(squares)], pooled, tokens, captions.ids.to(device), captions.slots.to(device)
+        mean[: len(squares)], std[: len(squares)], pooled, tokens, tuple(one.to(device) for one in captions)
     )
 
     pairs = torch.arange(_VALIDATION_PAIRS)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
-from inst import __version__
 from inst.backbone import Backbone
 from inst.devices import deterministic
 from inst.errors import InstError
 from inst.images import Photo, make_thumbnail
-from inst.inversion import FREE_RATE, Inversion, build_inversion, fresh_inversion
+from inst.inversion import FREE_RATE
 from inst.learning_data import denoising_loss, draw_captions, prepare, word_of
+from inst.learning_start import about_style, belongings, start_module
 from inst.learning_state import LearningSettings, LearningState, Progress
 from inst.sampling import complete, dpm_solver_pp, draw_noise, guided, timestep_grid
 from inst.style import Style
@@ -51,8 +52,7 @@ class LearningRun:
         name: the style's.
         resume: the state to go on from.
 
-    Raises:
-        UsageError: the variant does not fit the backbone, or `resume` not the rest.
+    `inst.learning_start.check_start` says before whether they fit together.
     """
 
     @torch.inference_mode(False)
@@ -65,18 +65,11 @@ class LearningRun:
         resume: LearningState | None,
     ) -> None:
         self.backbone, self.settings, self.name = backbone, settings, name
-        self.sources = [{"name": one.name, "sha256": one.sha256} for one in paintings]
+        self.paintings = paintings
         self.thumbnail = make_thumbnail(paintings[0].picture)
-        self.about = {
-            "text space": backbone.fingerprint,
-            "denoiser": backbone.denoiser_fingerprint,
-            "set of paintings": [_digest(one) for one in paintings],
-        }
-        if resume is not None:
-            resume.check(settings, self.about)
         # All randomness comes from this one generator, in this order, so that a resumed run finds the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.module = _start(backbone, settings, self.generator).train()
+        self.module = start_module(backbone, settings, self.generator).train()
         self.module.draw_dropout_from(self.generator)
         with torch.no_grad(), deterministic(backbone.device):
             self.data, self.validation = prepare(backbone, paintings, self.module, settings.crops, self.generator)
@@ -145,7 +138,7 @@ class LearningRun:
         """A picture [3, S, S] in [-1, 1] of the backbone's native size, made from "[C]" with always the same noise."""
         backbone, size = self.backbone, self.backbone.native_size // self.backbone.downscale
         word = self._word(self.parameters)
-        text, nothing = backbone.embed_text(["[C]", ""], {"[C]": word}).split(1)
+        text, nothing = backbone.embed_text(["[C]"], {"[C]": word}), backbone.embed_text([""])
         noise = draw_noise((backbone.latent_channels, size, size), [self.settings.seed], backbone.device)
         timesteps = timestep_grid(len(backbone.alphas_cumprod), _PREVIEW_STEPS)
         denoise = guided(backbone.predict_noise, text, nothing, _PREVIEW_GUIDANCE)
@@ -177,7 +170,7 @@ class LearningRun:
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        return LearningState(self.progress, asdict(self.settings), self.about, tensors)
+        return LearningState(self.progress, asdict(self.settings), belongings(self.backbone, self.paintings), tensors)
 
     def _restore(self, state: LearningState) -> None:
         self.progress = state.progress
@@ -221,32 +214,26 @@ class LearningRun:
 
     def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The word [n, d] that the module makes of all views with these parameters, without dropout."""
+
+        def inversion(*views: Tensor) -> Any:
+            return functional_call(self.module, dict(parameters), views)
+
         self.module.eval()
         try:
-            views = (self.data.pooled, self.data.tokens)
-            words: Tensor = torch.func.functional_call(self.module, dict(parameters), views)
+            return word_of(inversion, self.data.pooled, self.data.tokens)
         finally:
             self.module.train()
-        return words.mean(dim=0)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _make_style(self, parameters: Mapping[str, Tensor], step: int, loss: float | None, with_module: bool) -> Style:
         settings = asdict(self.settings)
-        about = {
-            "name": self.name,
-            "backbone": self.backbone.name,
-            "variant": settings.pop("variant"),
-            "steps": step,
-            "seed": settings.pop("seed"),
-            "settings": settings,
-            "loss": loss,
-            "start_loss": self.progress.start_loss,
-            "paintings": self.sources,
-            "inst": __version__,
-        }
+        variant, seed = settings.pop("variant"), settings.pop("seed")
+        measured = {"seed": seed, "settings": settings, "loss": loss, "start_loss": self.progress.start_loss}
+        about = about_style(self.name, self.backbone, self.paintings, variant, step) | measured
         return Style(
             vectors=self._word(parameters),
+            widths=self.backbone.text_widths,
             fingerprint=self.backbone.fingerprint,
             denoiser=self.backbone.denoiser_fingerprint,
             about=about,
@@ -281,21 +268,5 @@ def spread_timesteps(first: int, count: int, total: int, offset: float) -> Tenso
     return ((offset + numbers * _GOLDEN) % 1 * total).long()
 
 
-def _start(backbone: Backbone, settings: LearningSettings, generator: torch.Generator) -> Inversion:
-    """The module that learning starts from: a copy of the pretrained one, or a fresh one."""
-    if settings.pretrained and backbone.inversion is not None:
-        module = build_inversion(replace(backbone.inversion.config, dropout=settings.dropout, free=True))
-        module.load_state_dict({"moved": module.moved, **backbone.inversion.state_dict()})
-        module.to(backbone.device)
-        return module
-    with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
-        return fresh_inversion(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
-
-
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in tensors.items()}
-
-
-def _digest(painting: Photo) -> str:
-    return painting.sha256 or hashlib.sha256(painting.picture.cpu().contiguous().numpy().tobytes()).hexdigest()

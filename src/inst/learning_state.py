@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
 
 AVERAGING = 0.98
@@ -106,7 +106,7 @@ class LearningState:
         progress: how far it is.
         settings: what it was called with, by argument of `learn`; `learn(backbone, paintings, **settings,
             resume=state)` goes on.
-        about: what it belongs to: fingerprints of text space and denoiser, digests of the paintings.
+        about: what it belongs to: fingerprints of text space and denoiser, the precision, digests of the paintings.
         tensors: the module's parameters ("module.*"), the best so far ("best.*"), Adam's moments ("adam.*") and the
             generator's state ("generator"), on the CPU.
     """
@@ -131,9 +131,12 @@ class LearningState:
                     f"give the same, or start again."
                 )
         for key, value in about.items():
-            if self.about.get(key) != value:
+            before = self.about.get(key)
+            if before != value:
+                difference = f" ({before}, not {value})" if isinstance(value, str) else ""
                 raise UsageError(
-                    f"The learning to go on with was begun with a different {key}: give the same, or start again."
+                    f"The learning to go on with was begun with a different {key}{difference}: "
+                    f"give the same, or start again."
                 )
 
     def save(self, path: str | Path) -> Path:
@@ -165,5 +168,4 @@ class LearningState:
         except FileNotFoundError:
             raise InstError(f"{path}: no such file.") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise InstError(f"{path} is damaged or no file of inst learn ({reason}): start again.") from None
+            raise InstError(f"{path} is damaged or no file of inst learn ({first_line(error)}): start again.") from None

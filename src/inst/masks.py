@@ -53,10 +53,11 @@ def masked(denoise: Denoise, mask: Tensor, clean: Tensor, alphas_cumprod: Tensor
 
 
 def feather(mask: Tensor, radius: int) -> Tensor:
-    """Soften a mask's edges inwards: what is 0 stays 0.
+    """Soften a mask's edges inwards: what is 0 stays 0, and of every region the largest value stays.
 
     The mask is eroded by `radius`, then blurred over as many pixels: a hard edge becomes a ramp of 2 `radius` pixels on
-    its inner side, and a soft mask keeps its values but near its own edges.
+    its inner side, and a soft mask keeps its values but near its own edges. Where a region is too narrow for two such
+    ramps, and would fade or vanish, the radius is halved as often as it takes.
 
     Args:
         mask: [H, W] in [0, 1].
@@ -71,4 +72,13 @@ def feather(mask: Tensor, radius: int) -> Tensor:
     # Beyond the picture's border the mask goes on as at the border: a region may touch it.
     padded = F.pad(mask[None, None], [2 * radius] * 4, mode="replicate")
     eroded = -F.max_pool2d(-padded, side, stride=1)
-    return F.avg_pool2d(eroded, side, stride=1)[0, 0]
+    soft = F.avg_pool2d(eroded, side, stride=1)[0, 0]
+    # Nothing is softened away in the core, and around it is its edge: a little more, for regions that are round.
+    core = -_highest(-mask, 2 * radius)
+    narrow = _highest(core, 2 * radius + (radius + 1) // 2) < mask
+    return soft.maximum(feather(mask, radius // 2)).where(narrow, soft) if narrow.any() else soft
+
+
+def _highest(mask: Tensor, radius: int) -> Tensor:
+    """The largest value of [H, W] within `radius` pixels, in a square."""
+    return F.max_pool2d(mask[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0]

@@ -27,11 +27,6 @@ _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 """What a shard may be called: never a path, which could lead out of the model's folder."""
 
 
-def first_line(error: BaseException) -> str:
-    """Return what a library says is wrong, in one line."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InstError where the file is missing, broken, or holds something else."""
     try:

@@ -1,24 +1,26 @@
-"""Arrays out of other people's pickles, without running anything that a pickle asks for.
+"""Arrays and tensors out of other people's pickles, without running anything that a pickle asks for.
 
-A pickle is a program: it names functions and calls them. The readers here answer every name from a short allow-list
-with a stand-in of their own, so that neither numpy's, torch's nor the archive's code is ever called, and refuse every
-other name.
+A pickle is a program: it names functions and calls them. The readers here answer every name from a short allow-list,
+with a stand-in of their own wherever the thing itself is not needed, and refuse every other name.
 """
 
 import io
 import math
 import pickle
+import re
 import zipfile
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """The pickle names something outside the allow-list, or holds something other than float32 arrays."""
+    """The pickle names something outside the allow-list, or holds something other than what its reader takes."""
 
 
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
@@ -175,3 +177,53 @@ class _TorchScriptUnpickler(pickle.Unpickler):
                     raise UnsafePickleError(f"the archive's storage {key} does not have the size it should have")
                 return np.frombuffer(raw, dtype="<f4").astype(np.float32)
         raise UnsafePickleError("the archive refers to something other than a float32 storage")
+
+
+# --- torch.save -------------------------------------------------------------------------------------------------------
+
+
+class _Inert:
+    """Stands in for what a training program left beside its weights: takes everything, keeps and does nothing."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_BESIDE_THE_WEIGHTS = (
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
+"""What Lightning's checkpoints name: its callbacks' state, and the scores that they watched."""
+
+
+def read_torch_pickle(path: Path) -> object:
+    """What `torch.save` wrote, through torch's weights-only reader; the tensors stay in the file until they are used.
+
+    Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name, become inert stand-ins: neither
+    library is imported, nor need be installed.
+
+    Raises:
+        UnsafePickleError: the pickle asks for anything else; nothing of it was run.
+        Exception: whatever torch raises over a damaged file.
+    """
+    stand_ins: Any = [(_Inert, name) for name in _BESIDE_THE_WEIGHTS]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if asked := re.search(r"GLOBAL (\S+)", str(error)):
+            module, _, name = asked[1].rpartition(".")
+            _refuse(module or "builtins", name)
+        raise UnsafePickleError("the pickle holds something other than tensors; nothing was run") from None

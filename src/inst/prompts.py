@@ -25,6 +25,14 @@ class TokenizedPrompts:
     ids: Tensor
     slots: Tensor
 
+    def __getitem__(self, rows: Tensor) -> "TokenizedPrompts":
+        """Take some of the prompts, by their numbers."""
+        return TokenizedPrompts(self.ids[rows], self.slots[rows])
+
+    def to(self, device: torch.device) -> "TokenizedPrompts":
+        """The same on a device."""
+        return TokenizedPrompts(self.ids.to(device), self.slots.to(device))
+
 
 @dataclass(frozen=True)
 class _Item:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from inst.errors import InstError
+from inst.errors import InstError, first_line
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def reason(error: BaseException) -> str:
     """Return in one line what is wrong with something that was written down."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def _prose(value: Any) -> Any:

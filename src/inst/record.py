@@ -32,14 +32,46 @@ _LIBRARIES = ("torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """Which backbone: what it is called (no folder), its text space, and its UNet."""
+    """Which backbone: what it is called (a name on the model hub as it is, but no folder), its text space, its UNet."""
 
     name: str
     fingerprint: str
     denoiser: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", base_name(self.name))
+        from inst.hub import is_hub_name
+
+        if not is_hub_name(self.name):
+            object.__setattr__(self, "name", base_name(self.name))
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """Which ControlNet (no folder, but what tells its weights from others), and the rest of `inst.control.Control`.
+
+    The picture is None where the photo's own edges were taken.
+    """
+
+    model: str
+    fingerprint: str
+    kind: str
+    scale: float
+    picture: SourceFile | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", base_name(self.model))
+        object.__setattr__(self, "scale", float(self.scale))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> ControlRecord:
+        """Read what `dataclasses.asdict` made. Raises KeyError or TypeError where an entry is missing or wrong."""
+        return cls(
+            model=entry(content, "model", str),
+            fingerprint=entry(content, "fingerprint", str),
+            kind=entry(content, "kind", str),
+            scale=entry(content, "scale", float),
+            picture=None if content["picture"] is None else SourceFile(**_strings(content, "picture")),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +91,7 @@ class PictureRecord:
         versions: of inst, Python, and the libraries that computed.
         photo: the photo that was transferred, or None.
         mask: the mask that restricted the style, or None.
+        control: the structure control, or None.
     """
 
     command: str
@@ -70,6 +103,7 @@ class PictureRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     photo: SourceFile | None = None
     mask: SourceFile | None = None
+    control: ControlRecord | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", plain(self.settings, _PROSE))
@@ -84,6 +118,7 @@ class PictureRecord:
         *,
         photo: Photo | SourceFile | None = None,
         mask: SourceFile | None = None,
+        control: ControlRecord | None = None,
         thumbnails: bool = False,
     ) -> PictureRecord:
         """Note down what is being made, with the versions of what makes it.
@@ -105,6 +140,7 @@ class PictureRecord:
             },
             photo=SourceFile(photo.name, photo.sha256) if isinstance(photo, Photo) else photo,
             mask=mask,
+            control=control,
         )
 
     def to_text(self) -> str:
@@ -123,8 +159,10 @@ class PictureRecord:
             "versions": dict(self.versions),
             "photo": None if self.photo is None else asdict(self.photo),
             "mask": None if self.mask is None else asdict(self.mask),
+            "control": None if self.control is None else asdict(self.control),
         }
-        return json.dumps(content, sort_keys=True, allow_nan=False)
+        # Not sorted by key: of several styles, the order counts (`inst.conditioning.complete_prompt`).
+        return json.dumps(content, allow_nan=False)
 
     @classmethod
     def from_text(cls, text: str, name: str = "the record") -> PictureRecord:
@@ -146,6 +184,7 @@ class PictureRecord:
                 versions=_strings(content, "versions"),
                 photo=None if content["photo"] is None else SourceFile(**_strings(content, "photo")),
                 mask=None if content["mask"] is None else SourceFile(**_strings(content, "mask")),
+                control=None if content.get("control") is None else ControlRecord.of(entry(content, "control", dict)),
             )
         except InstError as error:
             raise InstError(f"{name} cannot be used: {error}") from None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inst.errors import InstError, UsageError
+from inst.text import TextEmbedding
 
 Denoise = Callable[[Tensor, int], Tensor]
 """(z_t [B, C, h, w], t) -> the noise epsilon predicted in it, [B, C, h, w] float32."""
@@ -36,6 +37,8 @@ class SamplingStep:
         timestep: the timestep t at which the denoiser was called.
         latents: z after the step, [B, C, h, w]; after the last step the result.
         clean: the z_0 predicted in this step, [B, C, h, w], for previews.
+        phase: "sampling"; or "inversion" for the steps of DDIM inversion, which come before and count for themselves,
+            up to the noise level that sampling starts at.
     """
 
     index: int
@@ -43,10 +46,27 @@ class SamplingStep:
     timestep: int
     latents: Tensor
     clean: Tensor
+    phase: str = "sampling"
 
 
-Sampling = Generator[SamplingStep, None, Tensor]
-"""Yields every step and returns the latents it ends with; those given, where there is no step to take."""
+Sampling = Generator[SamplingStep, Tensor | None, Tensor]
+"""Yields every step and returns the latents it ends with; those given, where there is no step to take.
+
+A tensor that is sent in (`sampling.send(latents)`) takes the place of the latents after the step that was just yielded.
+"""
+
+
+class StopSampling(Exception):
+    """Throw it into a `Sampling` of the phase "sampling" to end it at once, with the latents given."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__("sampling was stopped")
+        self.latents = latents
+
+
+Seed = int | Sequence[int] | torch.Generator | Sequence[torch.Generator]
+"""Where noise comes from: a seed for all pictures or one for each; or a generator that all draw from at once, as
+diffusers does, or one for each."""
 
 Solver = Callable[[Denoise, Tensor, Sequence[int], Tensor], Sampling]
 """(denoise, latents at the first timestep's noise level, falling timesteps, alphas_cumprod [T]) -> `Sampling`."""
@@ -79,7 +99,9 @@ def timestep_grid(total: int, steps: int, strength: float = 1.0) -> list[int]:
     return [round(reached * (steps - i) / steps) - 1 for i in range(steps)]
 
 
-def draw_noise(shape: tuple[int, int, int], seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def draw_noise(
+    shape: tuple[int, int, int], seeds: Sequence[int | torch.Generator], device: torch.device | str = "cpu"
+) -> Tensor:
     """Draw Gaussian noise for each seed: [len(seeds), *shape] float32.
 
     Every seed has a generator of its own, on the CPU: a picture's noise depends neither on the device nor on what else
@@ -87,7 +109,7 @@ def draw_noise(shape: tuple[int, int, int], seeds: Sequence[int], device: torch.
 
     Args:
         shape: (C, h, w) of one picture's latents.
-        seeds: each in [0, 2^64).
+        seeds: each in [0, 2^64); or generators, which draw where they are.
         device: where the noise is put.
 
     Raises:
@@ -96,10 +118,10 @@ def draw_noise(shape: tuple[int, int, int], seeds: Sequence[int], device: torch.
     if not seeds:
         raise UsageError("No seed is given: give one for each picture.")
     for seed in seeds:
-        if not 0 <= seed < _SEEDS:
+        if not isinstance(seed, torch.Generator) and not 0 <= seed < _SEEDS:
             raise UsageError(f"The seed {seed} cannot be used: give 0 to {_SEEDS - 1}.")
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(noise).to(device)
+    generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
 
 
 def add_noise(clean: Tensor, noise: Tensor, timestep: int | Tensor, alphas_cumprod: Tensor) -> Tensor:
@@ -124,7 +146,10 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: int | Tensor, alphas_cumpr
 
 
 def guided(
-    predict_noise: Callable[[Tensor, int, Tensor], Tensor], text: Tensor, negative: Tensor | None, guidance: float
+    predict_noise: Callable[[Tensor, int, TextEmbedding], Tensor],
+    text: TextEmbedding,
+    negative: TextEmbedding | None,
+    guidance: float,
 ) -> Denoise:
     """Make a denoiser with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
@@ -132,9 +157,9 @@ def guided(
     guidance of 1 is eps(text) alone: one call with a batch of B, and `negative` may be None.
 
     Args:
-        predict_noise: such as `Backbone.predict_noise`: (z_t [B, C, h, w], t, text [B, L, d]) -> epsilon.
-        text: [B, L, d], or [1, L, d] for all.
-        negative: of the negative (or empty) prompt: [B, L, d], or [1, L, d] for all.
+        predict_noise: such as `Backbone.predict_noise`: (z_t [B, C, h, w], t, text of B prompts) -> epsilon.
+        text: of B prompts, or of one for all.
+        negative: likewise of the negative (or empty) prompts.
         guidance: the guidance scale, any finite number.
 
     Raises:
@@ -148,7 +173,7 @@ def guided(
         raise TypeError(f"a guidance of {guidance} needs the text of the negative prompt")
 
     def denoise(latents: Tensor, timestep: int) -> Tensor:
-        both = torch.cat([part.expand(len(latents), -1, -1) for part in (negative, text)])
+        both = TextEmbedding.cat([part.expand(len(latents)) for part in (negative, text)])
         without, with_text = predict_noise(torch.cat([latents, latents]), timestep, both).chunk(2)
         return without + guidance * (with_text - without)
 
@@ -183,7 +208,8 @@ def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cum
     levels = noise_levels(timesteps, alphas_cumprod)
     for i, t in enumerate(timesteps):
         latents, clean = ddim_step(latents, denoise(latents, t), levels[i], levels[i + 1])
-        yield SamplingStep(i, len(timesteps), t, latents, clean)
+        changed = yield SamplingStep(i, len(timesteps), t, latents, clean)
+        latents = latents if changed is None else changed
     return latents
 
 
@@ -212,8 +238,17 @@ def dpm_solver_pp(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], a
         exp_minus_h = (sigma_to * alpha) / (sigma * alpha_to)
         latents = sigma_to / sigma * latents - alpha_to * (exp_minus_h - 1) * target
         before = clean
-        yield SamplingStep(i, len(timesteps), t, latents, clean)
+        changed = yield SamplingStep(i, len(timesteps), t, latents, clean)
+        latents = latents if changed is None else changed
     return latents
+
+
+def stoppable(sampling: Sampling) -> Sampling:
+    """Let `StopSampling`, thrown in between two steps, end a solver's steps as if they were all done."""
+    try:
+        return (yield from sampling)
+    except StopSampling as stop:
+        return stop.latents
 
 
 SOLVERS: Mapping[str, Solver] = {"ddim": ddim, "dpm++": dpm_solver_pp}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from inst.errors import UsageError
-from inst.sampling import Denoise, Sampling, SamplingStep, add_noise, complete, ddim_step, noise_levels
+from inst.sampling import Denoise, Sampling, SamplingStep, add_noise, ddim_step, noise_levels
 
 INVERSIONS = ("stochastic", "none", "ddim")
 """How a photo's content can be carried over, by name: see `invert_content`."""
@@ -15,7 +15,7 @@ INVERSIONS = ("stochastic", "none", "ddim")
 
 def invert_content(
     kind: str, denoise: Denoise, clean: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor, noise: Tensor
-) -> Tensor:
+) -> Sampling:
     """Compute the latents at `timesteps[0]` from which sampling starts.
 
     Args:
@@ -27,6 +27,9 @@ def invert_content(
             is `clean`.
         alphas_cumprod: abar, [T].
         noise: [B, C, h, w] from `draw_noise`.
+
+    Yields:
+        The `SamplingStep`s of "ddim"; the others have none.
 
     Returns:
         [B, C, h, w].
@@ -44,7 +47,7 @@ def invert_content(
         return stochastic_inversion(denoise, clean, timesteps[0], alphas_cumprod, noise)
     if kind == "none":
         return add_noise(clean, noise, timesteps[0], alphas_cumprod)
-    return complete(ddim_inversion(denoise, clean, timesteps, alphas_cumprod))
+    return (yield from ddim_inversion(denoise, clean, timesteps, alphas_cumprod))
 
 
 def stochastic_inversion(
@@ -90,7 +93,8 @@ def ddim_inversion(
         refinements: further calls of the denoiser in each step, 0 for plain DDIM inversion.
 
     Yields:
-        `SamplingStep`, whose `latents` are those at its `timestep`, rising.
+        `SamplingStep` of the phase "inversion", whose `latents` are those at its `timestep`, rising. What is sent in
+        is not heeded.
 
     Raises:
         UsageError: timesteps that do not fall or are out of range.
@@ -104,5 +108,5 @@ def ddim_inversion(
         for _ in range(1 + refinements):
             latents, predicted = ddim_step(below, denoise(latents, t), levels[to + 1], levels[to])
         below = latents
-        yield SamplingStep(index, total, t, latents, predicted)
+        yield SamplingStep(index, total, t, latents, predicted, "inversion")
     return below

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """The version of the style file that this package writes, and the newest that it reads."""
 
-_KEY = "inst_style"
+KEY = "inst_style"
 _MODULE = "module."
 _LEARN = "learn the style again"
 _PROSE = frozenset({"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note"})
@@ -54,10 +54,12 @@ class Style:
         thumbnail: a small PNG of the (first) painting, at most 256 pixels a side, or None.
         module: the weights of the inversion module that made the vectors, for learning on, or None.
         module_config: the module's configuration (`InversionConfig` as a dict), or None.
+        widths: how the columns of the vectors are split between the text encoders, in order (`Backbone.text_widths`):
+            (768, 1280) for Stable Diffusion XL, else (d,), which is the default.
 
     Raises:
         InstError: the vectors are not finite.
-        ValueError: they have another shape than [n, d].
+        ValueError: they have another shape than [n, d], or the widths do not sum to d.
     """
 
     vectors: Tensor
@@ -67,10 +69,14 @@ class Style:
     thumbnail: bytes | None = None
     module: Mapping[str, Tensor] | None = field(default=None, repr=False)
     module_config: Mapping[str, Any] | None = field(default=None, repr=False)
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.vectors.dim() != 2 or 0 in self.vectors.shape:
             raise ValueError(f"a style's vectors have the shape [n, d], not {list(self.vectors.shape)}")
+        widths = tuple(self.widths) or (self.vectors.shape[1],)
+        if not all(isinstance(one, int) and one > 0 for one in widths) or sum(widths) != self.vectors.shape[1]:
+            raise ValueError(f"widths {widths} do not split vectors of width {self.vectors.shape[1]}")
         with torch.inference_mode(False):  # vectors made in inference mode could never be learned on
             vectors = self.vectors.detach().to("cpu", torch.float32, copy=True).contiguous()
         if not vectors.isfinite().all():
@@ -78,12 +84,18 @@ class Style:
                 f"The style's vectors hold values that are not finite: {_LEARN}, with a lower learning rate."
             )
         object.__setattr__(self, "vectors", vectors)
+        object.__setattr__(self, "widths", widths)
         object.__setattr__(self, "about", plain(self.about, _PROSE))
 
     @property
     def name(self) -> str:
         """What to call it in messages and labels."""
         return str(self.about.get("name") or "unnamed")
+
+    @property
+    def width_text(self) -> str:
+        """The widths for people to read: "768", or "768 + 1280"."""
+        return " + ".join(map(str, self.widths))
 
     def save(self, path: str | Path) -> Path:
         """Write the style as a safetensors file, complete or not at all. The same style gives the same bytes.
@@ -133,9 +145,10 @@ class Style:
             "denoiser": self.denoiser,
             "about": self.about,
             "module_config": None if self.module_config is None else plain(self.module_config),
+            "widths": list(self.widths),
         }
         # All in one entry: safetensors writes several in no fixed order.
-        return safetensors.torch.save(tensors, {_KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
+        return safetensors.torch.save(tensors, {KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the style") -> Style:
@@ -154,6 +167,7 @@ class Style:
                 thumbnail=None if thumbnail is None else thumbnail.to(torch.uint8).numpy().tobytes(),
                 module=module or None,
                 module_config=None if content["module_config"] is None else entry(content, "module_config", dict),
+                widths=tuple(entry(content, "widths", list)) if "widths" in content else (),
             )
         except InstError as error:
             raise InstError(f"{name}: {error}") from None
@@ -178,7 +192,7 @@ class Style:
                 f'The style "{self.name}" belongs to the text space {self.fingerprint}{there}, but the backbone {here}'
                 f"has the text space {backbone.fingerprint}: use the backbone it was learned with, or {_LEARN}."
             )
-        width = backbone.text_encoder.config.hidden_size
+        width = backbone.text_width
         if self.vectors.shape[1] != width:
             raise InstError(
                 f'The style "{self.name}" has vectors of width {self.vectors.shape[1]}, but its text space has width '
@@ -221,7 +235,7 @@ class Style:
         for style, _ in styles[1:]:
             for what, one, other in (
                 ("text spaces", first.fingerprint, style.fingerprint),
-                ("widths", first.vectors.shape[1], style.vectors.shape[1]),
+                ("widths", first.width_text, style.width_text),
                 ("numbers of vectors", first.vectors.shape[0], style.vectors.shape[0]),
             ):
                 if one != other:
@@ -231,7 +245,7 @@ class Style:
                     )
         shares = [(style, weight / total) for style, weight in styles if weight > 0]
         vectors = torch.stack([share * style.vectors.double() for style, share in shares]).sum(dim=0)
-        denoisers = {style.denoiser for style, _ in shares}
+        denoisers = {style.denoiser for style, _ in shares if style.denoiser}
         heaviest = max(shares, key=lambda pair: pair[1])[0]
         about: dict[str, Any] = {
             "name": " + ".join(f"{share:.0%} {style.name}" for style, share in shares),
@@ -244,9 +258,10 @@ class Style:
         return cls(
             vectors=vectors,
             fingerprint=first.fingerprint,
-            denoiser=denoisers.pop() if len(denoisers) == 1 else "several",
+            denoiser="several" if len(denoisers) > 1 else next(iter(denoisers), ""),
             about=about,
             thumbnail=heaviest.thumbnail,
+            widths=first.widths,
         )
 
 
@@ -281,11 +296,12 @@ def _read_header(name: str, data: bytes) -> dict[str, Any]:
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
         metadata = header.get("__metadata__") or {}
-        if _KEY not in metadata:
+        if KEY not in metadata:
             raise InstError(
-                f"{name} is a safetensors file, but no style of InST's: give a style file, which `inst learn` makes."
+                f"{name} is a safetensors file, but no style of InST's: give a style file, which `inst learn` makes, "
+                f"or bring an embedding in with `inst style import`."
             )
-        content: dict[str, Any] = json.loads(metadata[_KEY])
+        content: dict[str, Any] = json.loads(metadata[KEY])
         if content["format"] > FORMAT:
             raise InstError(f"{name} was written by a newer version of inst: update inst.")
     except (ValueError, TypeError, KeyError, RecursionError) as error:

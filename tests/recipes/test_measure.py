@@ -19,8 +19,9 @@ from data import Pictures, load_shards
 from inst import Backbone
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.lpips import LPIPS
+from inst.sheets import LABEL_HEIGHT
+from inst.text import TextEmbedding
 from measure import QUICK, draw_sheet, measure
-from sample import LABEL_HEIGHT
 
 
 def pictures(count: int, native: Sequence[int], kinds: Sequence[str], captions: Sequence[list[str]]) -> Pictures:
@@ -108,9 +109,9 @@ def test_captions_are_cut_at_a_word_and_hold_no_placeholder() -> None:
 def test_texts_are_compared_under_the_same_noise_whatever_the_batch() -> None:
     seen: list[Tensor] = []
 
-    def predict_noise(noisy: Tensor, timestep: int, text: Tensor) -> Tensor:
+    def predict_noise(noisy: Tensor, timestep: int, text: TextEmbedding) -> Tensor:
         seen.append(noisy)
-        return noisy * 0 + text.mean((1, 2)).view(-1, 1, 1, 1)
+        return noisy * 0 + text.tokens.mean((1, 2)).view(-1, 1, 1, 1)
 
     fake = backbone(predict_noise=predict_noise, alphas_cumprod=torch.linspace(1, 0, 1000))
     latents = torch.randn(6, 4, 8, 8)
@@ -128,7 +129,7 @@ def test_texts_are_compared_under_the_same_noise_whatever_the_batch() -> None:
 
 def test_pictures_do_not_depend_on_the_batch(tiny_backbone: Backbone) -> None:
     with torch.no_grad():
-        text = tiny_backbone.embed_text(["a dog", "a church", "a river"])
+        text = tiny_backbone.embed_text(["a dog", "a church", "a river"]).tokens
         one, three = (
             generation.generate(tiny_backbone, text, steps=2, guidance=3, generator=figures.seeded(0), batch=size)
             for size in (1, 3)
@@ -177,7 +178,7 @@ def test_the_sheet_leaves_out_rows_without_pictures(
     with torch.no_grad():
         draw_sheet(tiny_backbone, held_out, tmp_path / "sheet.png", replace(QUICK, steps=1, batch=12), True)
     with Image.open(tmp_path / "sheet.png") as page:
-        assert page.size == (6 * (256 + 4) - 4, rows * (256 + LABEL_HEIGHT + 4) - 4)
+        assert page.size == (6 * (256 + 8) + 8, rows * (256 + LABEL_HEIGHT + 8) + 8)
 
 
 def test_measure_writes_figures_and_sheet(

@@ -7,17 +7,36 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from inst import __version__
 from inst.cli import style
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
 from inst.cli.learn import INTERRUPTED, learn
-from inst.cli.pictures import generate, repeat, transfer
+from inst.cli.pictures import generate, transfer
+from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
 from inst.errors import InstError, InstWarning
 
+# What PyTorch's own exceptions say; its class for an accelerator's memory cannot be named without importing PyTorch.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+
+
+class _Interrupted(Exception):
+    """Ctrl-C: typer would turn a KeyboardInterrupt into an exit without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="InST: learn a style from one painting, apply it to any photo.",
     no_args_is_help=True,
     add_completion=False,
@@ -66,12 +85,11 @@ def main() -> None:
     except InstError as error:
         say(f"Error: {error}", "red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
         say("Interrupted.", "red")
         sys.exit(INTERRUPTED)
     except (MemoryError, RuntimeError) as error:
-        # PyTorch's own class cannot be named without importing PyTorch.
-        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         say("Error: the memory does not suffice: give a smaller --size, or another --device.", "red")
         sys.exit(1)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from inst import __version__
+from inst.cli.session import Session, with_session
 from inst.errors import InstError
 
 if TYPE_CHECKING:
@@ -24,45 +24,37 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
 _PIXELS = 256
 
 
-def doctor(
-    model: Annotated[
-        str | None, typer.Option(help="A bundled model's name or a model's folder; by default the bundled mini.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu, cuda or mps; by default the best at hand.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; by default what suits the device.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
-) -> None:
-    """Check this installation: versions, device, memory, and the model and its speed."""
+@with_session
+def doctor(session: Session) -> None:
+    """Check this installation: versions, device, memory, and the backbone and its speed."""
     import torch
 
-    from inst.backbone import Backbone
     from inst.devices import choose_device, choose_dtype
 
-    chosen = choose_device(device)
+    chosen = choose_device(session.device)
     report: dict[str, Any] = {
         "inst": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "libraries": {name: version(name) for name in _LIBRARIES},
         "device": _describe_device(chosen),
-        "dtype": str(choose_dtype(chosen, dtype)).removeprefix("torch."),
+        "dtype": str(choose_dtype(chosen, session.dtype)).removeprefix("torch."),
         "memory": _measure_memory(chosen),
     }
     failure: InstError | None = None
     try:
         with torch.inference_mode():
             start = time.perf_counter()
-            backbone = Backbone.load(**({} if model is None else {"name": model}), device=chosen, dtype=dtype)
+            backbone = session.load()
             report["backbone"] = {"load_seconds": time.perf_counter() - start, **_describe_backbone(backbone)}
-            report["speed"] = _measure_speed(backbone)
+            with session.waiting("measuring the speed"):
+                report["speed"] = _measure_speed(backbone)
     except InstError as error:
         failure = error
         report["error"] = str(error)
 
-    typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+    session.report(_lines(report), **report)
     if failure is not None:
-        if not as_json:
+        if not session.as_json:
             raise failure
         raise typer.Exit(failure.exit_code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -13,18 +14,13 @@ import typer
 
 from inst.cli.defaults import defaults_of
 from inst.cli.session import (
-    BACKBONE,
-    BackboneOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    QuietOption,
     SeedOption,
     Session,
     check_output,
     output_path,
     pictures_of,
     read_paintings,
+    with_session,
 )
 from inst.errors import InstError, UsageError
 
@@ -37,8 +33,10 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
 
+@with_session
 def learn(
     context: typer.Context,
+    session: Session,
     paintings: Annotated[
         list[Path], typer.Argument(help="A painting, several of one style, or a folder of them.", show_default=False)
     ],
@@ -50,7 +48,12 @@ def learn(
     lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = _LEARN["lr"],
     batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in a step.")] = _LEARN["batch_size"],
     variant: Annotated[
-        str, typer.Option("--variant", help="attention, pooled (the paper's text) or direct (textual inversion).")
+        str | None,
+        typer.Option(
+            "--variant",
+            help="attention (the default where there is an image encoder), pooled (the paper's text) or "
+            "direct (textual inversion).",
+        ),
     ] = _LEARN["variant"],
     layers: Annotated[
         int | None, typer.Option("--layers", help="Attention layers; by default those of the pretrained module, or 3.")
@@ -75,22 +78,22 @@ def learn(
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Write NAME-000100.png every so many steps.")
     ] = _LEARN["preview_every"],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where this command was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where this command was interrupted; needs -o.")
+    ] = False,
     seed: SeedOption = _LEARN["seed"],
     preset: Annotated[
         str | None, typer.Option("--preset", help="paper: the paper's learning rate, batch size and dropout.")
     ] = None,
-    backbone: BackboneOption = BACKBONE,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Learn a style from one painting, or from several of one style."""
     from inst.learning import PRESETS
     from inst.style import check_style_name
 
-    check_output(out, pictures_of(paintings), check_style_name)
+    written = None if out is None else [out]
+    if out is not None and preview_every:
+        written = [out, *(_at_step(out, step, ".png") for step in range(1, steps + 1))]
+    check_output(out, pictures_of(paintings), check_style_name, written)
     if resume and (out is None or out.is_dir()):
         raise UsageError("--resume needs the style file that the interrupted command named: give it with -o.")
     settings = {
@@ -114,7 +117,6 @@ def learn(
         # What is asked for by name counts more than the preset.
         named = {name for name in settings if _is_given(context, name)}
         settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
-    session = Session(backbone, device, dtype, quiet, as_json)
     stem = pictures_of(paintings)[0].stem
     with output_path(out, stem, ".safetensors") as path:
         _learn(session, paintings, path, settings, resume, save_every)
@@ -135,6 +137,7 @@ def _learn(
     run = learn(model, pictures, name=path.stem, resume=state, **settings)
     begin = saved_at = time.monotonic()
     step: LearningStep | None = None
+    interrupted = False  # `asked` alone can come too late to matter, or before there is anything to go on from
     with stop_signals() as asked, session.progress("learning", settings["steps"]) as move:
         try:
             while True:
@@ -142,14 +145,15 @@ def _learn(
                 note = f"loss {step.smoothed:.4f}"
                 move(step.step, step.total, note)
                 if step.preview is not None:
-                    save_picture(step.preview, path.with_name(f"{path.stem}-{step.step:06d}.png"))
+                    save_picture(step.preview, _at_step(path, step.step, ".png"))
                 if save_every and step.step % save_every == 0:
-                    step.style().save(path.with_name(f"{path.stem}-{step.step:06d}.safetensors"))
+                    step.style().save(_at_step(path, step.step, ".safetensors"))
                 if asked or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
                     step.state().save(state_file)
                     saved_at = time.monotonic()
                 if asked:
                     step.best_style().save(path)
+                    interrupted = True
                     break
         except StopIteration as end:
             end.value.save(path)
@@ -159,13 +163,19 @@ def _learn(
             raise InstError(f"{diverged} {path} holds the last good style.") from None
         finally:
             run.close()
-    if asked:
-        assert step is not None
-        session.note(f"Interrupted after step {step.step}. {path} is usable; the same command with --resume goes on.")
+    taken = 0 if step is None else step.step
+    if interrupted:
+        session.note(
+            f"Interrupted after step {taken}. {path} is usable; to go on, give the same command with "
+            f"--resume -o {shlex.quote(str(path))}."
+        )
         raise typer.Exit(INTERRUPTED)
     seconds = time.monotonic() - begin
-    taken = 0 if step is None else step.step
     session.report([f"{path}"], style=str(path), steps=taken, seconds=round(seconds, 3))
+
+
+def _at_step(path: Path, step: int, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}-{step:06d}{suffix}")
 
 
 @contextmanager

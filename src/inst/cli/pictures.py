@@ -1,37 +1,33 @@
-"""`inst transfer`, `inst generate` and `inst repeat`: make pictures."""
+"""`inst transfer` and `inst generate`: make pictures."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from inst.cli.control import (
+    ControlNetOption,
+    ControlOption,
+    ControlPictureOption,
+    ControlScaleOption,
+    choose_control,
+)
 from inst.cli.defaults import defaults_of
+from inst.cli.maker import Maker
 from inst.cli.session import (
-    BACKBONE,
-    BackboneOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    QuietOption,
     SeedOption,
     Session,
     StyleOption,
     check_output,
-    output_path,
+    numbered,
+    pictures_of,
     read_styles,
+    style_places,
+    with_session,
 )
-from inst.errors import InstError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inst.backbone import Backbone
-    from inst.images import Photo
-    from inst.record import PictureRecord
-    from inst.style import Style
+from inst.errors import UsageError
 
 _TRANSFER = defaults_of("inst.styling", "transfer")
 _GENERATE = defaults_of("inst.styling", "generate")
@@ -40,7 +36,7 @@ OutOption = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="The picture to write (.png, .jpg, .webp), or a folder; by default in outputs/."),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", help="Calls of the denoiser.")]
+StepsOption = Annotated[int, typer.Option("--steps", help="Sampling steps.")]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="How strongly the prompt leads; 1 is none.")]
 NegativeOption = Annotated[str, typer.Option("--negative-prompt", help="What the result shall not be.")]
 CountOption = Annotated[int, typer.Option("--count", min=1, help="Pictures to make, with seeds counting up.")]
@@ -51,7 +47,9 @@ TileOption = Annotated[
 ]
 
 
+@with_session
 def transfer(
+    session: Session,
     photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
     style: StyleOption,
     out: OutOption = None,
@@ -83,17 +81,17 @@ def transfer(
     style_weight: WeightOption = _TRANSFER["style_weight"],
     tile: TileOption = _TRANSFER["tile"],
     flatten: Annotated[bool, typer.Option("--flatten", help="Lay a transparent photo over white.")] = False,
-    backbone: BackboneOption = BACKBONE,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    controlnet: ControlNetOption = None,
+    control: ControlOption = None,
+    control_picture: ControlPictureOption = None,
+    control_scale: ControlScaleOption = None,
 ) -> None:
     """Repaint a photo in the style of a painting."""
-    from inst.images import picture_format, read_mask, read_photo
+    from inst.images import read_mask, read_photo
     from inst.provenance import SourceFile
 
-    check_output(out, [photo], picture_format)
+    _check_places(out, count, style, photo, mask, control_picture)
+    chosen = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)
     height, width = content.picture.shape[1:]
     region = None if mask is None else read_mask(mask, (height, width))
@@ -110,14 +108,16 @@ def transfer(
         "size": size,
         "tile": tile,
     }
-    session = Session(backbone, device, dtype, quiet, as_json)
     model = session.load()
     styles = read_styles(model, style)
-    maker = _Maker(session, model, "transfer", styles, content, region, None if mask is None else SourceFile.of(mask))
+    masked_by = None if mask is None else SourceFile.of(mask)
+    maker = Maker(session, model, "transfer", styles, content, region, masked_by, chosen)
     maker.make(settings, seed, count, out, f"{photo.stem}-{next(iter(styles.values())).name}")
 
 
+@with_session
 def generate(
+    session: Session,
     prompt: Annotated[str, typer.Argument(help='Such as "a castle in the style of [C]".', show_default=False)],
     style: StyleOption,
     out: OutOption = None,
@@ -133,16 +133,14 @@ def generate(
     solver: SolverOption = _GENERATE["solver"],
     style_weight: WeightOption = _GENERATE["style_weight"],
     tile: TileOption = _GENERATE["tile"],
-    backbone: BackboneOption = BACKBONE,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    controlnet: ControlNetOption = None,
+    control: ControlOption = None,
+    control_picture: ControlPictureOption = None,
+    control_scale: ControlScaleOption = None,
 ) -> None:
     """Make a new picture from a prompt, in the style of a painting."""
-    from inst.images import picture_format
-
-    check_output(out, [], picture_format)
+    _check_places(out, count, style, control_picture)
+    chosen = choose_control(controlnet, control, control_picture, control_scale, photo=False)
     settings = {
         "prompt": prompt,
         "steps": steps,
@@ -154,124 +152,19 @@ def generate(
         "size": None if size is None else _read_size(size),
         "tile": tile,
     }
-    session = Session(backbone, device, dtype, quiet, as_json)
     model = session.load()
     styles = read_styles(model, style)
-    _Maker(session, model, "generate", styles).make(settings, seed, count, out, next(iter(styles.values())).name)
+    maker = Maker(session, model, "generate", styles, chosen=chosen)
+    maker.make(settings, seed, count, out, next(iter(styles.values())).name)
 
 
-def repeat(
-    picture: Annotated[Path, typer.Argument(help="A PNG file that inst made.", show_default=False)],
-    photo: Annotated[
-        Path | None, typer.Option("--photo", help="The photo it was made of; by default beside the picture.")
-    ] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="The mask; by default beside the picture.")] = None,
-    out: OutOption = None,
-    backbone: Annotated[
-        str | None, typer.Option("--backbone", help="The model's folder; by default what the picture names.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="By default the one that the picture was made on.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="By default the precision it was made with.")] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a picture again from what its PNG file says: bit for bit on the same device."""
-    from inst.images import picture_format, read_mask, read_photo
-    from inst.record import read_record
+def _check_places(out: Path | None, count: int, style: list[str], *sources: Path | None) -> None:
+    """Check where `count` pictures go (`check_output`), which are made of styles and of other files."""
+    from inst.images import picture_format
 
-    record = read_record(picture)
-    check_output(out, [picture], picture_format)
-    known = {"transfer": _TRANSFER, "generate": _GENERATE}.get(record.command)
-    settings = dict(record.settings)
-    seed, flat = settings.pop("seed", 0), settings.pop("flatten", False)
-    if known is None or not settings.keys() <= known.keys() | {"prompt"}:
-        raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
-    content = region = None
-    if record.photo is not None:
-        place = _same_file(picture, "photo", record.photo.name, record.photo.sha256, photo)
-        check_output(out, [place], picture_format)
-        content = read_photo(place, flattened=flat)
-        if record.mask is not None:
-            place = _same_file(picture, "mask", record.mask.name, record.mask.sha256, mask)
-            height, width = content.picture.shape[1:]
-            region = read_mask(place, (height, width))
-    session = Session(
-        record.backbone.name if backbone is None else backbone,
-        device or record.device,
-        dtype or record.dtype,
-        quiet,
-        as_json,
-    )
-    model = session.load()
-    maker = _Maker(session, model, record.command, record.styles, content, region, record.mask)
-    maker.make(settings, seed, 1, out, f"{picture.stem}-again")
-
-
-class _Maker:
-    """Makes the pictures of one command, one seed at a time, and writes each with its record."""
-
-    def __init__(
-        self,
-        session: Session,
-        backbone: Backbone,
-        command: str,
-        styles: Any,
-        photo: Photo | None = None,
-        region: Tensor | None = None,
-        mask: Any = None,
-    ) -> None:
-        self.session, self.backbone, self.command = session, backbone, command
-        self.styles: dict[str, Style] = dict(styles)
-        self.photo, self.region, self.mask = photo, region, mask
-
-    def make(self, settings: dict[str, Any], seed: int, count: int, out: Path | None, stem: str) -> None:
-        """Make `count` pictures, with the seeds `seed`, `seed` + 1 and so on, and report where they are."""
-        begin, written = time.perf_counter(), []
-        for k in range(count):
-            picture = self._paint(settings, seed + k, f"picture {k + 1} of {count}" if count > 1 else "painting")
-            record = self._record({**settings, "seed": seed + k})
-            with output_path(out, stem, ".png", k + 1 if count > 1 else None) as path:
-                self._save(picture, path, record)
-                written.append(path)
-        seconds = time.perf_counter() - begin
-        lines = [f"{path}" for path in written]
-        self.session.report(lines, pictures=[str(path) for path in written], seconds=round(seconds, 3))
-
-    def _paint(self, settings: dict[str, Any], seed: int, what: str) -> Tensor:
-        from inst.sampling import complete
-        from inst.styling import generate, transfer
-
-        if self.photo is None:
-            made = generate(self.backbone, style=self.styles, seed=seed, **settings)
-        else:
-            made = transfer(self.backbone, self.photo.picture, self.styles, seed=seed, mask=self.region, **settings)
-        with self.session.progress(what) as move:
-            return complete(made, lambda step: move(step.index + 1, step.total, ""))[0]
-
-    def _record(self, settings: dict[str, Any]) -> PictureRecord:
-        from inst.record import PictureRecord
-
-        flattened = {} if self.photo is None else {"flatten": self.photo.alpha is None}
-        return PictureRecord.of(
-            self.command,
-            self.backbone,
-            settings | flattened,
-            self.styles,
-            photo=self.photo,
-            mask=self.mask,
-            thumbnails=settings["tone"] == "painting",
-        )
-
-    def _save(self, picture: Tensor, path: Path, record: PictureRecord) -> None:
-        from inst.images import resize_mask, save_picture
-
-        alpha = None if self.photo is None else self.photo.alpha
-        if alpha is not None:
-            height, width = picture.shape[1:]
-            alpha = resize_mask(alpha, (height, width))
-        save_picture(picture, path, alpha, record.texts())
+    paintings = pictures_of(list(style_places(style).values()))
+    written = None if out is None or count == 1 else [numbered(out, k + 1) for k in range(count)]
+    check_output(out, [*sources, *paintings], picture_format, written)
 
 
 def _read_size(text: str) -> int | list[int]:
@@ -279,15 +172,3 @@ def _read_size(text: str) -> int | list[int]:
     if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
         raise UsageError(f'The size "{text}" cannot be used: give pixels, such as 512 or 768x512.')
     return int(text) if len(parts) == 1 else [int(part) for part in parts]
-
-
-def _same_file(picture: Path, what: str, name: str, sha256: str, given: Path | None) -> Path:
-    """Find the file that a picture was made of; refuse another one, even of the same name."""
-    from inst.provenance import SourceFile
-
-    place = picture.parent / name if given is None else given
-    if not place.is_file():
-        raise InstError(f"{place} is not there: give the {what} {name} with --{what}.")
-    if SourceFile.of(place).sha256 != sha256:
-        raise InstError(f"{place} is not the {what} that {picture} was made of (its sha256 is {sha256[:12]}...).")
-    return place

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -17,24 +20,23 @@ from inst.cli.defaults import defaults_of
 from inst.errors import InstError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from inst.backbone import Backbone
     from inst.images import Photo
+    from inst.sampling import Sampling
     from inst.style import Style
 
 OUTPUTS = Path("outputs")
 """Where pictures and styles go when no place is named."""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Endings of the files that are taken for paintings in a folder."""
+PANEL = "Backbone and output"
+"""The heading of the options of `Session` in each command's help."""
 
-BACKBONE: str = defaults_of("inst.backbone", "Backbone.load")["name"]
+_LOAD = defaults_of("inst.backbone", "Backbone.load")
+_NOTES = {"inversion": "DDIM inversion of the photo"}  # beside the bar, by the phase of sampling
 
-BackboneOption = Annotated[str, typer.Option("--backbone", help="The bundled mini, or a model's folder.")]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Such as cpu, cuda or mps; by default the best at hand.")
-]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; by default what suits the device.")
-]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and warnings.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of all random numbers: the same seed, the same result.")]
@@ -51,27 +53,63 @@ StyleOption = Annotated[
 
 @dataclass
 class Session:
-    """One run of a command: where to compute, and how to report.
+    """One run of a command: where to compute, and how to report. Each field is an option of every command.
 
-    Attributes:
-        backbone, device, dtype: as for `inst.Backbone.load`.
-        quiet: no lines and no progress bars.
-        as_json: one JSON object instead.
+    A command gets the options, and their values as one `Session`, from `with_session`. The fields up to `dtype` are the
+    arguments of `inst.Backbone.load`.
     """
 
-    backbone: str = BACKBONE
-    device: str | None = None
-    dtype: str | None = None
-    quiet: bool = False
-    as_json: bool = False
-    _screen: Console = field(default_factory=lambda: Console(stderr=True), repr=False)
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone",
+            help="The bundled mini, a model's folder, a single file (.safetensors, .ckpt), or a model-hub id: "
+            "owner/model or owner/model@revision.",
+        ),
+    ] = _LOAD["name"]
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="For a single file of unusual size: a folder with its configuration; or sd1, sd2, sd2-v or sdxl.",
+        ),
+    ] = _LOAD["config"]
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--image-encoder",
+            help="A CLIP image encoder, to look at paintings with, in the place of the model's own: a folder or a "
+            "model-hub id.",
+        ),
+    ] = _LOAD["image_encoder"]
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch a model-hub backbone that is not on this machine.")
+    ] = _LOAD["download"]
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Need less memory on an accelerator, and take longer.")
+    ] = _LOAD["low_memory"]
+    device: Annotated[
+        str | None, typer.Option("--device", help="Such as cpu, cuda or mps; by default the best at hand.")
+    ] = _LOAD["device"]
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="float32, bfloat16 or float16; by default what suits the device."),
+    ] = _LOAD["dtype"]
+    quiet: QuietOption = False
+    as_json: JsonOption = False
+    _screen: Console = field(default_factory=lambda: Console(stderr=True), init=False, repr=False)
 
     def load(self) -> Backbone:
         """Load the backbone."""
         from inst.backbone import Backbone
 
-        with self.waiting("loading the backbone"):
-            return Backbone.load(self.backbone, self.device, self.dtype)
+        if self.download:  # the hub's library has bars of its own
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            if self.quiet or self.as_json or not self._screen.is_terminal:
+                disable_progress_bars()
+        with nullcontext() if self.download else self.waiting("loading the backbone"):
+            return Backbone.load(self.backbone, **{name: getattr(self, name) for name in _LOAD if name != "name"})
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -102,6 +140,13 @@ class Session:
 
             yield move
 
+    def sample(self, made: Sampling, what: str) -> Tensor:
+        """Run what `inst.styling` makes, with a progress bar: the pictures. DDIM inversion is a bar before."""
+        from inst.sampling import complete
+
+        with self.progress(what) as move:
+            return complete(made, lambda step: move(step.index + 1, step.total, _NOTES.get(step.phase, "")))
+
     def report(self, lines: Sequence[str], **facts: Any) -> None:
         """Say on stdout what was done: lines for people, or one JSON object of the facts."""
         if self.as_json:
@@ -114,6 +159,39 @@ class Session:
         """Say something on the side, on stderr."""
         if not self.quiet:
             self._screen.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def with_session(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Session`; its argument `session` gets what they say.
+
+    An option that the command declares itself is its own, with its own default and help.
+    """
+    own = inspect.signature(command, eval_str=True)
+    hints = get_type_hints(Session, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=_in_panel(hints[one.name])
+        )
+        for one in fields(Session)
+        if one.init and one.name not in own.parameters
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        command(session=Session(**{one.name: given.pop(one.name) for one in shared}), **given)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "session"]
+    signature = own.replace(parameters=[*kept, *shared])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+def _in_panel(hint: Any) -> Any:
+    kind, option = get_args(hint)
+    option = copy(option)
+    option.rich_help_panel = PANEL
+    return Annotated[kind, option]
 
 
 def pictures_of(places: Sequence[Path]) -> list[Path]:
@@ -148,51 +226,63 @@ def read_style(backbone: Backbone, place: Path) -> Style:
 
 
 def read_styles(backbone: Backbone, given: Sequence[str]) -> dict[str, Style]:
-    """Read the styles of `--style` by placeholder: FILE is `[C]`, and C1=FILE is `[C1]`.
+    """Read the styles of `--style` by placeholder. Raises as `style_places`, and InstError for a file of no use."""
+    return {name: read_style(backbone, place) for name, place in style_places(given).items()}
 
-    Raises:
-        UsageError: two styles of one name.
-        InstError: a file that cannot be used.
-    """
-    styles: dict[str, Style] = {}
+
+def style_places(given: Sequence[str]) -> dict[str, Path]:
+    """Read `--style`, by placeholder: FILE is `[C]`, and C1=FILE is `[C1]`. Raises UsageError for two of one name."""
+    places: dict[str, Path] = {}
     for text in given:
         name, equals, place = text.partition("=")
         if not equals or not name.isidentifier() or Path(text).exists():
             name, place = "C", text
-        if f"[{name}]" in styles:
+        if f"[{name}]" in places:
             raise UsageError(f"Two styles are called [{name}]: name them, such as --style C1=FILE --style C2=FILE.")
-        styles[f"[{name}]"] = read_style(backbone, Path(place))
-    return styles
+        places[f"[{name}]"] = Path(place)
+    return places
 
 
-def check_output(out: Path | None, sources: Sequence[Path], check: Callable[[Path], object]) -> None:
+def check_output(
+    out: Path | None,
+    sources: Iterable[Path | None],
+    check: Callable[[Path], object],
+    written: Sequence[Path] | None = None,
+) -> None:
     """Refuse, before anything is computed, a place that cannot be written to or that would destroy a source.
 
     Args:
         out: a file, a folder that exists, or None.
-        sources: what was read.
+        sources: every file that is read; None stands for an option that was not given.
         check: raises for a file's name with an ending that cannot be written.
+        written: the files that will be written; None is `out` alone.
     """
     if out is None or out.is_dir():
         return
     check(out)
     if not out.parent.is_dir():
         raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first.")
-    for source in sources:
-        if out.exists() and source.exists() and out.samefile(source):
-            raise UsageError(f"{out} is what is read: give another name to -o, or it would be lost.")
+    there = [source for source in sources if source is not None and source.exists()]
+    for path in [out] if written is None else written:
+        if path.exists() and any(path.samefile(source) for source in there):
+            raise UsageError(f"{path} is what is read: give another name to -o, or it would be lost.")
+
+
+def numbered(out: Path, number: int) -> Path:
+    """Return the name of one of several pictures: `shot.png` -> `shot-1.png`."""
+    return out.with_stem(f"{out.stem}-{number}")
 
 
 @contextmanager
 def output_path(out: Path | None, stem: str, suffix: str, number: int | None = None) -> Iterator[Path]:
     """Give the file to write: `out`, or a name that is still free in it if it is a folder, or in `outputs`.
 
-    `number` is put behind the name of one of several pictures.
+    `number` is that of one of several pictures (`numbered`).
     """
     from inst.files import reserve_path
 
     if out is not None and not out.is_dir():
-        yield out if number is None else out.with_stem(f"{out.stem}-{number}")
+        yield out if number is None else numbered(out, number)
         return
     with reserve_path(OUTPUTS if out is None else out, stem, suffix) as path:
         yield path

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.session import (
-    BACKBONE,
-    BackboneOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    QuietOption,
-    SeedOption,
-    Session,
-    check_output,
-    output_path,
-    read_style,
-)
+from inst.cli.session import SeedOption, Session, check_output, output_path, pictures_of, read_style, with_session
 from inst.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TRANSFER = defaults_of("inst.styling", "transfer")
 
 
+@with_session
 def sheet(
+    session: Session,
     photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
     style: Annotated[
         list[Path],
@@ -37,15 +31,10 @@ def sheet(
     ] = None,
     strengths: Annotated[str, typer.Option("--strengths", help="The columns.")] = "0.3,0.5,0.7",
     guidances: Annotated[str, typer.Option("--guidances", help="The rows.")] = "2,4,6",
-    steps: Annotated[int, typer.Option("--steps", help="Calls of the denoiser.")] = _TRANSFER["steps"],
+    steps: Annotated[int, typer.Option("--steps", help="Sampling steps.")] = _TRANSFER["steps"],
     tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = _TRANSFER["tone"],
     seed: SeedOption = _TRANSFER["seed"],
     size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
-    backbone: BackboneOption = BACKBONE,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
 ) -> None:
     """Compare strengths and guidances (and styles) for one photo, on one labelled sheet."""
     from inst.images import picture_format, read_photo, save_picture
@@ -53,41 +42,27 @@ def sheet(
     from inst.sheets import make_sheet
     from inst.styling import transfer
 
-    check_output(out, [photo, *style], picture_format)
+    check_output(out, [photo, *pictures_of(style)], picture_format)
     across, down = _numbers("strengths", strengths), _numbers("guidances", guidances)
     content = read_photo(photo, flattened=True)
-    session = Session(backbone, device, dtype, quiet, as_json)
     model = session.load()
     styles = [read_style(model, one) for one in style]
-    rows: list[list[tuple[str, object] | None]] = []
-    with session.progress("pictures", len(styles) * len(across) * len(down)) as move:
-        made = 0
+    settings: dict[str, Any] = {"steps": steps, "tone": tone, "seed": seed, "size": size}
+    rows: list[list[tuple[str, Tensor] | None]] = []
+    total, made = len(styles) * len(across) * len(down), 0
+    with session.progress("pictures", total) as move:
         for one in styles:
             painting = one.painting()
-            heads: list[tuple[str, object] | None] = [
-                None if painting is None else (one.name, painting),
-                ("the photo", content.picture),
-            ]
-            for index, guidance in enumerate(down):
-                row: list[tuple[str, object] | None] = [heads[index] if index < len(heads) else None]
+            beside = [None if painting is None else (one.name, painting), ("the photo", content.picture)]
+            for guidance, head in zip_longest(down, beside[: len(down)]):
+                rows.append([head])
                 for strength in across:
-                    run = transfer(
-                        model,
-                        content.picture,
-                        one,
-                        strength=strength,
-                        guidance=guidance,
-                        steps=steps,
-                        tone=tone,
-                        seed=seed,
-                        size=size,
-                    )
-                    row.append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
+                    run = transfer(model, content.picture, one, strength=strength, guidance=guidance, **settings)
+                    rows[-1].append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
                     made += 1
-                    move(made, len(styles) * len(across) * len(down), "")
-                rows.append(row)
+                    move(made, total, "")
     with output_path(out, f"{photo.stem}-sheet", ".png") as path:
-        save_picture(make_sheet(rows), path)  # type: ignore[arg-type]
+        save_picture(make_sheet(rows), path)
     session.report([f"{path}"], sheet=str(path))
 
 

@@ -1,4 +1,4 @@
-"""`inst style info` and `inst style mix`: look at style files, and make one of several."""
+"""`inst style`: look at style files, make one of several, and exchange them with other programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from inst.cli.session import JsonOption, QuietOption, Session, check_output, output_path
+from inst.cli.session import JsonOption, QuietOption, Session, check_output, output_path, with_session
 from inst.errors import UsageError
 
-app = typer.Typer(help="Look at style files, and mix them.", no_args_is_help=True)
+app = typer.Typer(help="Look at style files, mix them, and exchange them with other programs.", no_args_is_help=True)
 
 
 @app.command()
@@ -27,6 +27,7 @@ def info(
         "name": one.name,
         "vectors": count,
         "width": width,
+        "widths": one.widths,
         "text space": one.fingerprint,
         "denoiser": one.denoiser,
         "thumbnail": one.thumbnail is not None,
@@ -36,9 +37,9 @@ def info(
     paintings = ", ".join(str(painting.get("name")) for painting in one.about.get("paintings", []))
     lines = [
         f"{'name':<12}{one.name}",
-        f"{'vectors':<12}{count} of width {width}, typical size {one.vectors.norm(dim=1).mean():.3f}",
+        f"{'vectors':<12}{count} of width {one.width_text}, typical size {one.vectors.norm(dim=1).mean():.3f}",
         f"{'text space':<12}{one.fingerprint}",
-        f"{'denoiser':<12}{one.denoiser}",
+        f"{'denoiser':<12}{one.denoiser or 'not known'}",
         f"{'paintings':<12}{paintings or 'not known'}",
         *(f"{key:<12}{value}" for key, value in one.about.items() if key not in ("name", "paintings", "mixed")),
     ]
@@ -65,6 +66,81 @@ def mix(
     with output_path(out, "-".join(path.stem for path, _ in given), ".safetensors") as path:
         mixture.save(path)
     Session(quiet=quiet, as_json=as_json).report([f"{path}"], style=str(path))
+
+
+@app.command("export")
+def export_(
+    style: Annotated[Path, typer.Argument(help="A style file.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="diffusers, a1111, comfyui or a1111-png (a picture).")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write; by default in outputs/.")] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="For diffusers: the word in the prompt; by default the style's name.")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a style as an embedding (textual inversion) that another program reads."""
+    from inst.style import Style
+    from inst.style_export import FORMATS, check_export, export_style, slug
+
+    check_export(None, to, token)
+    check_output(out, [style], lambda path: check_export(path, to, token))
+    one = Style.load(style)
+    with output_path(out, slug(token or one.name), FORMATS[to]) as path:
+        word = export_style(one, path, to, token)
+    lines = [f"{path}", f"In the prompt, write: {word}"]
+    if to == "diffusers" and len(one.widths) > 1:
+        lines.append("Load it once for each text encoder, as docs/styles-elsewhere.md shows.")
+    Session(quiet=quiet, as_json=as_json).report(lines, file=str(path), to=to, prompt=word)
+
+
+@app.command("import")
+@with_session
+def import_(
+    session: Session,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="An embedding of diffusers, A1111 or ComfyUI, or the embeddings.pt of InST's reference code.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The style file to write; by default in outputs/.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the style; by default what the file says.")] = None,
+    painting: Annotated[
+        Path | None,
+        typer.Option(
+            "--painting",
+            help="The painting it was learned from, for the style's palette; the reference's embeddings.pt needs it.",
+        ),
+    ] = None,
+    as_reference: Annotated[
+        bool,
+        typer.Option(
+            "--as-reference",
+            help="For the reference's embeddings.pt: show the painting to CLIP as the reference does, which is what "
+            "the file was learned with.",
+        ),
+    ] = False,
+) -> None:
+    """Make a style of an embedding (textual inversion) of another program."""
+    from inst.images import read_photo
+    from inst.style import check_style_name
+    from inst.style_export import slug
+    from inst.style_import import check_import, import_style
+
+    check_output(out, [file, *([painting] if painting else [])], check_style_name)
+    check_import(file, painting is not None, as_reference)  # before the backbone, which takes its time
+    shown = None if painting is None else read_photo(painting, flattened=True)
+    model = session.load()
+    style = import_style(model, file, name=name, painting=shown, as_reference=as_reference)
+    with output_path(out, slug(style.name), ".safetensors") as path:
+        style.save(path)
+    count, _ = style.vectors.shape
+    lines = [f"{path}", f"{count} vector{'s' if count > 1 else ''} of width {style.width_text}"]
+    session.report(lines, style=str(path), vectors=count, widths=style.widths)
 
 
 def _weighted(text: str) -> tuple[Path, float]:

@@ -1,0 +1,156 @@
+"""`inst repeat`: make a picture again, from what is found again of what it was made of and with."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inst.cli.control import ControlChoice
+from inst.cli.defaults import defaults_of
+from inst.cli.maker import Maker
+from inst.cli.pictures import OutOption
+from inst.cli.session import PANEL, Session, check_output, with_session
+from inst.errors import InstError, InstWarning
+
+if TYPE_CHECKING:
+    from inst.backbone import Backbone
+    from inst.provenance import SourceFile
+    from inst.record import ControlRecord, PictureRecord
+
+
+@with_session
+def repeat(
+    session: Session,
+    picture: Annotated[Path, typer.Argument(help="A PNG file that inst made.", show_default=False)],
+    photo: Annotated[
+        Path | None, typer.Option("--photo", help="The photo it was made of; by default beside the picture.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="The mask; by default beside the picture.")] = None,
+    controlnet: Annotated[
+        Path | None, typer.Option("--controlnet", help="Folder of the ControlNet that it was made with, if it was.")
+    ] = None,
+    control_picture: Annotated[
+        Path | None, typer.Option("--control-picture", help="The control picture; by default beside the picture.")
+    ] = None,
+    out: OutOption = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="What the picture was made with, as for inst transfer; by default the bundled model, or the one of "
+            "the model hub, that it names.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="By default the one that the picture was made on.", rich_help_panel=PANEL),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="By default the precision it was made with.", rich_help_panel=PANEL),
+    ] = None,
+) -> None:
+    """Make a picture again from what its PNG file says: bit for bit on the same device."""
+    from inst.images import picture_format, read_mask, read_photo
+    from inst.record import read_record
+
+    record = read_record(picture)
+    commands = {name: defaults_of("inst.styling", name) for name in ("transfer", "generate")}
+    settings = dict(record.settings)
+    seed, flat = settings.pop("seed", 0), settings.pop("flatten", False)
+    if record.command not in commands or not settings.keys() <= commands[record.command].keys() | {"prompt"}:
+        raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
+    seen = None if record.control is None else record.control.picture
+    photo = _same_file(picture, "photo", record.photo, photo)
+    mask = _same_file(picture, "mask", record.mask, mask)
+    control_picture = _same_file(picture, "control-picture", seen, control_picture)
+    check_output(out, [picture, photo, mask, control_picture], picture_format)
+    content = None if photo is None else read_photo(photo, flattened=flat)
+    region = None
+    if mask is not None and content is not None:
+        height, width = content.picture.shape[1:]
+        region = read_mask(mask, (height, width))
+    chosen = None
+    if record.control is not None:
+        chosen = _control_of(picture, record.control, controlnet, control_picture)
+    session.backbone = _backbone_of(picture, record) if backbone is None else backbone
+    session.device, session.dtype = device or record.device, dtype or record.dtype
+    model = session.load()
+    _compare(picture, record, model, session.backbone)
+    maker = Maker(session, model, record.command, record.styles, content, region, record.mask, chosen)
+    maker.make(settings, seed, 1, out, f"{picture.stem}-again")
+
+
+def _backbone_of(picture: Path, record: PictureRecord) -> str:
+    """The backbone that a record names, if it can be found by its name alone: no picture tells where a folder lies."""
+    from inst.hub import is_hub_name
+    from inst.loading import BUNDLED
+
+    name = record.backbone.name
+    if name not in BUNDLED and not is_hub_name(name):
+        raise InstError(
+            f'{picture} was made with the backbone "{name}": give its folder, file or model-hub id with --backbone.'
+        )
+    return name
+
+
+def _same_file(picture: Path, what: str, recorded: SourceFile | None, given: Path | None) -> Path | None:
+    """Find a file that a picture was made of, None if of none; refuse another one, even of the same name."""
+    from inst.provenance import SourceFile
+
+    if recorded is None:
+        return None
+    place = picture.parent / recorded.name if given is None else given
+    if not place.is_file():
+        raise InstError(f"{place} is not there: give the {what} {recorded.name} with --{what}.")
+    if SourceFile.of(place).sha256 != recorded.sha256:
+        raise InstError(
+            f"{place} is not the {what} that {picture} was made of (its sha256 is {recorded.sha256[:12]}...)."
+        )
+    return place
+
+
+def _control_of(picture: Path, record: ControlRecord, folder: Path | None, place: Path | None) -> ControlChoice:
+    """Choose the control that a record names.
+
+    Args:
+        picture: whose record it is.
+        record: the control's part of it.
+        folder: the option `--controlnet`: no picture tells where a folder lies.
+        place: the control picture, if there was one.
+
+    Raises:
+        InstError: no folder is given, or the control picture cannot be read.
+    """
+    from inst.images import read_photo
+
+    if folder is None:
+        raise InstError(f'{picture} was made with the ControlNet "{record.model}": give its folder with --controlnet.')
+    seen = None if place is None else read_photo(place, flattened=True)
+    return ControlChoice(folder, seen, {"kind": record.kind, "scale": record.scale}, record)
+
+
+def _compare(picture: Path, record: PictureRecord, model: Backbone, given: str) -> None:
+    """Refuse another backbone than a picture was made with; warn of what may change the last bits."""
+    from inst.record import PictureRecord
+
+    used = record.backbone
+    if (model.fingerprint, model.denoiser_fingerprint) != (used.fingerprint, used.denoiser):
+        raise InstError(
+            f'{picture} was made with another backbone than {given}: with one called "{used.name}", of the '
+            f"text space {used.fingerprint} and the denoiser {used.denoiser}. Give that one with --backbone."
+        )
+    here = PictureRecord.of(record.command, model, {}, {})
+    pairs = [("device", record.device, here.device), ("precision", record.dtype, here.dtype)]
+    pairs += [(name, record.versions.get(name, "unknown"), found) for name, found in here.versions.items()]
+    other = [f"{name} {before}, here {now}" for name, before, now in pairs if before != now]
+    if other:
+        warnings.warn(
+            f"{picture} was made otherwise ({'; '.join(other)}): the new picture may differ a little.",
+            InstWarning,
+            stacklevel=2,
+        )

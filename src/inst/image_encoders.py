@@ -1,0 +1,103 @@
+"""The image encoder that belongs to a model's text encoder: Stable Diffusion's files come without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import CLIPVisionModelWithProjection
+
+from inst.backbone import FeatureExtractor
+from inst.building import build_model
+from inst.errors import InstError, UsageError
+from inst.hub import find_clip, is_hub_name
+from inst.model_files import read_feature_extractor, read_json, read_keys, weight_files
+from inst.vocabulary import VOCABULARY
+
+MATCHING = {
+    768: "openai/clip-vit-large-patch14",
+    1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
+"""The hub's name of the image encoder that was trained together with a (first) text encoder of this width.
+
+768 is the text encoder of Stable Diffusion 1.x and the first one of XL; 1024 is that of 2.x. XL's second one was
+trained with the image encoder of OpenCLIP's ViT-bigG, six times as large as that of the first. The inversion module
+learns its own way from pictures to words (paper sec. 3.2) and needs no common space, so the smaller one serves XL too.
+"""
+
+
+def find_image_encoder(
+    text_config: Any, named: str | Path | None, download: bool, dtype: torch.dtype
+) -> tuple[Any, FeatureExtractor] | None:
+    """Find the image encoder that a model looks at paintings with.
+
+    Args:
+        text_config: the configuration of the model's (first) text encoder.
+        named: a folder of CLIP's image encoder in transformers' layout, alone or as a part of a whole CLIP model or of
+            a model in the diffusers layout; or the name of such a model on the hub; or None for `MATCHING`'s.
+        download: ask the hub for it where it is not on this machine.
+        dtype: the precision to load with.
+
+    Returns:
+        The image encoder (on the CPU, in evaluation mode) and what it wants to see; None where none is named, and none
+        that matches is on this machine.
+
+    Raises:
+        InstError: a named one is not there or broken, or a download failed.
+        UsageError: `named` is neither a folder nor of a name's form.
+    """
+    if named is None:
+        name = MATCHING.get(text_config.hidden_size) if text_config.vocab_size == VOCABULARY else None
+        if name is None:
+            return None
+        try:
+            folder = find_clip(name, download)
+        except InstError:
+            if download:
+                raise
+            return None
+        return read_image_encoder(folder, dtype)
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        if not is_hub_name(str(named)):
+            raise UsageError(
+                f"{named} is no image encoder: name a folder, or a model of the hub such as {MATCHING[768]}."
+            )
+        folder = find_clip(str(named), download)
+    return read_image_encoder(folder, dtype)
+
+
+def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureExtractor]:
+    """Read CLIP's image encoder with its projection, out of whatever else the folder holds.
+
+    Raises:
+        InstError: something is missing or broken, or is of another kind.
+    """
+    preprocessing = folder
+    if not (folder / "config.json").is_file() and (folder / "image_encoder").is_dir():
+        folder, preprocessing = folder / "image_encoder", folder / "feature_extractor"
+    elif not (folder / "preprocessor_config.json").is_file() and folder.name == "image_encoder":
+        preprocessing = folder.parent / "feature_extractor"
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "clip":  # a whole CLIP model; of its two projections it says the width once
+        vision = config.get("vision_config")
+        config = {**vision, "projection_dim": config.get("projection_dim", 512)} if isinstance(vision, dict) else {}
+    elif config.get("model_type") != "clip_vision_model":
+        kind = config.get("model_type") or "nothing"
+        raise InstError(f"{folder / 'config.json'} describes {kind}, not the image encoder of CLIP that is needed.")
+    files = read_keys(weight_files(folder, "model")[0])
+    tensors: dict[str, torch.Tensor] = {}
+    for path in set(files.values()):
+        with safe_open(path, "pt") as weights:
+            own = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
+            tensors |= {key: weights.get_tensor(key) for key in own}
+    encoder = build_model(CLIPVisionModelWithProjection, config, tensors, dtype, str(folder))
+    extractor = read_feature_extractor(preprocessing / "preprocessor_config.json")
+    if extractor.size != encoder.config.image_size:
+        raise InstError(
+            f"{preprocessing / 'preprocessor_config.json'} makes pictures of {extractor.size} px, "
+            f"but the image encoder takes {encoder.config.image_size} px."
+        )
+    return encoder, extractor

@@ -1,0 +1,140 @@
+"""The text side of a backbone: one text encoder, or two as in Stable Diffusion XL, from prompts to text embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inst.errors import InstError, UsageError
+from inst.prompts import TokenizedPrompts, check_placeholders, tokenize
+from inst.text import TextEmbedding, encode_text
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+
+class TextEncoderMixin:
+    """What `inst.Backbone` does with its text encoders. The attributes are described there.
+
+    Shapes: B prompts, L text positions, d text width: the sum of both where there are two text encoders. Columns of
+    vectors are split by `text_widths`.
+    """
+
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    text_encoder_2: CLIPTextModelWithProjection | None
+    tokenizer_2: CLIPTokenizer | None
+    force_zeros_for_empty_prompt: bool
+    device: torch.device
+
+    @property
+    def text_encoders(self) -> tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]:
+        """One, or both."""
+        return (self.text_encoder,) if self.text_encoder_2 is None else (self.text_encoder, self.text_encoder_2)
+
+    @property
+    def tokenizers(self) -> tuple[CLIPTokenizer, ...]:
+        """Those of `text_encoders`."""
+        return (self.tokenizer,) if self.tokenizer_2 is None else (self.tokenizer, self.tokenizer_2)
+
+    @property
+    def text_widths(self) -> tuple[int, ...]:
+        """Width of the token embeddings of each text encoder."""
+        return tuple(encoder.config.hidden_size for encoder in self.text_encoders)
+
+    @property
+    def text_width(self) -> int:
+        """d, the width of a style's vectors: the sum of `text_widths`."""
+        return sum(self.text_widths)
+
+    @property
+    def token_table(self) -> Tensor:
+        """The token embeddings, [V, d] float32 on the CPU; those of two text encoders side by side."""
+        tables = [encoder.get_input_embeddings().weight.detach().cpu().float() for encoder in self.text_encoders]
+        return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+
+    def tokenize(
+        self, prompts: Sequence[str], lengths: Mapping[str, int] | None = None
+    ) -> tuple[TokenizedPrompts, ...]:
+        """Tokenise prompts for each text encoder; arguments and errors as `inst.prompts.tokenize`."""
+        return tuple(tokenize(tokenizer, prompts, lengths) for tokenizer in self.tokenizers)
+
+    def embed_text(self, prompts: Sequence[str], styles: Mapping[str, Tensor] | None = None) -> TextEmbedding:
+        """Encode prompts, with pseudo-words in the places of their placeholders (paper sec. 3.2).
+
+        One text encoder: its hidden states after the final layer norm. Two (Stable Diffusion XL, Podell et al. 2023,
+        arXiv 2307.01952, sec. 2.1): the hidden states of both before their last layers, side by side, and the second
+        one's projected pooled output. There an empty prompt is all zeros, if `force_zeros_for_empty_prompt`.
+
+        Args:
+            prompts: B texts; words in square brackets, such as `[C]`, are placeholders.
+            styles: the vectors of each placeholder, `{"[C]": vectors}`: [n, d] for all prompts or [B, n, d] for each
+                its own. A placeholder takes n positions. Gradients flow back to the vectors.
+
+        Returns:
+            B prompts in `dtype`, as the UNet wants them.
+
+        Raises:
+            UsageError: no prompt or one that is too long, a placeholder without a style, or vectors of the wrong shape.
+        """
+        text = self.encode_tokens(*self._prepare_prompts(prompts, styles or {}))
+        if text.pooled is None or not self.force_zeros_for_empty_prompt:
+            return text
+        said = text.tokens.new_tensor([bool(prompt) for prompt in prompts])
+        return TextEmbedding(text.tokens * said.view(-1, 1, 1), text.pooled * said.view(-1, 1))
+
+    def encode_tokens(self, tokens: Sequence[TokenizedPrompts], vectors: Tensor | None = None) -> TextEmbedding:
+        """Run the text encoders; as `embed_text`, for what `tokenize` gave.
+
+        Args:
+            tokens: B prompts for each text encoder.
+            vectors: [B, K, d] for the slots of all placeholders, or None where there are none.
+        """
+        widths = list(self.text_widths)
+        parts = [None] * len(widths) if vectors is None else vectors.split(widths, dim=-1)
+        encoded = [
+            encode_text(encoder, ids.ids.to(self.device), ids.slots.to(self.device), part, penultimate=len(widths) == 2)
+            for encoder, ids, part in zip(self.text_encoders, tokens, parts, strict=True)
+        ]
+        if len(encoded) == 1:
+            return TextEmbedding(encoded[0][0])
+        return TextEmbedding(torch.cat([hidden for hidden, _ in encoded], dim=-1), encoded[1][1])
+
+    def embed_caption(self, prompts: Sequence[str]) -> Tensor:
+        """Project prompts into the space shared with `embed_picture`'s pooled embeddings: [B, P], not normalised.
+
+        Of two text encoders the one that has a projection says it.
+
+        Raises:
+            InstError: this backbone's text encoder has no projection.
+            UsageError: no prompt, one that is too long, or a placeholder.
+        """
+        tokens, _ = self._prepare_prompts(prompts, {})
+        for encoder, ids in zip(self.text_encoders, tokens, strict=True):
+            if hasattr(encoder, "text_projection"):
+                return encode_text(encoder, ids.ids.to(self.device), ids.slots.to(self.device), None)[1].float()
+        raise InstError("This backbone's text encoder has no projection (text_projection.weight): use another one.")
+
+    def _prepare_prompts(
+        self, prompts: Sequence[str], styles: Mapping[str, Tensor]
+    ) -> tuple[tuple[TokenizedPrompts, ...], Tensor | None]:
+        """Check prompts and styles, and return the tokens for each text encoder and the vectors for their slots."""
+        if isinstance(prompts, str):  # a string is a sequence of strings too, and would pass as many short prompts
+            raise TypeError("prompts is one string; give a list of strings")
+        if not prompts:
+            raise UsageError("No prompt is given: give at least one text, which may be empty.")
+        check_placeholders(styles)
+        batch, width = len(prompts), self.text_width
+        vectors = []
+        for name, style in styles.items():
+            if style.dim() not in (2, 3) or style.shape[-1] != width or (style.dim() == 3 and len(style) != batch):
+                raise UsageError(
+                    f"The style {name} has the shape {list(style.shape)}; this backbone takes [n, {width}] or "
+                    f"[{batch}, n, {width}]: use a style that was learned with this backbone."
+                )
+            vectors.append(style.to(self.device).expand(batch, -1, -1))
+        tokens = self.tokenize(prompts, {name: style.shape[-2] for name, style in styles.items()})
+        return tokens, torch.cat(vectors, dim=1) if vectors else None

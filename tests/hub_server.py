@@ -1,0 +1,127 @@
+"""A model hub on this machine: the part of its interface that huggingface_hub needs to look up and fetch a model."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as a repository holds them."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@dataclass
+class Hub:
+    """What the server answers; change the attributes to change its behaviour."""
+
+    files: dict[str, bytes]
+    name: str = "someone/tiny"
+    commit: str = "0123456789abcdef0123456789abcdef01234567"
+    next_commit: str | None = None
+    """The model changes to this one as soon as its files have been listed."""
+    revisions: tuple[str, ...] = ("main", "v1.0")
+    token: str | None = None
+    """Where set, the model is private to whoever sends it."""
+    gated: bool = False
+    status: int | None = None
+    """Every request is answered so."""
+    broken: set[str] = field(default_factory=set)
+    """The connection closes in the middle of these files."""
+    requests: list[str] = field(default_factory=list)
+    address: str = ""
+
+    @property
+    def fetched(self) -> list[str]:
+        """The files whose content was asked for."""
+        return sorted(
+            path.split("/", 5)[5] for path in self.requests if path.startswith("GET /") and "/resolve/" in path
+        )
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[str]:
+    """Serve until the end of the block; the address, for HF_ENDPOINT."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.requests.append(f"{self.command} {path}")
+            api, files = f"/api/models/{hub.name}", f"/{hub.name}/resolve/"
+            if hub.status:
+                self.refuse(hub.status)
+            elif not path.startswith((f"{api}/", files)) and path != api:
+                self.refuse(401, "RepoNotFound")  # as the hub does, so as not to say what is private
+            elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                self.refuse(401, "RepoNotFound")
+            elif path.startswith(files):
+                revision, _, file = path.removeprefix(files).partition("/")
+                if hub.gated:
+                    self.refuse(403, "GatedRepo")
+                elif file not in hub.files:
+                    self.refuse(404, "EntryNotFound")
+                else:
+                    self.send_file(file, revision if len(revision) == 40 else hub.commit)
+            else:
+                revision = path.removeprefix(api).removeprefix("/revision/").removeprefix("/tree/") or "main"
+                if revision not in hub.revisions and len(revision) != 40:
+                    self.refuse(404, "RevisionNotFound")
+                elif "/tree/" in path:
+                    entries = [self.entry(file) for file in sorted(hub.files)]
+                    self.answer(json.dumps(entries).encode())
+                else:
+                    siblings = [{"rfilename": file, "size": len(hub.files[file])} for file in sorted(hub.files)]
+                    info = {"_id": "1", "id": hub.name, "modelId": hub.name, "sha": hub.commit, "siblings": siblings}
+                    self.answer(json.dumps(info | {"private": False, "tags": [], "downloads": 0, "likes": 0}).encode())
+                    hub.commit, hub.next_commit = hub.next_commit or hub.commit, None
+
+        def entry(self, file: str) -> dict[str, object]:
+            content = hub.files[file]
+            return {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+
+        def send_file(self, file: str, commit: str) -> None:
+            content = hub.files[file]
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content[: len(content) // 2] if file in hub.broken else content)
+
+        def answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def refuse(self, status: int, code: str | None = None) -> None:
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Error-Message", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield hub.address
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
