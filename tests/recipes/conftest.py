@@ -72,7 +72,7 @@ def random_vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file in the form of `vgg16-lpips`, random: the stages run on it, and learn nothing useful."""
     torch.manual_seed(0)
     model = LPIPS()
-    tensors = {k: v.half() for k, v in model.vgg.state_dict().items()}
+    tensors = {k: v.half() for k, v in model.network.state_dict().items()}
     tensors |= {f"lin{i}": head.detach().half() for i, head in enumerate(model.heads)}
     path = tmp_path_factory.mktemp("weights") / "vgg.safetensors"
     save_file(tensors, path)

