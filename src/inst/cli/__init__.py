@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from inst import __version__
-from inst.cli import style, weights
+from inst.cli import study, style, weights
 from inst.cli.compare import ablate, compare
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
@@ -48,6 +48,7 @@ for _command in (learn, transfer, generate, sheet, evaluate, compare, ablate, de
     app.command()(_command)
 app.add_typer(style.app, name="style")
 app.add_typer(weights.app, name="weights")
+app.add_typer(study.app, name="study")
 
 
 def _print_version(wanted: bool) -> None:

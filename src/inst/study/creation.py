@@ -1,0 +1,216 @@
+"""Making a study of a folder of compared pictures: copies of the pictures and the pairs to choose from, in one file."""
+
+from __future__ import annotations
+
+import io
+import random
+import secrets
+import sqlite3
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inst.errors import InstError, UsageError
+from inst.study.comparison import PAINTINGS, PHOTOS, Comparison, read_comparison
+from inst.study.database import Database, Settings
+
+_QUALITY = 92
+
+
+@dataclass
+class Creation:
+    """How far a study is made.
+
+    Attributes:
+        done, total: pictures.
+        left_out: what is not in the study, one line each.
+        pairs: to choose from, by method; known when all is done.
+        checks: attention checks to choose from.
+        bytes: of the pictures in the file.
+    """
+
+    done: int
+    total: int
+    left_out: list[str]
+    pairs: dict[str, int] = field(default_factory=dict)
+    checks: int = 0
+    bytes: int = 0
+
+
+def create_study(
+    folder: str | Path,
+    path: str | Path,
+    *,
+    ours: str = "inst",
+    methods: Sequence[str] | None = None,
+    trials: int = 26,
+    checks: int = 0,
+    combinations: int | None = None,
+    side: int = 1024,
+    title: str = "",
+    question: str = "",
+    contact: str = "",
+    consent: str = "",
+    seed: int = 0,
+) -> Iterator[Creation]:
+    """Make the file of a study; it is there when all is done, and not before.
+
+    Every picture is stored as WebP of one quality, without what its file says about its making: neither its format nor
+    its size in bytes tells one method from another.
+
+    Args:
+        folder: photos/, paintings/ and one folder for each method: see `inst.study.comparison`.
+        path: the file to make; must not exist.
+        ours: the method that each of the others is compared with.
+        methods: the others; by default all in the folder.
+        trials: pairs that a participant is shown; the paper's study showed 26.
+        checks: attention checks that a participant is shown besides: one result is of the photo and painting, the other
+            of a different photo and painting.
+        combinations: use so many (photo, painting) only, chosen at random: fewer pairs get more votes each.
+        side: longest side in pixels of the stored pictures; larger ones are reduced, smaller ones kept.
+        title, question, contact, consent: texts of the pages; empty for the usual ones.
+        seed: of every random choice in the study.
+
+    Yields:
+        After each picture, how far it is; the last one says what the study holds.
+
+    Raises:
+        InstError: nothing to compare, or the file cannot be written.
+        UsageError: the file exists, a method that is not there, or a number out of range.
+    """
+    path = Path(path)
+    for name, number, least in (("trials", trials, 1), ("checks", checks, 0), ("side", side, 64)):
+        if number < least:
+            raise UsageError(f"--{name} {number} cannot be used: give {least} or more.")
+    if combinations is not None and combinations < 1:
+        raise UsageError(f"--combinations {combinations} cannot be used: give 1 or more.")
+    if path.exists():
+        raise UsageError(f"{path} exists: give another name to -o, or its votes would be lost.")
+    if not path.parent.is_dir():
+        raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first.")
+    found = read_comparison(folder, ours, methods)
+    rng = random.Random(seed)
+    chosen = sorted(found.results)
+    if combinations is not None and combinations < len(chosen):
+        chosen = sorted(rng.sample(chosen, combinations))
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with Database(unfinished, create=True) as database:
+            with database.transaction() as connection:
+                state = yield from _fill(connection, found, chosen, ours, side)
+                state.pairs = _add_pairs(connection, chosen, ours)
+                if not state.pairs:
+                    raise InstError(
+                        f"{folder} holds nothing to compare: no photo and painting has a picture of {ours} and of "
+                        f"another method."
+                    )
+                state.checks = _add_checks(connection, chosen, rng) if checks else 0
+                if checks and not state.checks:
+                    raise UsageError(f"--checks {checks} needs two photos and two paintings at least.")
+            settings = Settings(
+                ours=ours,
+                trials=min(trials, sum(state.pairs.values())),
+                checks=min(checks, state.checks),
+                title=title,
+                question=question,
+                contact=contact,
+                consent=consent,
+                seed=seed,
+                admin_token=secrets.token_urlsafe(24),
+            )
+            database.write_settings(settings)
+        unfinished.rename(path)
+    except sqlite3.OperationalError as error:
+        raise InstError(f"{path} cannot be written ({error}): choose another place.") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    yield state
+
+
+def _fill(
+    connection: sqlite3.Connection, found: Comparison, chosen: Sequence[tuple[str, str]], ours: str, side: int
+) -> Generator[Creation, None, Creation]:
+    """Copy the pictures of the chosen (photo, painting) that have ours and another method."""
+    wanted: dict[tuple[str, str], Path] = {}
+    for photo, painting in chosen:
+        files = found.results[photo, painting]
+        if ours in files and len(files) > 1:
+            wanted[PHOTOS, photo] = found.photos[photo]
+            wanted[PAINTINGS, painting] = found.paintings[painting]
+            wanted |= {(method, f"{photo}__{painting}"): file for method, file in files.items()}
+    state = Creation(0, len(wanted), found.left_out)
+    for (folder, name), file in wanted.items():
+        try:
+            data, width, height = _reduced(file, side)
+        except InstError as error:
+            state.left_out.append(str(error))
+        else:
+            connection.execute(
+                "INSERT INTO pictures (key, folder, name, width, height, data) VALUES (?, ?, ?, ?, ?, ?)",
+                (secrets.token_hex(12), folder, name, width, height, data),
+            )
+            state.bytes += len(data)
+        state.done += 1
+        yield state
+    return state
+
+
+def _reduced(file: Path, side: int) -> tuple[bytes, int, int]:
+    from PIL import Image
+
+    from inst.images import open_picture
+
+    image = open_picture(file)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.info.clear()  # nothing of what the file said goes into the copy
+    encoded = io.BytesIO()
+    image.save(encoded, format="WEBP", quality=_QUALITY)
+    return encoded.getvalue(), image.width, image.height
+
+
+def _ids(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
+    return {(row["folder"], row["name"]): row["id"] for row in connection.execute("SELECT * FROM pictures")}
+
+
+def _add_pairs(connection: sqlite3.Connection, chosen: Sequence[tuple[str, str]], ours: str) -> dict[str, int]:
+    """Pair ours with every other method for each (photo, painting), where all pictures are there; count by method."""
+    ids = _ids(connection)
+    methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS, ours})
+    count: dict[str, int] = {}
+    for photo, painting in chosen:
+        result = f"{photo}__{painting}"
+        for method in methods:
+            needed = [(PHOTOS, photo), (PAINTINGS, painting), (ours, result), (method, result)]
+            if all(one in ids for one in needed):
+                connection.execute(
+                    "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 0)",
+                    (*(ids[one] for one in needed), method),
+                )
+                count[method] = count.get(method, 0) + 1
+    return count
+
+
+def _add_checks(connection: sqlite3.Connection, chosen: Sequence[tuple[str, str]], rng: random.Random) -> int:
+    """Pair a result with one of the same method for another photo and painting, once for each (photo, painting)."""
+    ids = _ids(connection)
+    methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS})
+    count = 0
+    for photo, painting in chosen:
+        shown = ids.get((PHOTOS, photo)), ids.get((PAINTINGS, painting))
+        if None in shown:
+            continue
+        for method in rng.sample(methods, len(methods)):
+            right = ids.get((method, f"{photo}__{painting}"))
+            wrong = [
+                ids[method, f"{other[0]}__{other[1]}"]
+                for other in chosen
+                if other[0] != photo and other[1] != painting and (method, f"{other[0]}__{other[1]}") in ids
+            ]
+            if right and wrong:
+                connection.execute(
+                    "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 1)",
+                    (*shown, right, rng.choice(wrong), method),
+                )
+                count += 1
+                break
+    return count

@@ -1,0 +1,53 @@
+"""Whose answers are left out of a report: named rules, so that a reader can tell what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Bounds beyond which a participant counts as careless; 0 turns a rule off.
+
+    Attributes:
+        too_fast: median seconds a vote below it.
+        one_side: probability, under a fair coin, of so uneven a choice of sides, below it.
+        failed_checks: so many attention checks answered wrongly, or more.
+        few_answers: share of the trials answered, below it.
+    """
+
+    too_fast: float
+    one_side: float
+    failed_checks: int
+    few_answers: float
+
+
+def broken_rules(answers: Sequence[dict[str, Any]], trials: int, rules: Rules) -> list[str]:
+    """Return the names of the rules that a participant breaks.
+
+    Args:
+        answers: the answers that count, rows of `inst.study.tables.answers`.
+        trials: how many the participant was given, attention checks included.
+        rules: the bounds.
+
+    Returns:
+        Of "too-fast", "one-side", "failed-checks", "few-answers".
+    """
+    broken = []
+    if answers and median(row["seconds"] for row in answers) < rules.too_fast:
+        broken.append("too-fast")
+    if answers:
+        first = sum(row["chosen"] == "first" for row in answers)
+        if binomtest(first, len(answers), 0.5).pvalue < rules.one_side:
+            broken.append("one-side")
+    failed = sum(row["is_check"] and not row["for_ours"] for row in answers)
+    if failed >= rules.failed_checks > 0:
+        broken.append("failed-checks")
+    if len(answers) < rules.few_answers * trials:
+        broken.append("few-answers")
+    return broken

@@ -1,0 +1,176 @@
+"""A report as files: Markdown to read, JSON and CSV to compute with, pictures to show."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from inst.files import write_bytes_atomically
+from inst.study import tables
+from inst.study.database import Database
+from inst.study.factors import factor_name
+from inst.study.plots import plot_report
+from inst.study.report import Report
+
+_NOTHING = "-"
+
+
+def write_report(report: Report, database: Database, folder: Path) -> list[Path]:
+    """Write report.md, report.json, votes.csv, answers.csv, rankings.csv, and the plots as PNG and SVG.
+
+    Args:
+        folder: is there; files of these names in it are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        InstError: a file cannot be written.
+    """
+    texts = {
+        "report.md": markdown(report),
+        "report.json": json.dumps(report.as_json(), indent=2) + "\n",
+        "votes.csv": _votes_csv(report),
+        "answers.csv": tables.answers_csv(database),
+        "rankings.csv": tables.rankings_csv(database),
+    }
+    files = [write_bytes_atomically(folder / name, text.encode()) for name, text in texts.items()]
+    return files + [write_bytes_atomically(folder / name, data) for name, data in plot_report(report).items()]
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown: the table of votes first, as the paper's Table 2."""
+    parts = [
+        f"# {report.title or 'User study'}",
+        f"{report.started} people took part, {report.finished} finished, {report.kept} are counted: "
+        f"{report.total.votes} votes.",
+        "## Votes",
+        _table(
+            [
+                *("against", "votes", f"for {report.ours}", "for the other", f"% for {report.ours}"),
+                *("95 % (Wilson)", "95 % (resampled people)", "p", "p (Holm)"),
+            ],
+            [
+                [
+                    *(name, str(one.votes), str(one.for_ours), str(one.votes - one.for_ours), _percent(one.share)),
+                    *(_interval(one.wilson), _interval(one.resampled), _p(one.p_value), _p(one.p_holm)),
+                ]
+                for name, one in [*report.methods.items(), ("**all**", report.total)]
+            ],
+        ),
+        "p: two-sided exact binomial test against 50 %; Holm's adjusts it for the number of methods. Wilson's interval "
+        "and p take every vote for an independent one; the resampled interval (bootstrap over participants) does not.",
+        "## Agreement",
+        _table(
+            ["against", "Krippendorff's alpha", "two voted alike", "pairs judged twice or more"],
+            [
+                [name or "**all**", _number(one.alpha), _percent(one.same, " %"), str(one.pairs)]
+                for name, one in sorted(report.agreement.items(), key=lambda item: (not item[0], item[0]))
+            ],
+        ),
+        "Alpha is 1 where all who judged a pair agree and 0 where they agree no more than chance; it is low too where "
+        "nearly all votes go one way.",
+        "## Time",
+        _times(report),
+        "## Who is not counted",
+        _exclusions(report),
+        "## What matters in a style",
+        _factors(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _times(report: Report) -> str:
+    if not report.seconds:
+        return "No votes are counted."
+    one = report.seconds
+    return (
+        f"A vote took {one['median']:.1f} s (median; half of them {one['quarter']:.1f} to "
+        f"{one['three quarters']:.1f} s; mean {one['mean']:.1f} s)."
+    )
+
+
+def _exclusions(report: Report) -> str:
+    rules, everybody = report.rules, report.everybody
+    said = [
+        ("too-fast", rules.too_fast, f"median below {rules.too_fast:g} s a vote"),
+        (
+            "one-side",
+            rules.one_side,
+            f"so uneven a choice of sides is less likely than {rules.one_side:g} by chance",
+        ),
+        ("failed-checks", rules.failed_checks, f"attention checks answered wrongly: {rules.failed_checks} or more"),
+        ("few-answers", rules.few_answers, f"answered less than {100 * rules.few_answers:g} % of the pairs"),
+    ]
+    rows = [
+        [name, meaning if bound else "not applied", str(report.excluded.get(name, 0))] for name, bound, meaning in said
+    ]
+    return (
+        _table(["rule", "meaning", "people"], rows)
+        + f"\n\nOne person may break several rules. With everybody counted: {everybody.for_ours} of {everybody.votes} "
+        f"votes for {report.ours}, {_percent(everybody.share, ' %')} ({_interval(everybody.wilson)})."
+    )
+
+
+def _factors(report: Report) -> str:
+    if not report.ranked:
+        return "Nobody ranked the factors."
+    rows = [
+        [
+            *(factor_name(factor), f"{score:.2f}", *(str(one) for one in report.places[factor])),
+            str(report.ranked - sum(report.places[factor])),
+        ]
+        for factor, score in report.scores.items()
+    ]
+    places = [f"{place}." for place in range(1, len(report.places) + 1)]
+    return (
+        _table(["factor", "score", *places, "left out"], rows)
+        + f"\n\nScore: sum(frequency x weight) / people, weights {len(places)} to 1, of the {report.ranked} who "
+        "answered; a factor left out counts 0."
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _votes_csv(report: Report) -> str:
+    columns = ["method", "votes", "for_ours", "share", "wilson_low", "wilson_high", "resampled_low", "resampled_high"]
+    columns += ["p_value", "p_holm", "alpha", "two_voted_alike"]
+    rows = []
+    for name, one in [*report.methods.items(), ("", report.total)]:
+        agreement = report.agreement[name]
+        intervals = [*(one.wilson or ("", "")), *(one.resampled or ("", ""))]
+        tail = [one.p_value, one.p_holm, agreement.alpha, agreement.same]
+        rows.append([name or "all", one.votes, one.for_ours, one.share, *intervals, *tail])
+    return tables.to_csv(columns, rows)
+
+
+def summary(report: Report) -> list[str]:
+    """Return a line for each method, for the terminal."""
+    width = max(len(name) for name in [*report.methods, "all"])
+    return [
+        f"{name:<{width}}  {_percent(one.share):>5} % for {report.ours} ({_interval(one.wilson)}), "
+        f"{one.votes} votes, p {_p(one.p_value)}"
+        for name, one in [*report.methods.items(), ("all", report.total)]
+    ]
+
+
+def _percent(share: float | None, unit: str = "") -> str:
+    return _NOTHING if share is None else f"{100 * share:.1f}{unit}"
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return _NOTHING if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.3f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return _NOTHING
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,0 +1,217 @@
+"""The study's web server: the page for participants, the admin page, and what they ask of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inst.errors import InstError
+from inst.study import sessions, tables
+from inst.study.database import Database
+
+_PAGE = Path(str(files("inst.study") / "page"))
+_LARGEST_REQUEST = 16 * 1024
+_FOREVER = "private, max-age=604800, immutable"
+
+_HEADERS = {
+    # Nothing but this server's own files: no inline scripts or styles, no frames, no other site.
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-Robots-Tag": "noindex",
+}
+
+
+class _SecurityHeaders:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name.lower() for name, _ in message["headers"]}
+                more = {"Cache-Control": "no-store"} | _HEADERS
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.lower().encode(), v.encode()) for k, v in more.items() if k.lower().encode() not in given),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def make_app(database: Database) -> Starlette:
+    """Return the web application of a study.
+
+    Participants: `GET api/study`, `POST api/begin`, `GET api/session`, `POST api/vote`, `POST api/ranking`,
+    `GET pictures/KEY`. A participant is a random token in the Authorization header: it is never sent by itself, as a
+    cookie would be, so no other page can vote. Admin: `GET api/admin/...` with the admin's token in that header.
+    """
+    admin_token = database.settings().admin_token
+
+    def page(name: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(_: Request) -> Response:
+            return FileResponse(_PAGE / name, headers={"Cache-Control": "no-cache"})
+
+        return answer
+
+    async def study(_: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(sessions.describe_study, database))
+
+    async def begin(request: Request) -> Response:
+        await run_in_threadpool(sessions.begin, database, _bearer(request))
+        return await session(request)
+
+    async def session(request: Request) -> Response:
+        found = await run_in_threadpool(sessions.describe_session, database, _bearer(request))
+        if found is None:
+            raise sessions.Refused(401, "no participant has this token")
+        return JSONResponse(found)
+
+    async def vote(request: Request) -> Response:
+        given = await _object(request, "key", "position", "choice", "seconds")
+        new = await run_in_threadpool(sessions.vote, database, _bearer(request), *given)
+        return JSONResponse({"saved": True, "new": new})
+
+    async def ranking(request: Request) -> Response:
+        await run_in_threadpool(sessions.rank, database, _bearer(request), *await _object(request, "ranking"))
+        return JSONResponse({"saved": True})
+
+    async def picture(request: Request) -> Response:
+        key = request.path_params["key"]
+        data = await run_in_threadpool(database.value, "SELECT data FROM pictures WHERE key = ?", key)
+        if data is None:
+            raise HTTPException(404)
+        return Response(data, media_type="image/webp", headers={"Cache-Control": _FOREVER})
+
+    async def admin(request: Request) -> Response:
+        if not secrets.compare_digest(_bearer(request).encode(), admin_token.encode()):
+            raise sessions.Refused(401, "this is not the admin's token")
+        match request.path_params["what"]:
+            case "progress":
+                return JSONResponse(await run_in_threadpool(tables.progress, database))
+            case "answers.csv":
+                content = await run_in_threadpool(tables.answers_csv, database)
+            case "rankings.csv":
+                content = await run_in_threadpool(tables.rankings_csv, database)
+            case _:
+                raise HTTPException(404)
+        return Response(content, media_type="text/csv")
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, sessions.Refused)
+        return JSONResponse({"error": str(error)}, error.status)
+
+    async def not_saved(_: Request, error: Exception) -> Response:
+        return JSONResponse({"error": f"not saved: {error}"}, 503)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    return Starlette(
+        routes=[
+            Route("/", page("index.html")),
+            Route("/admin", page("admin.html")),
+            Route("/api/study", study),
+            Route("/api/begin", begin, methods=["POST"]),
+            Route("/api/session", session),
+            Route("/api/vote", vote, methods=["POST"]),
+            Route("/api/ranking", ranking, methods=["POST"]),
+            Route("/api/admin/{what}", admin),
+            Route("/pictures/{key}", picture),
+            Mount("/page", StaticFiles(directory=_PAGE)),
+        ],
+        middleware=[Middleware(_SecurityHeaders)],
+        exception_handlers={sessions.Refused: refuse, sqlite3.Error: not_saved},
+        lifespan=lifespan,
+    )
+
+
+def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.0.0.1", port: int = 8400) -> None:
+    """Serve a study until the process is told to stop. No address of a participant is written anywhere.
+
+    Args:
+        database: is closed at the end.
+        ready: is called with the page's address when the server listens.
+        host: address to listen on: "0.0.0.0" is every one of this computer.
+        port: 0 takes a free one.
+
+    Raises:
+        InstError: the address or port cannot be had, or the file cannot be written.
+    """
+    try:
+        database.write_ahead()
+    except sqlite3.Error as error:
+        raise InstError(f"{database.path} cannot be written ({error}): change its permissions, or copy it.") from None
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if os.name == "posix":  # elsewhere it would let two servers have one port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InstError(f"{host} port {port} cannot be had ({error.strerror or error}): give another --port.") from None
+    listener.listen(128)
+    ready(f"http://{_reachable(host)}:{listener.getsockname()[1]}/")
+    config = uvicorn.Config(
+        make_app(database), http="h11", ws="none", access_log=False, server_header=False, log_level="warning"
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _reachable(host: str) -> str:
+    """The host for an address that others can open: of all of this computer's, the one that its network knows."""
+    if host in ("0.0.0.0", "::"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # an address for documentation; connecting sends nothing
+                return str(probe.getsockname()[0])
+            except OSError:
+                return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else ""
+
+
+async def _object(request: Request, *names: str) -> list[Any]:
+    """Read the request's JSON object, which must be small, and return its values by name."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _LARGEST_REQUEST:
+            raise sessions.Refused(413, "the request is too large")
+    try:
+        found = json.loads(body)
+        return [found[name] for name in names]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise sessions.Refused(400, f"a JSON object with {', '.join(names)} is needed") from None

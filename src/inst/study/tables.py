@@ -1,0 +1,102 @@
+"""What the study's file holds, as tables: for the admin page, and to compute with elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from inst.study.database import Database
+from inst.study.factors import FACTORS
+
+
+def progress(database: Database) -> dict[str, Any]:
+    """Return how far the study is: participants, answers, and votes by method."""
+    participants = database.rows(
+        "SELECT count(*) AS started, count(finished_at) AS finished, count(ranking) AS ranked FROM participants"
+    )[0]
+    methods = database.rows(
+        """
+        SELECT pairs.method, count(DISTINCT pairs.id) AS pairs, count(votes.key) AS votes,
+               coalesce(sum(votes.for_ours), 0) AS for_ours
+        FROM pairs LEFT JOIN votes ON votes.pair = pairs.id
+        WHERE NOT is_check GROUP BY pairs.method ORDER BY pairs.method
+        """
+    )
+    settings = database.settings()
+    return {
+        "title": settings.title,
+        "ours": settings.ours,
+        **dict(participants),
+        "votes": sum(row["votes"] for row in methods),
+        "methods": [dict(row) for row in methods],
+    }
+
+
+ANSWERS = (
+    "participant",
+    "position",
+    "photo",
+    "painting",
+    "method",
+    "is_check",
+    "ours_first",
+    "chosen",
+    "for_ours",
+    "seconds",
+    "answered_at",
+    "counts",
+)
+"""The columns of `answers`."""
+
+
+def answers(database: Database) -> list[dict[str, Any]]:
+    """Return every answer ever given, by participant and in the order they were given.
+
+    `participant` counts from 1 in the order of arrival; `chosen` is "first" or "second"; `counts` is 0 where the
+    participant went back and answered again later; `answered_at` is Unix time in seconds.
+    """
+    found = database.rows(
+        """
+        SELECT trials.participant, trials.position, photo.name AS photo, painting.name AS painting, pairs.method,
+               pairs.is_check, trials.ours_first, CASE WHEN answers.first THEN 'first' ELSE 'second' END AS chosen,
+               answers.first = trials.ours_first AS for_ours, answers.seconds, answers.answered_at,
+               answers.id = (SELECT max(id) FROM answers AS later WHERE later.trial = answers.trial) AS counts
+        FROM answers JOIN trials ON trials.id = answers.trial JOIN pairs ON pairs.id = trials.pair
+        JOIN pictures AS photo ON photo.id = pairs.photo JOIN pictures AS painting ON painting.id = pairs.painting
+        ORDER BY trials.participant, answers.id
+        """
+    )
+    return [dict(row) for row in found]
+
+
+def rankings(database: Database) -> dict[int, list[str]]:
+    """Return the ranking of each participant who gave one: factors, most important first; some may be left out."""
+    found = database.rows("SELECT id, ranking FROM participants WHERE ranking IS NOT NULL ORDER BY id")
+    return {row["id"]: json.loads(row["ranking"]) for row in found}
+
+
+def answers_csv(database: Database) -> str:
+    """Return `answers` as CSV."""
+    return to_csv(ANSWERS, ([row[name] for name in ANSWERS] for row in answers(database)))
+
+
+def rankings_csv(database: Database) -> str:
+    """Return `rankings` as CSV: the rank of each factor from 1, empty where it was left out."""
+    rows = (
+        [participant, *(order.index(factor) + 1 if factor in order else "" for factor in FACTORS)]
+        for participant, order in rankings(database).items()
+    )
+    return to_csv(("participant", *FACTORS), rows)
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV text. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([f"'{one}" if isinstance(one, str) and one[:1] in tuple("=+-@\t\r") else one for one in row])
+    return text.getvalue()
