@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 import inst
 from inst.cli.defaults import defaults_of
 from inst.images import read_picture, save_picture, to_image
-from inst.record import read_record
+from inst.record import PictureRecord, read_record
 from inst.sheets import _GAP, LABEL_HEIGHT
 from inst.style import Style
+from tiny import save_family
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,6 +65,31 @@ def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, 
     assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
 
 
+def test_repeat_takes_the_defaults_of_what_a_record_made_in_python_leaves_out(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    picture(Path("photo.png"))
+    photo = inst.read_photo("photo.png", flattened=True)
+    style = inst.instant_style(tiny_backbone, [photo])
+    made = inst.complete(inst.transfer(tiny_backbone, photo.picture, style, steps=1))[0]
+    record = PictureRecord.of("transfer", tiny_backbone, {"steps": 1}, {"[C]": style}, photo=photo, thumbnails=True)
+    save_picture(made, "made.png", texts=record.texts())
+    code, _, err = run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])
+    assert code == 0, err
+    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+
+    for change, said in (
+        ({"photo": None}, "does not say which photo it was made of"),
+        ({"command": "generate"}, "does not say which prompt it was made of"),
+        ({"settings": {"seed": [1, 2]}}, "does not say which one of its seeds is its own"),
+        ({"settings": {"mask": 1}}, "was made by another version of inst"),
+    ):
+        save_picture(made, "made.png", texts=replace(record, **change).texts())
+        code, _, err = run("repeat", "made.png", "--backbone", common[1])
+        assert (code, err.count("\n")) == (1, 1)
+        assert said in err
+
+
 def test_repeat_keeps_the_order_of_styles_which_the_prompt_follows(run: Run, common: list[object]) -> None:
     for seed in range(3):
         picture(Path(f"{seed}.png"), seed=seed)
@@ -97,11 +123,12 @@ def test_repeat_looks_for_a_backbone_of_the_model_hub_by_its_name(run: Run, comm
         (["generate", "[C]", "--style", "art", "--count", "3", "-o", "art/one.png"], "art/one-2.png"),
         (["sheet", "photo.png", "--style", "art", "-o", "art/one.png"], "art/one.png"),
         (["learn", "shot-000002.png", "-o", "shot.safetensors", "--preview-every", "1"], "shot-000002.png"),
+        (["learn", "art/two.png", "art/two-000002.png", "-o", "art", "--preview-every", "5"], "art/two-000002.png"),
     ],
 )
 def test_no_file_that_is_read_is_overwritten(run: Run, common: list[object], arguments: list[str], source: str) -> None:
     Path("art").mkdir()
-    names = ["photo", "mask", "shot-1", "shot-000002", "art/one", "art/one-2", "art/two"]
+    names = ["photo", "mask", "shot-1", "shot-000002", "art/one", "art/one-2", "art/two", "art/two-000002"]
     for seed, name in enumerate(names):
         picture(Path(f"{name}.png"), seed=seed)
     before = {path: path.read_bytes() for path in Path().rglob("*.png")}
@@ -221,6 +248,8 @@ def test_a_mask_keeps_the_photo_outside(run: Run, common: list[object]) -> None:
         (["transfer", "photo.png", "--style", "photo.png", "--prompt", "a river " * 30], 2, "does not fit"),
         (["generate", "a river", "--style", "photo.png"], 2, "[C]"),
         (["generate", "[C]", "--style", "photo.png", "--size", "big"], 2, 'size "big" cannot be used'),
+        (["transfer", "photo.png", "--style", "x" * 300], 1, "xxx cannot be used (File name too long)"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", f"{'x' * 300}.png"], 1, "xxx.png cannot be used"),
         (["style", "info", "photo.png"], 1, "photo.png"),
         (["sheet", "photo.png", "--style", "photo.png", "--strengths", "weak"], 2, '--strengths "weak"'),
     ],
@@ -287,10 +316,25 @@ def test_a_sheet_has_a_picture_for_every_strength_and_guidance(
         assert all((cell(row, 2) != other).any() for other in (rebuilt, cell((row + 1) % 3, 2)))
 
 
+def test_a_sheet_says_what_cannot_be_used_before_it_makes_a_picture(
+    run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(Path("photo.png"))
+    made: list[object] = []
+    monkeypatch.setattr("inst.sampling.complete", made.append)
+    code, _, err = run("sheet", "photo.png", "--style", "photo.png", "--strengths", "0.5,1.5", *common)
+    assert (code, made) == (2, [])
+    assert err.startswith("Error: A strength of 1.5 cannot be used")
+
+
 def test_ctrl_c_is_one_word(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     picture(Path("photo.png"))
     monkeypatch.setattr("inst.images.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-    code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it behind
+    try:
+        code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out, err) == (130, "", "Interrupted.\n")
 
 
@@ -368,6 +412,16 @@ def test_the_demo_leaves_a_sheet_and_a_style_and_never_overwrites(run: Run, comm
     assert sorted(path.name for path in Path("made").iterdir()) == sorted(
         Path(answer[what]).name for answer in answers for what in ("sheet", "style")
     )
+
+
+def test_the_demo_of_a_model_without_pretrained_module_learns_only(run: Run, tmp_path: Path) -> None:
+    """Stable Diffusion's have none."""
+    model = save_family(tmp_path / "sd1", "sd1")
+    code, out, err = run("demo", "--steps", "1", "-o", "made", "--json", "--backbone", model, "--device", "cpu")
+    assert code == 0, err
+    sheet = Image.open(json.loads(out)["sheet"])
+    assert sheet.width > 4 * 256
+    assert len(sheet.crop((2 * 256 + 3 * _GAP, _GAP, 3 * 256 + 3 * _GAP, 200)).getcolors() or []) == 1  # left empty
 
 
 def test_a_demo_that_fails_leaves_no_empty_file(run: Run, common: list[object]) -> None:

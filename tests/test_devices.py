@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from inst import UsageError
-from inst.devices import DTYPES, autoencoder_dtype, choose_device, choose_dtype, deterministic
+from inst import InstWarning, UsageError
+from inst.devices import DTYPES, autoencoder_dtype, be_gentle, choose_device, choose_dtype, deterministic
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -83,3 +83,29 @@ def test_attention_and_convolution_learn_the_same_bits_every_time(dtype: torch.d
         found.append(picture.grad)
     assert all(torch.equal(one, found[0]) for one in found)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_only_what_has_no_deterministic_kernel_makes_it_gentle_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inst.devices._GENTLE", set())
+    assert not be_gentle(CUDA, RuntimeError("CUDA out of memory"))
+    missing = RuntimeError("some_kernel does not have a deterministic implementation, but you set ...")
+    with pytest.warns(InstWarning, match="on cuda: some_kernel has no deterministic kernel"):
+        assert be_gentle(CUDA, missing)
+    assert not be_gentle(CUDA, missing)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_an_operation_without_a_deterministic_kernel_runs_once_it_is_gentle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inst.devices._GENTLE", set())
+
+    def learn() -> None:
+        picture = torch.zeros(1, 1, 8, 8, device="cuda", requires_grad=True)
+        with deterministic(torch.device("cuda")):
+            torch.nn.functional.interpolate(picture, scale_factor=2.0, mode="bicubic").sum().backward()
+
+    with pytest.raises(RuntimeError) as raised:
+        learn()
+    with pytest.warns(InstWarning):
+        assert be_gentle(torch.device("cuda"), raised.value)
+    with pytest.warns(UserWarning, match="deterministic"):
+        learn()

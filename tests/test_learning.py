@@ -1,5 +1,6 @@
 """Learning on a tiny random model: what changes and what does not, exact resume, and what the loss is."""
 
+import copy
 import hashlib
 import json
 import math
@@ -334,6 +335,43 @@ def test_other_paintings_and_backbones_cannot_go_on(
     other = replace(state, about=dict(state.about) | {"text space": "0123456789abcdef"})
     with pytest.raises(UsageError, match="text space"):
         short(tiny_backbone, variant="direct", resume=other)
+
+
+def test_another_image_encoder_cannot_go_on(tiny_backbone: inst.Backbone) -> None:
+    """Nor one of the same sizes, with which it would go on as if nothing were; "direct" looks through none."""
+    other = copy.copy(tiny_backbone)
+    other.image_encoder = copy.deepcopy(tiny_backbone.image_encoder)
+    assert other.image_encoder is not None
+    other.image_encoder.visual_projection.weight.data.neg_()
+    state = next(short(tiny_backbone)).state()
+    with pytest.raises(UsageError, match="different image encoder"):
+        short(other, resume=state)
+    next(short(other, variant="direct", resume=next(short(tiny_backbone, variant="direct")).state()))
+
+
+def test_where_an_operation_has_no_deterministic_kernel_learning_goes_on_and_says_so(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives the style that it would have given, dropout and all. The error is PyTorch's own."""
+    expected = finish(short(tiny_backbone, steps=2))[1].vectors
+    update, calls = LearningRun._update, []
+
+    def fail_once(run: LearningRun) -> None:
+        calls.append(run)
+        if len(calls) == 2:
+            torch.use_deterministic_algorithms(True)
+            try:
+                torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+            finally:
+                torch.use_deterministic_algorithms(False)
+        update(run)
+
+    monkeypatch.setattr("inst.devices._GENTLE", set())
+    monkeypatch.setattr(LearningRun, "_update", fail_once)
+    with pytest.warns(InstWarning, match="on cpu: put_ has no deterministic kernel"):
+        found = finish(short(tiny_backbone, steps=2))[1].vectors
+    assert len(calls) == 3
+    assert torch.equal(found, expected)
 
 
 def test_another_precision_cannot_go_on(tiny_backbone: inst.Backbone, tiny_backbone_folder: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_long_prompt_names_the_words_that_do_not_fit() -> None:
     tokenize(TOKENIZER, [fits])
     with pytest.raises(UsageError, match='takes 24 of at most 22 tokens; this part does not fit: "Church river"'):
         tokenize(TOKENIZER, [f"{fits} Church river"])
-    with pytest.raises(UsageError, match=r'does not fit: "\[C\] style"'):
+    with pytest.raises(UsageError, match=r'does not fit: "\[C\] style"\. Shorten the prompt, or take fewer vectors'):
         tokenize(TOKENIZER, ["a dog " * 10 + "the [C] style"], LENGTHS)
     with pytest.raises(UsageError, match='does not fit: "zebra"'):  # its first letters would fit
         tokenize(TOKENIZER, ["a dog " * 10 + "zebra"])

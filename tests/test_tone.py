@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from inst.tone import adain, channel_statistics, keep_colours, oklab_to_srgb, srgb_to_oklab
+import inst
+from inst.images import resize
+from inst.tone import adain, channel_statistics, keep_colours, oklab_to_srgb, palette, srgb_to_oklab
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,6 +38,20 @@ def test_adain_toward_its_own_statistics_changes_nothing() -> None:
 def test_adain_of_a_flat_channel_is_finite() -> None:
     flat = torch.full((1, 1, 8, 8), 3.0)
     assert adain(flat, *channel_statistics(draw(1, 1, 8, 8))).isfinite().all()
+
+
+def test_the_palette_of_a_scroll_is_found_in_tiles(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A painting 25 times as long as it is high, whose thumbnail is enlarged: the memory of a tile has to do."""
+    scroll, widths = draw(3, 10, 256), []
+    whole = channel_statistics(tiny_backbone.encode(resize(scroll[None], (64, 1632))))
+    encode = tiny_backbone.encode
+    monkeypatch.setattr(tiny_backbone, "encode", lambda given: widths.append(given.shape[-1]) or encode(given))
+    mean, std = palette(tiny_backbone, [scroll])
+    assert max(widths) <= 2 * tiny_backbone.native_size
+    torch.testing.assert_close(mean, whole[0], rtol=0, atol=0.1 * float(whole[1].mean()))
+    torch.testing.assert_close(std, whole[1], rtol=0.2, atol=0)
 
 
 @pytest.mark.parametrize(

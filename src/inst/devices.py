@@ -15,7 +15,11 @@ from inst.errors import InstWarning, UsageError, first_line
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # cuBLAS gives the same bits every time only with workspaces of a fixed size; see `deterministic`.
-os.environ.setdefault(_WORKSPACE, ":4096:8")
+_FIXED = ":4096:8"
+os.environ.setdefault(_WORKSPACE, _FIXED)
+
+_GENTLE: set[torch.device] = set()
+"""Devices on which an operation turned out to have no deterministic kernel."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The precisions a backbone can be loaded with, by name."""
@@ -80,8 +84,8 @@ def _has_fixed_workspace(device: torch.device) -> bool:
         torch.mm(one, one)
     except RuntimeError:
         warnings.warn(
-            f"The GPU was used before inst was imported, so that learning twice may differ in the last bits: import "
-            f"inst first, or set {_WORKSPACE}={os.environ[_WORKSPACE]} in the environment.",
+            f"The GPU was used before inst was imported, or {_WORKSPACE} is set otherwise, so that learning twice may "
+            f"differ in the last bits: import inst first, or set {_WORKSPACE}={_FIXED} in the environment.",
             InstWarning,
             stacklevel=4,
         )
@@ -93,8 +97,9 @@ def _has_fixed_workspace(device: torch.device) -> bool:
 def deterministic(device: torch.device) -> Iterator[None]:
     """Let a CUDA device take kernels that give the same bits every time, within the block; other devices do anyway.
 
-    PyTorch's strict setting, under which an operation without such a kernel raises RuntimeError. Under the gentle one,
-    which warns instead, attention keeps the backward kernels that add in no fixed order, though it has others.
+    PyTorch's strict setting, under which an operation without such a kernel raises RuntimeError: see `be_gentle`. Under
+    the gentle one, which warns instead, attention keeps the backward kernels that add in no fixed order, though it has
+    others.
 
     Warns:
         InstWarning: the strict setting is out of reach, because CUDA was computed with before inst was imported.
@@ -108,9 +113,31 @@ def deterministic(device: torch.device) -> Iterator[None]:
     options.fill_uninitialized_memory = False
     try:
         torch.use_deterministic_algorithms(True)
-        if not _has_fixed_workspace(device):
+        if device in _GENTLE or not _has_fixed_workspace(device):
             torch.use_deterministic_algorithms(True, warn_only=True)
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         options.fill_uninitialized_memory = fill
+
+
+def be_gentle(device: torch.device, error: RuntimeError) -> bool:
+    """Settle for PyTorch's gentle setting in `deterministic` on this device, where `error` came of the strict one.
+
+    No operation of Stable Diffusion's parts has been found to need it, but releases of PyTorch and backends differ.
+
+    Returns:
+        Whether what failed can be tried again: False where `error` is another, or came under the gentle setting.
+
+    Warns:
+        InstWarning: with the operation's name, where it can.
+    """
+    if "does not have a deterministic implementation" not in str(error) or device in _GENTLE:
+        return False
+    _GENTLE.add(device)
+    warnings.warn(
+        f"Learning twice may differ in the last bits on {device}: {str(error).split()[0]} has no deterministic kernel.",
+        InstWarning,
+        stacklevel=3,
+    )
+    return True

@@ -21,7 +21,7 @@ def fingerprint_of(*tables: Tensor) -> str:
 
 
 def denoiser_fingerprint_of(first_rows: Mapping[str, Tensor]) -> str:
-    """Identify a UNet by the first row of each of its weights: 16 hexadecimal digits.
+    """Identify a UNet (or another network) by the first row of each of its weights: 16 hexadecimal digits.
 
     Every weight has its part, because a fine-tuned model may differ in its cross-attention only; a row of each is read
     in no time. They are rounded to fp16 first, so that a model's fp16 and fp32 files agree.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from inst.backbone import Backbone
-from inst.devices import deterministic
+from inst.devices import be_gentle, deterministic
 from inst.errors import InstError
 from inst.images import Photo, make_thumbnail
 from inst.inversion import FREE_RATE
@@ -99,6 +99,20 @@ class LearningRun:
             LearningDiverged: the loss or its gradient is no number.
         """
         self.between_steps = False
+        state = self.generator.get_state()
+        try:
+            value = self._descend()
+        except RuntimeError as error:
+            if not be_gentle(self.backbone.device, error):
+                raise
+            self.generator.set_state(state)
+            value = self._descend()
+        self.progress = self.progress.after(value)
+        self.between_steps = True
+        return value
+
+    def _descend(self) -> float:
+        """Draw a batch, and change the parameters by the gradient of its loss, which is returned."""
         step, data = self.progress.step, self.data
         crops, captions, noise, sampling_noise = self._draw()
         timesteps = spread_timesteps(step * len(crops), len(crops), len(self.backbone.alphas_cumprod), self.first_time)
@@ -115,8 +129,6 @@ class LearningRun:
             self.adam.zero_grad(set_to_none=True)
             (loss * self.progress.loss_scale).backward()
             self._update()
-        self.progress = self.progress.after(value)
-        self.between_steps = True
         return value
 
     @torch.inference_mode(False)
@@ -170,7 +182,8 @@ class LearningRun:
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        return LearningState(self.progress, asdict(self.settings), belongings(self.backbone, self.paintings), tensors)
+        about = belongings(self.backbone, self.paintings, self.settings.variant)
+        return LearningState(self.progress, asdict(self.settings), about, tensors)
 
     def _restore(self, state: LearningState) -> None:
         self.progress = state.progress

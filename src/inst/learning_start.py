@@ -13,6 +13,7 @@ import torch
 from inst import __version__
 from inst.backbone import Backbone
 from inst.errors import UsageError
+from inst.fingerprints import denoiser_fingerprint_of
 from inst.images import Photo
 from inst.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion, coarse_word
 from inst.learning_data import CAPTIONS
@@ -30,7 +31,7 @@ def check_start(
     """
     backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings).vectors})
     if resume is not None:
-        resume.check(settings, belongings(backbone, paintings))
+        resume.check(settings, belongings(backbone, paintings, settings.variant))
 
 
 def about_style(name: str, backbone: Backbone, paintings: Sequence[Photo], variant: str, steps: int) -> dict[str, Any]:
@@ -45,14 +46,21 @@ def about_style(name: str, backbone: Backbone, paintings: Sequence[Photo], varia
     }
 
 
-def belongings(backbone: Backbone, paintings: Sequence[Photo]) -> dict[str, Any]:
-    """What a state belongs to: going on with anything else would not give what never stopping would have given."""
-    return {
+def belongings(backbone: Backbone, paintings: Sequence[Photo], variant: str) -> dict[str, Any]:
+    """What a state belongs to: going on with anything else would not give what never stopping would have given.
+
+    The variant "direct" looks at no painting: of it, the image encoder is no part.
+    """
+    about = {
         "text space": backbone.fingerprint,
         "denoiser": backbone.denoiser_fingerprint,
         "precision": str(backbone.dtype).removeprefix("torch."),
         "set of paintings": [_digest(one) for one in paintings],
     }
+    if variant != "direct" and backbone.image_encoder is not None:
+        weights = backbone.image_encoder.state_dict()
+        about["image encoder"] = denoiser_fingerprint_of({key: one[:1].cpu() for key, one in weights.items()})
+    return about
 
 
 def _configure(backbone: Backbone, settings: LearningSettings) -> InversionConfig:

@@ -113,10 +113,10 @@ def _ordinary_token(tokenizer: Any) -> int:
 
 
 def _too_long(prompt: str, items: Sequence[_Item], room: int) -> str:
-    cut = items[room].start
-    while cut > 0 and not prompt[cut - 1].isspace() and items[room].slot < 0:
+    cut, of_style = items[room].start, items[room].slot >= 0
+    while cut > 0 and not prompt[cut - 1].isspace() and not of_style:
         cut -= 1  # name whole words, not the tail of one
     return (
         f"The prompt takes {len(items)} of at most {room} tokens; this part does not fit: "
-        f'"{prompt[cut:].strip()}". Shorten the prompt.'
+        f'"{prompt[cut:].strip()}". Shorten the prompt{", or take fewer vectors for the style" if of_style else ""}.'
     )

@@ -109,9 +109,13 @@ def encode_any_size(backbone: Backbone, pictures: Tensor) -> Tensor:
     Returns:
         [B, C, h, w], of `latent_size`.
     """
+    return encode_in_tiles(backbone, pad_to_multiple(pictures, backbone.size_multiple))
+
+
+def encode_in_tiles(backbone: Backbone, pictures: Tensor) -> Tensor:
+    """Encode pictures [B, 3, H, W], of sides that are multiples of `backbone.downscale`: large ones in tiles."""
     tile = _autoencoder_tile(backbone)
-    padded = pad_to_multiple(pictures, backbone.size_multiple)
-    return map_tiles(backbone.encode, padded, tile, tile // 4, shrink=backbone.downscale)
+    return map_tiles(backbone.encode, pictures, tile, tile // 4, shrink=backbone.downscale)
 
 
 def decode_any_size(backbone: Backbone, latents: Tensor, height: int, width: int) -> Tensor:

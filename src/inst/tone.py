@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inst.images import fit_size, resize
+from inst.tiles import encode_in_tiles
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
@@ -59,13 +60,14 @@ def palette(backbone: Backbone, paintings: Sequence[Tensor]) -> tuple[Tensor, Te
 
     Args:
         backbone: whose autoencoder makes the latents.
-        paintings: at least one, each [3, H, W] in [-1, 1]; looked at in the backbone's native size.
+        paintings: at least one, each [3, H, W] in [-1, 1]; looked at in the backbone's native size, in tiles where
+            they are long: a scroll has many times the pixels of a square.
     """
     statistics = []
     for painting in paintings:
         sides = fit_size(painting.shape[2], painting.shape[1], backbone.native_size)
         width, height = (side - side % backbone.downscale for side in sides)
-        latents = backbone.encode(resize(painting[None].to(backbone.device), (height, width)))
+        latents = encode_in_tiles(backbone, resize(painting[None].to(backbone.device), (height, width)))
         statistics.append(torch.stack(channel_statistics(latents)))
     mean, std = torch.stack(statistics).mean(dim=0)
     return mean, std

@@ -92,8 +92,17 @@ def main() -> None:
     except _Interrupted:
         say("Interrupted.", "red")
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        say(f"Error: {error.filename} cannot be used ({error.strerror}): give another place.", "red")
+        sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        say("Error: the memory does not suffice: give a smaller --size, or another --device.", "red")
+        say(
+            "Error: the memory does not suffice: make smaller pictures (--size, --tile) or batches (--batch-size), or "
+            "give --low-memory or another --device.",
+            "red",
+        )
         sys.exit(1)

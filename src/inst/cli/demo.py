@@ -50,7 +50,9 @@ def demo(
         session.note(f"{number}  {photo.name}: {label}")
         return label, session.sample(transfer(model, photo.picture, chosen, seed=seed, **settings), "painting")[0]
 
-    instant = paint("2/3", instant_style(model, [painting]), "instant style, no learning")
+    instant = None  # most models have no pretrained inversion module, and so no style without learning
+    if model.inversion is not None:
+        instant = paint("2/3", instant_style(model, [painting]), "instant style, no learning")
     learned = paint("2/3", style, "learned style")
     strengths = [paint("3/3", style, f"learned, strength {s:g}", strength=s) for s in _STRENGTHS]
     sources = [("the painting", painting.picture), ("the photo", photo.picture)]

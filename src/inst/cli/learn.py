@@ -65,7 +65,9 @@ def learn(
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Do not start from the backbone's pretrained module.")
     ] = False,
-    crops: Annotated[int, typer.Option("--crops", help="Squares cut out; 1 is the whole.")] = _LEARN["crops"],
+    crops: Annotated[int, typer.Option("--crops", help="Squares cut out at random; 1 is the centre.")] = _LEARN[
+        "crops"
+    ],
     validate_every: Annotated[
         int, typer.Option("--validate-every", help="Steps between validations; 0 is never.")
     ] = _LEARN["validate_every"],
@@ -90,10 +92,8 @@ def learn(
     from inst.learning import PRESETS
     from inst.style import check_style_name
 
-    written = None if out is None else [out]
-    if out is not None and preview_every:
-        written = [out, *(_at_step(out, step, ".png") for step in range(1, steps + 1))]
-    check_output(out, pictures_of(paintings), check_style_name, written)
+    sources = pictures_of(paintings)
+    check_output(out, sources, check_style_name)
     if resume and (out is None or out.is_dir()):
         raise UsageError("--resume needs the style file that the interrupted command named: give it with -o.")
     settings = {
@@ -117,8 +117,10 @@ def learn(
         # What is asked for by name counts more than the preset.
         named = {name for name in settings if _is_given(context, name)}
         settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
-    stem = pictures_of(paintings)[0].stem
-    with output_path(out, stem, ".safetensors") as path:
+    with output_path(out, sources[0].stem, ".safetensors") as path:
+        if preview_every:  # whose names are known only now, where the style's has been found
+            previews = [_at_step(path, step, ".png") for step in (*range(preview_every, steps, preview_every), steps)]
+            check_output(path, sources, check_style_name, previews)
         _learn(session, paintings, path, settings, resume, save_every)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,11 +59,11 @@ def repeat(
     from inst.record import read_record
 
     record = read_record(picture)
-    commands = {name: defaults_of("inst.styling", name) for name in ("transfer", "generate")}
     settings = dict(record.settings)
     seed, flat = settings.pop("seed", 0), settings.pop("flatten", False)
-    if record.command not in commands or not settings.keys() <= commands[record.command].keys() | {"prompt"}:
-        raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
+    settings = _complete(picture, record, settings)
+    if not isinstance(seed, int):
+        raise InstError(f"{picture} does not say which one of its seeds is its own: make it again in Python.")
     seen = None if record.control is None else record.control.picture
     photo = _same_file(picture, "photo", record.photo, photo)
     mask = _same_file(picture, "mask", record.mask, mask)
@@ -83,6 +83,20 @@ def repeat(
     _compare(picture, record, model, session.backbone)
     maker = Maker(session, model, record.command, record.styles, content, region, record.mask, chosen)
     maker.make(settings, seed, 1, out, f"{picture.stem}-again")
+
+
+def _complete(picture: Path, record: PictureRecord, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add the defaults of what a record made in Python may leave out. Raises InstError where it can not be done."""
+    defaults: dict[str, Any] = {}
+    if record.command in ("transfer", "generate"):
+        defaults = defaults_of("inst.styling", record.command)
+        defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
+    if not defaults or not settings.keys() <= defaults.keys() | {"prompt"}:
+        raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
+    what, said = ("photo", record.photo) if record.command == "transfer" else ("prompt", settings.get("prompt"))
+    if said is None:
+        raise InstError(f"{picture} does not say which {what} it was made of: make it again in Python.")
+    return defaults | settings
 
 
 def _backbone_of(picture: Path, record: PictureRecord) -> str:

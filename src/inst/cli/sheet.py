@@ -48,19 +48,21 @@ def sheet(
     model = session.load()
     styles = [read_style(model, one) for one in style]
     settings: dict[str, Any] = {"steps": steps, "tone": tone, "seed": seed, "size": size}
+    # All are begun before one is made: whatever cannot be used is said at once.
+    cells = [(one, guidance, strength) for one in styles for guidance in down for strength in across]
+    runs = [transfer(model, content.picture, one, strength=s, guidance=g, **settings) for one, g, s in cells]
+    pictures = []
+    with session.progress("pictures", len(runs)) as move:
+        for (_, guidance, strength), run in zip(cells, runs, strict=True):
+            pictures.append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
+            move(len(pictures), len(runs), "")
     rows: list[list[tuple[str, Tensor] | None]] = []
-    total, made = len(styles) * len(across) * len(down), 0
-    with session.progress("pictures", total) as move:
-        for one in styles:
-            painting = one.painting()
-            beside = [None if painting is None else (one.name, painting), ("the photo", content.picture)]
-            for guidance, head in zip_longest(down, beside[: len(down)]):
-                rows.append([head])
-                for strength in across:
-                    run = transfer(model, content.picture, one, strength=strength, guidance=guidance, **settings)
-                    rows[-1].append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
-                    made += 1
-                    move(made, total, "")
+    for one in styles:
+        painting = one.painting()
+        beside = [None if painting is None else (one.name, painting), ("the photo", content.picture)]
+        for _, head in zip_longest(down, beside[: len(down)]):
+            done = len(rows) * len(across)
+            rows.append([head, *pictures[done : done + len(across)]])
     with output_path(out, f"{photo.stem}-sheet", ".png") as path:
         save_picture(make_sheet(rows), path)
     session.report([f"{path}"], sheet=str(path))
