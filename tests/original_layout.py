@@ -18,9 +18,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from tiny import LATENT_CHANNELS, POSITIONS, WIDTH, tiny_tokenizer, write_tiny_backbone
 
 Tensors = dict[str, Tensor]
 
@@ -148,61 +145,6 @@ def original_open_clip(weights: Mapping[str, Tensor], prefix: str, *, last_layer
         number = len(layers)
         tensors |= {f"transformer.resblocks.{number}.{key}": torch.ones_like(tensor) for key, tensor in block.items()}
     return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
-
-
-# Tiny models in the diffusers layout
-
-
-def write_tiny_family(family: str, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """A tiny random model of "sd1", "sd2", "sd2-v" or "sdxl", in the diffusers layout."""
-    write_tiny_backbone(folder, "v_prediction" if family == "sd2-v" else "epsilon")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        tokenizer = tiny_tokenizer()
-        text = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": WIDTH,
-            "intermediate_size": 4 * WIDTH,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": POSITIONS,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        unet = {
-            "sample_size": 12 if family == "sd2-v" else 8,
-            "in_channels": LATENT_CHANNELS,
-            "out_channels": LATENT_CHANNELS,
-            "norm_num_groups": 4,
-            "layers_per_block": 2,
-            "cross_attention_dim": WIDTH,
-            "block_out_channels": [8, 16, 16],
-            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-            "attention_head_dim": 4,
-        }
-        if family.startswith("sd2"):
-            text |= {"hidden_act": "gelu", "projection_dim": WIDTH}
-            unet |= {"use_linear_projection": True, "attention_head_dim": [2, 4, 4]}
-        if family == "sdxl":
-            second = text | {"hidden_act": "gelu", "hidden_size": 40, "intermediate_size": 160, "projection_dim": 40}
-            CLIPTextModelWithProjection(CLIPTextConfig(**second)).to(dtype).save_pretrained(folder / "text_encoder_2")
-            tiny_tokenizer().save_pretrained(folder / "tokenizer_2")
-            unet |= {
-                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                "transformer_layers_per_block": [1, 2, 3],
-                "attention_head_dim": [2, 4, 4],
-                "use_linear_projection": True,
-                "cross_attention_dim": WIDTH + 40,
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 40 + 6 * 8,
-            }
-        CLIPTextModel(CLIPTextConfig(**text)).to(dtype).save_pretrained(folder / "text_encoder")
-        UNet2DConditionModel(**unet).to(dtype).save_pretrained(folder / "unet")
-    return folder
 
 
 def to_original(folder: Path) -> Tensors:

@@ -18,14 +18,13 @@ from inst.hub import find_model, is_hub_name
 
 CLIENT = """
 import json, sys
-from inst import InstError
-from inst.hub import find_model
+from inst import InstError, hub
 from huggingface_hub.utils import disable_progress_bars
 disable_progress_bars()
 for line in sys.stdin:
-    name, download = json.loads(line)
+    find, name, download = json.loads(line)
     try:
-        answer = {"folder": str(find_model(name, download))}
+        answer = {"folder": str(getattr(hub, find)(name, download))}
     except InstError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
@@ -39,10 +38,10 @@ class Client:
     def __init__(self, process: "subprocess.Popen[str]", home: Path) -> None:
         self.process, self.home = process, home
 
-    def ask(self, name: str, download: bool = True) -> dict[str, str]:
+    def ask(self, name: str, download: bool = True, find: str = "find_model") -> dict[str, str]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        print(json.dumps([name, download]), file=self.process.stdin, flush=True)
+        print(json.dumps([find, name, download]), file=self.process.stdin, flush=True)
         answer: dict[str, str] = json.loads(self.process.stdout.readline())
         return answer
 
@@ -266,12 +265,38 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_
 
 
 @pytest.mark.parametrize(
-    "name", ["", "mini", "a/b/c", "/a", "a/", "../a", "a/..", "a/b@", "a/b@c@d", "~/model", "a b/c", "a/b\n"]
+    "name",
+    [
+        "",
+        "mini",
+        "a/b/c",
+        "/a",
+        "a/",
+        "../a",
+        "a/..",
+        "a/b@",
+        "a/b@c@d",
+        "~/model",
+        "a b/c",
+        "a/b\n",
+        "a/b--c",
+        "a/b..c",
+        "a/b.git",
+        f"a/{'b' * 97}",
+        "a/b@../c",
+    ],
 )
 def test_names_of_another_form(name: str) -> None:
     assert not is_hub_name(name)
     with pytest.raises(UsageError, match="owner/model"):
         find_model(name)
+
+
+def test_an_image_encoder_that_does_not_say_what_it_wants_to_see(hub: Hub, client: Client) -> None:
+    hub.files = {"config.json": b"{}", "model.safetensors": b""}
+    message = client.ask(hub.name, find="find_clip")["error"]
+    assert "has no preprocessor_config.json" in message
+    assert hub.fetched == []
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

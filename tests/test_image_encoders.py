@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from inst import InstError, UsageError
-from inst.image_encoders import MATCHING, find_image_encoder, read_image_encoder
+from inst.image_encoders import MATCHING, find_image_encoder, find_matching_image_encoder, read_image_encoder
 from inst.model_files import read_json
 from inst.single_file import CONFIGS, FAMILIES
 from tiny import PICTURE_SIZE, WIDTH, edit_json
@@ -75,10 +75,9 @@ def test_the_image_encoder_alone_and_as_part_of_a_model(tiny_backbone_folder: Pa
     alone = Path(shutil.copytree(tiny_backbone_folder / "image_encoder", tmp_path / "alone"))
     shutil.copy(tiny_backbone_folder / "feature_extractor" / "preprocessor_config.json", alone)
     for folder in (alone, tiny_backbone_folder, tiny_backbone_folder / "image_encoder"):
-        found = find_image_encoder(text_config("sd1"), folder, False, torch.float32)
-        assert found is not None
-        pixels = found[1](PICTURE)
-        torch.testing.assert_close(found[0](pixel_values=pixels).image_embeds, reference(pixels).image_embeds)
+        encoder, extractor = read_image_encoder(find_image_encoder(folder, download=False), torch.float32)
+        pixels = extractor(PICTURE)
+        torch.testing.assert_close(encoder(pixel_values=pixels).image_embeds, reference(pixels).image_embeds)
     half = read_image_encoder(alone, torch.bfloat16)[0]
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
@@ -87,31 +86,32 @@ def test_the_matching_one_is_taken_from_the_cache(whole_clip: Path, cache: Path)
     names = {"sd1": 768, "sd2": 1024, "sd2-v": 1024, "sdxl": 768}
     assert names.keys() == set(FAMILIES)
     for family, width in names.items():
-        assert find_image_encoder(text_config(family), None, False, torch.float32) is None
+        assert find_matching_image_encoder(text_config(family), download=False) is None
         with pytest.raises(InstError, match=MATCHING[width]):
-            find_image_encoder(text_config(family), None, True, torch.float32)  # HF_HUB_OFFLINE=1 in the tests
+            find_matching_image_encoder(text_config(family), download=True)  # HF_HUB_OFFLINE=1 in the tests
         put_into(cache, MATCHING[width], whole_clip)
-        assert find_image_encoder(text_config(family), None, False, torch.float32) is not None
+        assert find_matching_image_encoder(text_config(family), download=False) is not None
         shutil.rmtree(cache)
 
 
 def test_none_matches_a_text_encoder_of_another_kind(cache: Path) -> None:
     for width, tokens in ((768, 1000), (512, 49408)):
         config = CLIPTextConfig(hidden_size=width, vocab_size=tokens)
-        assert find_image_encoder(config, None, True, torch.float32) is None
+        assert find_matching_image_encoder(config, download=True) is None
     assert not cache.exists()
 
 
 def test_one_named_by_the_hub(whole_clip: Path, cache: Path) -> None:
     with pytest.raises(InstError, match=r"someone/clip is not on this machine, .*: add --download"):
-        find_image_encoder(text_config("sd1"), "someone/clip", False, torch.float32)
+        find_image_encoder("someone/clip", download=False)
     put_into(cache, "someone/clip", whole_clip)
-    assert find_image_encoder(text_config("sd1"), "someone/clip", False, torch.float32) is not None
+    read_image_encoder(find_image_encoder("someone/clip", download=False), torch.float32)
 
 
 def test_what_is_no_image_encoder(whole_clip: Path, tiny_backbone_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is no image encoder"):
-        find_image_encoder(text_config("sd1"), "nowhere", False, torch.float32)
+    for name in ("nowhere", "~nosuchuser/clip", "x" * 5000, "owner/two--hyphens"):
+        with pytest.raises(UsageError, match=f"{name} is no image encoder"):
+            find_image_encoder(name, download=True)
     with pytest.raises(InstError, match="clip_text_model, not the image encoder"):
         read_image_encoder(tiny_backbone_folder / "text_encoder", torch.float32)
     with pytest.raises(InstError, match=r"config\.json is missing"):

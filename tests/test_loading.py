@@ -271,7 +271,38 @@ def test_an_image_encoder_from_elsewhere(tiny_backbone_folder: Path, tmp_path: P
         assert not any(weight.requires_grad for weight in backbone.image_encoder.parameters())
 
 
+def test_a_mistyped_image_encoder_shows_before_the_model_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere is no image encoder"):
+        Backbone.load(tmp_path, "cpu", image_encoder="nowhere")  # an empty folder: no model either
+
+
 # What must be refused
+
+
+def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, "sdxl")
+    path = folder / "unet" / "config.json"
+    for size in ("x", [8, 8, 8], 8.5):
+        edit_json(path, sample_size=size)
+        refuse(folder, naming=f"the sample_size {size!r}")
+    edit_json(path, sample_size=[8, 16])
+    assert Backbone.load(folder, "cpu").native_size == 64
+    edit_json(path, addition_time_embed_dim=None)
+    refuse(folder, naming="parts that do not belong together: the UNet's added inputs")
+
+
+def test_quantised_weights(tmp_path: Path) -> None:
+    """diffusers and transformers would take the integers for the weights."""
+    folder = save_family(tmp_path, "sd1")
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        path = folder / part / f"{name}.safetensors"
+        whole = load_file(path)
+        for kind, called in ((torch.int8, "I8"), (torch.uint8, "U8")):
+            key = next(key for key in whole if key.endswith(("to_q.weight", "fc1.weight")))
+            save_file(whole | {key: whole[key].to(kind)}, path, {"format": "pt"})
+            refuse(folder, naming=f"is quantised ({key} is {called})")
+        save_file(whole, path, {"format": "pt"})
+    Backbone.load(folder, "cpu")
 
 
 def without_prefix(key: str) -> str:
@@ -435,6 +466,10 @@ def schedule_of_no_steps(folder: Path) -> None:
     edit_json(folder / "scheduler" / "scheduler_config.json", num_train_timesteps=0, set_alpha_to_one=True)
 
 
+def schedule_of_two_betas(folder: Path) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", trained_betas=[0.1, 0.2])
+
+
 def schedule_that_amplifies(folder: Path) -> None:
     edit_json(folder / "scheduler" / "scheduler_config.json", beta_schedule="linear", beta_start=-0.5)
 
@@ -495,6 +530,7 @@ def not_even_text(folder: Path) -> None:
         (tokenizer_without_room, "model_max_length 2"),
         (schedule_of_two_lengths, "makes no noise schedule"),
         (schedule_of_no_steps, "makes no noise schedule"),
+        (schedule_of_two_betas, "2 trained_betas for 1000 timesteps"),
         (schedule_that_amplifies, "makes no noise schedule"),
         (inversion_of_seven_heads, "7 heads"),
         (two_colours, "image_mean [0.5, 0.5]"),

@@ -57,6 +57,13 @@ def test_a_damaged_pickle_is_refused(cut: int) -> None:
         read_numpy_pickle(data[:cut])
 
 
+def test_a_pickle_that_holds_itself_is_refused() -> None:
+    content: dict[str, object] = {}
+    content["again"] = content
+    with pytest.raises(UnsafePickleError, match="cannot be read"):
+        read_numpy_pickle(pickle.dumps(content))
+
+
 class Normalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()

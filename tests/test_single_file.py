@@ -1,6 +1,8 @@
 """Single files in the original layout: the same model as its folder, and what must be refused."""
 
+import json
 import os
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.model_files import read_json
 from inst.original_layout import convert, find_layout
 from inst.parts import Parts
-from inst.single_file import CONFIGS, FAMILIES, predicts_v, read_single_file
+from inst.single_file import CONFIGS, FAMILIES, _read_tokenizer, predicts_v, read_single_file
 from inst.vocabulary import VOCABULARY, clip_tokenizer
 from original_layout import (
     Tensors,
@@ -32,9 +34,8 @@ from original_layout import (
     to_original,
     write_lightning,
     write_safetensors,
-    write_tiny_family,
 )
-from tiny import edit_json
+from tiny import edit_json, save_family
 
 PROMPTS = ["a painting of a dog", "xyz"]
 CLASSES = {
@@ -47,8 +48,25 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each family, in the diffusers layout."""
-    return {family: write_tiny_family(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+    """A tiny model of each family, in the diffusers layout, with as many kinds of blocks as the full ones have."""
+    heads = {"sd1": 4}
+    unets: dict[str, dict[str, Any]] = {
+        family: {
+            "block_out_channels": [8, 16, 16],
+            "layers_per_block": 2,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "attention_head_dim": heads.get(family, [2, 4, 4]),
+        }
+        for family in FAMILIES
+    }
+    unets["sd2-v"]["sample_size"] = 12
+    unets["sdxl"] |= {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 3],
+    }
+    return {family: save_family(tmp_path_factory.mktemp(family), family, **unets[family]) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +303,16 @@ def test_clips_vocabulary() -> None:
     assert tokenizer.decode(tokenizer("Café, 漢字!").input_ids, skip_special_tokens=True) == "café , 漢字 !"
 
 
+def test_a_tokenizer_without_vocabulary_takes_clips(tmp_path: Path) -> None:
+    text = SimpleNamespace(vocab_size=VOCABULARY, max_position_embeddings=77)
+    for padding, number in (("!", 0), ({"content": "!", "special": True}, 0), (None, 49407)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
+        assert _read_tokenizer(tmp_path, text).pad_token_id == number
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    with pytest.raises(InstError, match=r'fills prompts with "\[PAD\]"'):
+        _read_tokenizer(tmp_path, text)
+
+
 # What a UNet predicts
 
 
@@ -396,10 +424,10 @@ def test_a_checkpoint_cannot_run_anything(originals: dict[str, Tensors], tmp_pat
 
 def test_lightning_is_not_imported_and_leaves_nothing(originals: dict[str, Tensors], tmp_path: Path) -> None:
     path = write_lightning(tmp_path / "model.ckpt", originals["sd1"])
-    before = torch.serialization.get_safe_globals()
+    before = set(torch.serialization.get_safe_globals())
     checkpoint = read_checkpoint(path)
     assert checkpoint.tensors.keys() == originals["sd1"].keys()
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == before
     assert not any(name.startswith("pytorch_lightning") for name in sys.modules)
     with pytest.raises(Exception, match="ModelCheckpoint"):
         torch.load(path, weights_only=True)  # torch alone refuses it
@@ -416,6 +444,22 @@ def test_a_damaged_file(originals: dict[str, Tensors], tmp_path: Path, form: str
     broken = {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"<html>404</html>", "zeroed": bytes(len(whole))}
     path.write_bytes(broken[damage])
     refuse(path, naming=str(path))
+
+
+def test_tensors_without_numbers_are_missing(
+    folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
+) -> None:
+    key = "model.diffusion_model.time_embed.0.weight"
+    weight = originals["sd1"][key]
+    for strange in (weight.to("meta"), weight.to_sparse()):
+        torch.save({"state_dict": originals["sd1"] | {key: strange}}, tmp_path / "model.ckpt")
+        refuse(tmp_path / "model.ckpt", naming="does not fit its configuration", config=folders["sd1"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_other_protocols_of_pickle_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    refuse(tmp_path / "model.ckpt", naming="is refused")
 
 
 def test_a_file_of_another_format(tmp_path: Path) -> None:
@@ -516,8 +560,9 @@ def test_a_model_of_another_size_needs_a_configuration(
     path = write_safetensors(tmp_path / "model.safetensors", originals["sd1"])
     assert "looks like sd1" in refuse(path, naming="--config")
     refuse(path, naming="does not fit its configuration", config="sdxl")
-    with pytest.raises(UsageError, match="name one of sd1, sd2, sd2-v, sdxl"):
-        read(path, tmp_path / "nowhere")
+    for nowhere in (tmp_path / "nowhere", "~nosuchuser/model", "x" * 5000):
+        with pytest.raises(UsageError, match="name one of sd1, sd2, sd2-v, sdxl"):
+            read(path, nowhere)
     refuse(path, naming="config.json is missing", config=tmp_path)
     folder = Path(shutil.copytree(folders["sd1"], tmp_path / "copy"))
     edit_json(folder / "vae" / "config.json", scaling_factor=0)

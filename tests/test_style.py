@@ -300,6 +300,8 @@ def test_wrong_bytes_are_read_or_refused_in_one_line(data: st.DataObject) -> Non
         ({"format": "one"}, "is damaged"),
         ({"format": 2}, "was written by a newer version of inst: update inst"),
         ({"about": {"loss": float("nan")}}, "only finite numbers"),
+        ({"about": {"paintings": ["waves.jpg"]}}, "paintings are no list of objects"),
+        ({"about": {"paintings": 3}}, "is damaged"),
     ],
 )
 def test_metadata_that_make_no_sense(tmp_path: Path, changes: dict[str, object], said: str) -> None:

@@ -407,6 +407,15 @@ def test_files_that_are_no_embedding(tiny_backbone: Backbone, tmp_path: Path) ->
         return tmp_path / "file.pt"
 
     refuse(tmp_path / "nowhere.pt", "no such file")
+    for table in (
+        torch.ones(2, WIDTH).to_sparse(),
+        torch.ones(2, WIDTH, device="meta"),
+        torch.ones(1, 1).expand(10**9, WIDTH),  # would take 128 GB
+    ):
+        refuse(saved({"emb_params": table}), "does not hold vectors")
+    refuse(saved({"emb_params": torch.full((2, WIDTH), float("nan")).to(torch.float8_e4m3fn)}), "are not finite")
+    Image.new("RGB", (64, 64), (16, 32, 48)).save(tmp_path / "grey.png")  # what hides in it is 0 pixels wide
+    refuse(tmp_path / "grey.png", "carries no embedding")
     refuse(tmp_path, "cannot be read")
     path = make_style(tiny_backbone).save(tmp_path / "style.safetensors")
     refuse(path, "is a style of InST's already")

@@ -84,12 +84,13 @@ FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")
 WIDTH_2 = 48
 
 
-def save_family(folder: Path, family: str) -> Path:
+def save_family(folder: Path, family: str, **unet: Any) -> Path:
     """Writes a model as the family's models come, without image encoder. The same weights each time.
 
     Args:
         folder: where to; made if need be.
         family: one of `FAMILIES`: Stable Diffusion 1.x; 2.x, predicting noise or v; XL.
+        unet: entries of the UNet's configuration in the place of the family's.
     """
     old = family == "sd1"
     attention: dict[str, Any] = {
@@ -123,7 +124,7 @@ def save_family(folder: Path, family: str) -> Path:
             "vae": tiny_autoencoder(
                 scaling_factor=0.13025 if family == "sdxl" else 0.18215, force_upcast=family == "sdxl"
             ),
-            "unet": tiny_unet(**attention),
+            "unet": tiny_unet(**(attention | unet)),
             "text_encoder": CLIPTextModel(tiny_text_config(tokenizer, "quick_gelu" if clip else "gelu")),
             "tokenizer": tokenizer,
             "scheduler": tiny_scheduler("v_prediction" if family == "sd2-v" else "epsilon"),
@@ -153,15 +154,15 @@ def tiny_autoencoder(**more: Any) -> AutoencoderKL:
 
 
 def tiny_unet(**more: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=[8, 16],
-        layers_per_block=1,
-        norm_num_groups=4,
-        **more,
-    )
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**(config | more))
 
 
 def tiny_scheduler(prediction_type: str) -> DDIMScheduler:

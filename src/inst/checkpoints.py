@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inst.errors import InstError, first_line
 from inst.model_files import AGAIN
-from inst.pickles import UnsafePickleError, read_torch_pickle
+from inst.pickles import LIGHTNING, UnsafePickleError, holds_numbers, read_torch_pickle
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -60,7 +60,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content = read_torch_pickle(path)
+        content = read_torch_pickle(path, LIGHTNING)
     except UnsafePickleError as error:
         raise InstError(f"{path} is refused: {error}. Get the model's safetensors file.") from None
     except MemoryError:
@@ -71,4 +71,5 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         return {}
-    return {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return {key: tensor.detach() for key, tensor in tensors.items() if holds_numbers(tensor)}

@@ -19,6 +19,7 @@ from torch import Tensor
 from inst.errors import InstError, UsageError
 from inst.folders import load_weights
 from inst.images import resize, to_image
+from inst.model_files import find_folder
 from inst.tiles import pad_to_multiple
 
 if TYPE_CHECKING:
@@ -150,11 +151,9 @@ def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
         InstError: the folder is missing, incomplete, broken, or holds something else.
         UsageError: it was made for another model.
     """
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        raise InstError(f"{folder} is a file: give a ControlNet's folder in the diffusers layout.")
-    if not folder.is_dir():
-        raise InstError(f"{folder}: no such folder; give a ControlNet's folder in the diffusers layout.")
+    folder = find_folder(path)
+    if folder is None:
+        raise InstError(f"{path}: no such folder; give a ControlNet's folder in the diffusers layout.")
     model = load_weights(ControlNetModel, folder, backbone.dtype)
     check_controlnet(model, backbone, str(folder))
     return model.requires_grad_(False).to(backbone.device)

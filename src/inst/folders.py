@@ -236,6 +236,8 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
     alphas = scheduler.alphas_cumprod
     if len(alphas) == 0 or not ((alphas >= 0) & (alphas <= 1)).all():  # neither holds for NaN
         raise InstError(f"{path} makes no noise schedule (alphas_cumprod is not within 0 and 1); {AGAIN}.")
+    if len(alphas) != (steps := scheduler.config["num_train_timesteps"]):
+        raise InstError(f"{path} makes no noise schedule ({len(alphas)} trained_betas for {steps} timesteps); {AGAIN}.")
     return scheduler
 
 
@@ -245,9 +247,4 @@ def load_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
         return None, None
     encoder = load_weights(CLIPVisionModelWithProjection, folder / "image_encoder", dtype)
     path = folder / "feature_extractor" / "preprocessor_config.json"
-    extractor = read_feature_extractor(path)
-    if extractor.size != encoder.config.image_size:
-        raise InstError(
-            f"{path} makes pictures of {extractor.size} px, but the image encoder takes {encoder.config.image_size} px."
-        )
-    return encoder, extractor
+    return encoder, read_feature_extractor(path, encoder.config.image_size)

@@ -35,7 +35,7 @@ def hidden_text(image: Image.Image) -> bytes | None:
     if len(black) < 2:
         return None
     low, high = halves[:, : black[0]], halves[:, black[-1] + 1 :]
-    if low.shape != high.shape:
+    if low.shape != high.shape or not low.size:
         return None
     noise = _noise(low.size).reshape(low.shape)
     stream = ((high ^ noise) << 4 | (low ^ noise)).tobytes()

@@ -17,12 +17,14 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but loaded on demand
 
 from inst.errors import InstError, UsageError, first_line
 from inst.model_files import read_json, weight_files
@@ -54,7 +56,19 @@ class _Kind:
 
 def is_hub_name(name: str) -> bool:
     """Whether a name has the form "owner/model" or "owner/model@revision"."""
-    return _NAME.fullmatch(name) is not None
+    return _split(name) is not None
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Repository and revision; None where the hub, or git, could have no such name."""
+    found = _NAME.fullmatch(name)
+    if not found or ".." in (found[2] or ""):
+        return None
+    try:
+        validate_repo_id(found[1])
+    except HFValidationError:
+        return None
+    return found[1], found[2] or constants.DEFAULT_REVISION
 
 
 def find_model(name: str, download: bool = False) -> Path:
@@ -83,12 +97,12 @@ def find_clip(name: str, download: bool = False) -> Path:
 
 
 def _find(name: str, download: bool, kind: _Kind) -> Path:
-    found = _NAME.fullmatch(name)
+    found = _split(name)
     if not found:
         raise UsageError(
             f'{name} is no name of a model on the hub: it would be "owner/model" or "owner/model@revision".'
         )
-    repository, revision = found[1], found[2] or constants.DEFAULT_REVISION
+    repository, revision = found
     index = try_to_load_from_cache(repository, kind.index, revision=revision)
     lacking = "is not on this machine, neither as a path nor from the model hub"
     if isinstance(index, str):
@@ -157,7 +171,10 @@ def _choose_model(name: str, files: Collection[str]) -> list[str]:
 
 
 def _choose_clip(name: str, files: Collection[str]) -> list[str]:
-    return ["preprocessor_config.json", *_choose_weights(name, files, "model")]
+    preprocessing = "preprocessor_config.json"
+    if preprocessing not in files:
+        raise InstError(f"{name} has no {preprocessing}, which says what its image encoder wants to see: use another.")
+    return [preprocessing, *_choose_weights(name, files, "model")]
 
 
 def _choose_weights(name: str, files: Collection[str], stem: str) -> list[str]:

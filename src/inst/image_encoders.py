@@ -13,7 +13,7 @@ from inst.backbone import FeatureExtractor
 from inst.building import build_model
 from inst.errors import InstError, UsageError
 from inst.hub import find_clip, is_hub_name
-from inst.model_files import read_feature_extractor, read_json, read_keys, weight_files
+from inst.model_files import find_folder, read_feature_extractor, read_json, read_keys, weight_files
 from inst.vocabulary import VOCABULARY
 
 MATCHING = {
@@ -28,49 +28,50 @@ learns its own way from pictures to words (paper sec. 3.2) and needs no common s
 """
 
 
-def find_image_encoder(
-    text_config: Any, named: str | Path | None, download: bool, dtype: torch.dtype
-) -> tuple[Any, FeatureExtractor] | None:
-    """Find the image encoder that a model looks at paintings with.
+def find_image_encoder(named: str | Path, download: bool) -> Path:
+    """Find the folder of an image encoder, which `read_image_encoder` reads.
 
     Args:
-        text_config: the configuration of the model's (first) text encoder.
         named: a folder of CLIP's image encoder in transformers' layout, alone or as a part of a whole CLIP model or of
-            a model in the diffusers layout; or the name of such a model on the hub; or None for `MATCHING`'s.
+            a model in the diffusers layout; or the name of such a model on the hub.
         download: ask the hub for it where it is not on this machine.
-        dtype: the precision to load with.
-
-    Returns:
-        The image encoder (on the CPU, in evaluation mode) and what it wants to see; None where none is named, and none
-        that matches is on this machine.
 
     Raises:
-        InstError: a named one is not there or broken, or a download failed.
+        InstError: it is not there, or a download failed.
         UsageError: `named` is neither a folder nor of a name's form.
     """
-    if named is None:
-        name = MATCHING.get(text_config.hidden_size) if text_config.vocab_size == VOCABULARY else None
-        if name is None:
-            return None
-        try:
-            folder = find_clip(name, download)
-        except InstError:
-            if download:
-                raise
-            return None
-        return read_image_encoder(folder, dtype)
-    folder = Path(named).expanduser()
-    if not folder.is_dir():
-        if not is_hub_name(str(named)):
-            raise UsageError(
-                f"{named} is no image encoder: name a folder, or a model of the hub such as {MATCHING[768]}."
-            )
-        folder = find_clip(str(named), download)
-    return read_image_encoder(folder, dtype)
+    if folder := find_folder(named):
+        return folder
+    if not is_hub_name(str(named)):
+        raise UsageError(f"{named} is no image encoder: name a folder, or a model of the hub such as {MATCHING[768]}.")
+    return find_clip(str(named), download)
+
+
+def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None:
+    """Find the folder of the image encoder that matches a model's (first) text encoder, by its configuration.
+
+    Returns:
+        None where none is known, or where it is not on this machine and may not be downloaded.
+
+    Raises:
+        InstError: the download failed.
+    """
+    name = MATCHING.get(text_config.hidden_size) if text_config.vocab_size == VOCABULARY else None
+    if name is None:
+        return None
+    try:
+        return find_clip(name, download)
+    except InstError:
+        if download:
+            raise
+        return None
 
 
 def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureExtractor]:
     """Read CLIP's image encoder with its projection, out of whatever else the folder holds.
+
+    Returns:
+        The image encoder, on the CPU and in evaluation mode, and what it wants to see.
 
     Raises:
         InstError: something is missing or broken, or is of another kind.
@@ -94,10 +95,4 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
             own = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
             tensors |= {key: weights.get_tensor(key) for key in own}
     encoder = build_model(CLIPVisionModelWithProjection, config, tensors, dtype, str(folder))
-    extractor = read_feature_extractor(preprocessing / "preprocessor_config.json")
-    if extractor.size != encoder.config.image_size:
-        raise InstError(
-            f"{preprocessing / 'preprocessor_config.json'} makes pictures of {extractor.size} px, "
-            f"but the image encoder takes {encoder.config.image_size} px."
-        )
-    return encoder, extractor
+    return encoder, read_feature_extractor(preprocessing / "preprocessor_config.json", encoder.config.image_size)

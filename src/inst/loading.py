@@ -12,6 +12,7 @@ from inst.backbone import Backbone
 from inst.devices import autoencoder_dtype, choose_device, choose_dtype
 from inst.errors import InstError, UsageError, first_line
 from inst.folders import read_folder
+from inst.image_encoders import find_image_encoder, find_matching_image_encoder, read_image_encoder
 from inst.memory import Offload
 from inst.model_files import AGAIN
 from inst.parts import Parts
@@ -36,14 +37,15 @@ def load_backbone(
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
     source = find_source(name, download=download)
+    # What is mistyped shows before the model is read, which takes its time.
+    encoder = None if image_encoder is None else find_image_encoder(image_encoder, download)
     parts = read_parts(source, dtype, config)
-    if image_encoder is not None or parts.image_encoder is None:
-        from inst.image_encoders import find_image_encoder
-
-        found = find_image_encoder(parts.text_encoder.config, image_encoder, download, dtype)
-        if found is not None:
-            # A pretrained inversion module understands the image encoder that it was trained with only.
-            parts = replace(parts, image_encoder=found[0], feature_extractor=found[1], inversion=None)
+    if encoder is None and parts.image_encoder is None:
+        encoder = find_matching_image_encoder(parts.text_encoder.config, download)
+    if encoder is not None:
+        seeing, extractor = read_image_encoder(encoder, dtype)
+        # A pretrained inversion module understands the image encoder that it was trained with only.
+        parts = replace(parts, image_encoder=seeing, feature_extractor=extractor, inversion=None)
     return assemble(parts, device, dtype, _name_of(name, source), source, low_memory=low_memory)
 
 
@@ -166,13 +168,18 @@ def check_fit(parts: Parts, source: str | Path) -> None:
             f"{'one text encoder' if text_2 is None else 'two text encoders'} ({', '.join(special)}): "
             f"use another model."
         )
+    match unet.sample_size:
+        case None | int() | [int(), int()] | (int(), int()):
+            pass
+        case other:
+            raise InstError(f"{source}: the UNet has the sample_size {other!r}, not a number of latents; {AGAIN}.")
     width, needs = text.hidden_size, "the text encoder's width"
     sizes = []
     if text_2 is not None:
         assert parts.tokenizer_2 is not None
         width, needs = width + text_2.config.hidden_size, "the text encoders' width together"
         length, length_2 = parts.tokenizer.model_max_length, parts.tokenizer_2.model_max_length
-        added = text_2.config.projection_dim + 6 * unet.addition_time_embed_dim
+        added = text_2.config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
         sizes = [
             ("the first tokenizer's length", length, "the second one's", length_2),
             ("the UNet's added inputs", unet.projection_class_embeddings_input_dim, "pooled text and six sizes", added),

@@ -40,6 +40,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def find_folder(name: str | Path) -> Path | None:
+    """Return the folder of a name, `~` being the user's own; None where there is none, whatever the name."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name that is too long, the home of a user who is not there
+        return None
+
+
 def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     """Find the safetensors files of a part: one or several shards, and the variant in their names ("fp16" or None).
 
@@ -84,25 +93,39 @@ def _read_index(path: Path) -> list[Path]:
 
 
 def read_keys(files: list[Path]) -> dict[str, Path]:
-    """Read the headers: which file holds which tensor. A truncated or foreign file shows here, before it is used."""
+    """Read the headers: which file holds which tensor.
+
+    Raises:
+        InstError: a file is truncated, foreign or quantised: the libraries would take integers for the weights.
+    """
     keys: dict[str, Path] = {}
     for path in files:
         try:
             with safe_open(path, "pt") as weights:
-                keys |= dict.fromkeys(weights.keys(), path)
+                kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise InstError(f"{path} is damaged or no safetensors file ({error}); {AGAIN}.") from None
+        for key, kind in kinds.items():
+            if kind in ("I8", "U8"):
+                raise InstError(f"{path} is quantised ({key} is {kind}): use the model's ordinary weights.")
+        keys |= dict.fromkeys(kinds, path)
     return keys
 
 
-def read_feature_extractor(path: Path) -> FeatureExtractor:
-    """Read what an image encoder wants to see. Raises InstError where a value is missing or makes no sense."""
+def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
+    """Read what an image encoder that takes `side` x `side` pixels wants to see.
+
+    Raises:
+        InstError: a value is missing, makes no sense, or is another side.
+    """
     config = read_json(path)
     try:
         crop = config["crop_size"]
         size = crop if isinstance(crop, int) else crop["height"]
     except (KeyError, TypeError):
         raise InstError(f"{path} has no usable crop_size; {AGAIN}.") from None
+    if size != side:
+        raise InstError(f"{path} makes pictures of {size} px, but the image encoder takes {side} px.")
     mean, std = _read_channels(path, config, "image_mean"), _read_channels(path, config, "image_std")
     if min(std) <= 0:
         raise InstError(f"{path} has the image_std {list(std)}, which is not positive; {AGAIN}.")

@@ -8,7 +8,9 @@ import io
 import math
 import pickle
 import re
+import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -25,7 +27,7 @@ class UnsafePickleError(pickle.UnpicklingError):
 
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
     """Nested dicts of pickled float32 arrays as one flat dict; the keys are joined with dots."""
-    return _flatten(_load(_NumpyUnpickler(io.BytesIO(data)), "the pickle"))
+    return _load(_NumpyUnpickler(io.BytesIO(data)), "the pickle")
 
 
 def read_torchscript_tensors(data: bytes) -> dict[str, Array]:
@@ -40,14 +42,14 @@ def read_torchscript_tensors(data: bytes) -> dict[str, Array]:
                 raise UnsafePickleError("not a TorchScript archive: it has no single data.pkl")
             root = pickles[0].removesuffix("data.pkl")
             unpickler = _TorchScriptUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root)
-            return _flatten(_load(unpickler, pickles[0]))
+            return _load(unpickler, pickles[0])
     except (zipfile.BadZipFile, KeyError) as error:
         raise UnsafePickleError(f"not a readable TorchScript archive: {error}") from error
 
 
-def _load(unpickler: pickle.Unpickler, what: str) -> object:
+def _load(unpickler: pickle.Unpickler, what: str) -> dict[str, Array]:
     try:
-        return unpickler.load()
+        return _flatten(unpickler.load())
     except pickle.UnpicklingError:
         raise
     # A damaged pickle can fail in any way; whichever it is, nothing was executed and nothing can be used.
@@ -208,22 +210,34 @@ _BESIDE_THE_WEIGHTS = (
 """What Lightning's checkpoints name: its callbacks' state, and the scores that they watched."""
 
 
-def read_torch_pickle(path: Path) -> object:
+LIGHTNING: Mapping[str, type] = dict.fromkeys(_BESIDE_THE_WEIGHTS, _Inert)
+"""Inert stand-ins for Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name."""
+
+
+def read_torch_pickle(path: Path, stand_ins: Mapping[str, type]) -> object:
     """What `torch.save` wrote, through torch's weights-only reader; the tensors stay in the file until they are used.
 
-    Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name, become inert stand-ins: neither
-    library is imported, nor need be installed.
+    Args:
+        path: the file.
+        stand_ins: the classes to make in the place of those that the pickle names: their libraries are not imported,
+            nor need be installed.
 
     Raises:
         UnsafePickleError: the pickle asks for anything else; nothing of it was run.
         Exception: whatever torch raises over a damaged file.
     """
-    stand_ins: Any = [(_Inert, name) for name in _BESIDE_THE_WEIGHTS]
+    classes: Any = [(stand_in, name) for name, stand_in in stand_ins.items()]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(classes):
+            warnings.simplefilter("ignore")  # of pickle protocols that torch does not write, before refusing them
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             module, _, name = asked[1].rpartition(".")
             _refuse(module or "builtins", name)
         raise UnsafePickleError("the pickle holds something other than tensors; nothing was run") from None
+
+
+def holds_numbers(tensor: torch.Tensor) -> bool:
+    """Whether a tensor out of a pickle is an ordinary array: not sparse, not nested, and not without contents."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inst.errors import UsageError
 from inst.images import Photo, to_image, to_tensor
+from inst.pickles import holds_numbers
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
@@ -141,6 +142,8 @@ def _weight(module: Any, path: str) -> Tensor:
     for inner in modules:
         module = vars(module)["_modules"][inner]
     parameter = vars(module)["_parameters"][name]
-    if not isinstance(parameter, Tensor) or not parameter.isfinite().all():
-        raise ValueError(f"{path} is no tensor of finite numbers")
-    return parameter.detach().float()
+    if isinstance(parameter, Tensor) and holds_numbers(parameter):
+        numbers = parameter.detach().float()
+        if numbers.isfinite().all():
+            return numbers
+    raise ValueError(f"{path} is no tensor of finite numbers")

@@ -15,7 +15,7 @@ from inst.checkpoints import Checkpoint, read_checkpoint
 from inst.errors import InstError, UsageError
 from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.folders import check_autoencoder, load_scheduler, load_tokenizer
-from inst.model_files import read_json
+from inst.model_files import find_folder, read_json
 from inst.original_layout import convert, find_layout
 from inst.parts import Parts
 from inst.vocabulary import VOCABULARY, clip_tokenizer
@@ -114,8 +114,8 @@ def _text_class(name: str, weights: dict[str, Any]) -> Any:
 def _find_config(config: str | Path) -> Path:
     if str(config) in FAMILIES:
         return CONFIGS / str(config)
-    folder = Path(config).expanduser()
-    if not folder.is_dir():
+    folder = find_folder(config)
+    if folder is None:
         raise UsageError(
             f"{config} is no configuration: name one of {', '.join(FAMILIES)}, or a folder in the diffusers layout."
         )
@@ -127,8 +127,10 @@ def _read_tokenizer(folder: Path, text: Any) -> Any:
     has_vocabulary = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     if has_vocabulary or text.vocab_size != VOCABULARY:
         return load_tokenizer(folder, text)
-    settings = read_json(folder / "tokenizer_config.json")
-    return clip_tokenizer(settings.get("pad_token", "<|endoftext|>"), text.max_position_embeddings)
+    padding = read_json(folder / "tokenizer_config.json").get("pad_token") or "<|endoftext|>"
+    if isinstance(padding, dict):  # a token with its properties, as transformers may write it
+        padding = padding.get("content")
+    return clip_tokenizer(str(padding), text.max_position_embeddings)
 
 
 def _stated_prediction(checkpoint: Checkpoint) -> str | None:

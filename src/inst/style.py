@@ -159,11 +159,14 @@ class Style:
             tensors = safetensors.torch.load(data)
             thumbnail = tensors.pop("thumbnail", None)
             module = {key.removeprefix(_MODULE): tensor for key, tensor in tensors.items() if key.startswith(_MODULE)}
+            vectors, about = tensors["vectors"], entry(content, "about", dict)
+            if not all(isinstance(one, dict) for one in about.get("paintings", [])):
+                raise TypeError("its paintings are no list of objects")
             return cls(
-                vectors=tensors["vectors"],
+                vectors=vectors,
                 fingerprint=entry(content, "fingerprint", str),
                 denoiser=entry(content, "denoiser", str),
-                about=entry(content, "about", dict),
+                about=about,
                 thumbnail=None if thumbnail is None else thumbnail.to(torch.uint8).numpy().tobytes(),
                 module=module or None,
                 module_config=None if content["module_config"] is None else entry(content, "module_config", dict),

@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from inst import __version__
 from inst.errors import InstError, UsageError
 from inst.hidden_embedding import hidden_text
 from inst.images import Photo, make_thumbnail, open_picture, read_texts
+from inst.pickles import UnsafePickleError, holds_numbers, read_torch_pickle
 from inst.provenance import SourceFile, reason
 from inst.reference_files import CLASSES, PickledModule, ReferenceInversion, vector_of
 from inst.style import KEY, Style
@@ -174,15 +172,23 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
     tensors = []
     for part in parts.values():
         tensor = part[None] if isinstance(part, Tensor) and part.dim() == 1 else part
-        if not isinstance(tensor, Tensor) or tensor.dim() != 2 or 0 in tensor.shape or not tensor.is_floating_point():
+        if not _is_table(tensor):
             raise InstError(f"{path} does not hold vectors of the shape [n, d]: give an embedding.")
+        tensor = tensor.detach().float()
         if not tensor.isfinite().all():
             raise InstError(f"{path} holds values that are not finite: give another embedding.")
-        tensors.append(tensor.detach().float())
+        tensors.append(tensor)
     if len({len(tensor) for tensor in tensors}) > 1:
         counts = " and ".join(str(len(tensor)) for tensor in tensors)
         raise InstError(f"{path} holds {counts} vectors for its text encoders, which should be as many.")
     return Embedding(torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or path.stem, kind)
+
+
+def _is_table(tensor: Any) -> bool:
+    if not isinstance(tensor, Tensor) or not holds_numbers(tensor) or not tensor.is_floating_point():
+        return False
+    # A pickle can say of a single number that it fills any shape.
+    return tensor.dim() == 2 and 0 < 4 * tensor.numel() <= _LARGEST
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -201,18 +207,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     """Read a file of `torch.save`'s through PyTorch's loader of weights, with stand-ins for the modules' classes."""
-    stand_ins = [(PickledModule, name) for name in (*CLASSES, _PARAMETERS)]
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")  # of pickle protocols that PyTorch does not write, before refusing them
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way; whichever it is, nothing was run
-        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if asked:
-            raise InstError(
-                f"{path} is a pickle that asks for {asked[1]}, which no embedding needs: nothing was run, and the file "
-                f"is not read. Ask for it as .safetensors."
-            ) from None
+        return read_torch_pickle(path, dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule))
+    except UnsafePickleError as error:
+        raise InstError(f"{path} is refused: {error}. Ask for it as .safetensors.") from None
+    except Exception:  # a damaged pickle can fail in any way; whichever it is, nothing was run
         raise InstError(
             f"{path} is no pickle of weights that can be read: copy it again, or ask for it as .safetensors."
         ) from None

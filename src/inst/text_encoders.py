@@ -104,9 +104,11 @@ class TextEncoderMixin:
         return TextEmbedding(torch.cat([hidden for hidden, _ in encoded], dim=-1), encoded[1][1])
 
     def embed_caption(self, prompts: Sequence[str]) -> Tensor:
-        """Project prompts into the space shared with `embed_picture`'s pooled embeddings: [B, P], not normalised.
+        """Project prompts into the space that text and image encoder of one CLIP share: [B, P], not normalised.
 
-        Of two text encoders the one that has a projection says it.
+        It is that of `embed_picture`'s pooled embeddings where the backbone's image encoder was trained with the text
+        encoder. Of two text encoders the one that has a projection says it: in Stable Diffusion XL the second one, that
+        of OpenCLIP's ViT-bigG.
 
         Raises:
             InstError: this backbone's text encoder has no projection.

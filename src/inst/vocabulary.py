@@ -22,6 +22,9 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
     Args:
         pad_token: fills short prompts; Stable Diffusion 1.x has the end token, OpenCLIP's text encoders have "!", id 0.
         model_max_length: positions L.
+
+    Raises:
+        InstError: the vocabulary has no such `pad_token`, and so no text encoder has a vector for it.
     """
     try:
         lines = _MERGES.read_text(encoding="utf-8").splitlines()
@@ -31,6 +34,10 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
+    if pad_token not in tokens:
+        raise InstError(
+            f'The tokenizer fills prompts with "{pad_token}", which is no token of CLIP: correct pad_token.'
+        )
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,

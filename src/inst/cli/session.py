@@ -83,7 +83,11 @@ class Session:
         ),
     ] = _LOAD["image_encoder"]
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch a model-hub backbone that is not on this machine.")
+        bool,
+        typer.Option(
+            "--download",
+            help="Fetch from the model hub what is not on this machine: the backbone and its image encoder.",
+        ),
     ] = _LOAD["download"]
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Need less memory on an accelerator, and take longer.")

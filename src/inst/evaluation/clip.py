@@ -75,12 +75,12 @@ class PictureTextEncoder:
         from transformers import CLIPModel, CLIPTokenizerFast
         from transformers.utils import cached_file
 
-        from inst.model_files import quiet, read_feature_extractor
+        from inst.model_files import find_folder, quiet, read_feature_extractor
 
-        folder = Path(name).expanduser()
-        place = str(folder) if folder.is_dir() else str(name)
+        folder = find_folder(name)
+        place = str(folder or name)
         try:
-            if folder.is_dir() and not (folder / "config.json").is_file():
+            if folder and not (folder / "config.json").is_file():
                 raise ValueError("it has no config.json")  # transformers would make a CLIP of the usual size first
             with quiet():
                 options = {"local_files_only": not download}
@@ -94,7 +94,7 @@ class PictureTextEncoder:
                 f"CLIP cannot be read from {name} ({first_line(error)}): give its folder, or a name on the model hub "
                 f"with --download"
             ) from error
-        extractor = read_feature_extractor(Path(str(found)))
+        extractor = read_feature_extractor(Path(str(found)), model.config.vision_config.image_size)
         model = model.eval().requires_grad_(False).to(device)
         positions = model.config.text_config.max_position_embeddings
 
