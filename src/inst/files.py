@@ -61,6 +61,16 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview) -> Path:
     return path
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, unless it is there. Returns `path`; raises InstError where that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InstError(f"{path} cannot be made ({error.strerror or error}): give another folder.") from None
+    return path
+
+
 def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
     """Claim a file name that nothing has: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
 

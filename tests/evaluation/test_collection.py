@@ -101,6 +101,23 @@ def test_two_files_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> No
     assert list(found.problems) == [f"{sources[1]}/dog.png: dog.jpg has the same name; that one is taken"]
 
 
+def test_a_name_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", ["old.png", "old__bridge.png"])
+    paintings = fill(tmp_path / "paintings", ["bridge__night.png", "night.png"])
+    names = ["old__bridge__night", "old__night", "old__bridge__bridge__night"]
+    found = collect(fill(tmp_path / "made", [f"{name}.png" for name in names]), paintings, photos)
+    assert [pair.name for pair in found.pairs] == ["old__bridge__bridge__night", "old__night"]
+    assert f"{tmp_path}/made/old__bridge__night.png: its name stands for several pairs" in found.problems[0]
+
+
+def test_two_results_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    other = f"{Path(ALL[0]).stem}.jpg"
+    made = fill(tmp_path / "made", [*ALL, other])
+    found = collect(made, *sources)
+    assert list(found.problems) == [f"{made / ALL[0]}.png: {other} has the same name; that one is taken"]
+    assert len(found.pairs) == len(ALL)
+
+
 def test_nothing_to_judge_is_an_error(tmp_path: Path, sources: tuple[Path, Path]) -> None:
     empty = fill(tmp_path / "empty", [])
     made = fill(tmp_path / "made", ALL)

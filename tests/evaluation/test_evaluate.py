@@ -124,6 +124,15 @@ def test_the_controls_say_what_the_figures_are_worth(folder: Path, metrics: Metr
     assert done.problems == ()
 
 
+def test_a_method_may_be_called_like_a_control(folder: Path, metrics: Metrics) -> None:
+    before = rows_of(run(collect(folder), only_colour(metrics)))
+    (folder / "idle").rename(folder / "photo unchanged")
+    rows = {(row.kind, row.label): row for row in run(collect(folder), only_colour(metrics)).rows}
+    for kind, was in (("method", "idle"), ("photo", "photo unchanged")):
+        row = rows[kind, "photo unchanged"]
+        assert (len(row.pairs), row.figures) == (9, before[was].figures)
+
+
 def test_the_figures_depend_neither_on_the_batch_nor_on_other_methods(folder: Path, metrics: Metrics) -> None:
     together = rows_of(run(collect(folder), metrics, batch=8))
     apart = rows_of(run(collect(folder / "good", folder / "paintings", folder / "photos"), metrics, batch=2))

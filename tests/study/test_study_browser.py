@@ -232,8 +232,10 @@ def test_keyboard_only(study: Path, server: Served, tmp_path: Path) -> None:
 def test_a_closed_tab_and_another_person(study: Path, server: Served, tmp_path: Path) -> None:
     with visiting(tmp_path / "profile") as visitor:
         visitor.open(server.page, "consent")
+        visitor.script("localStorage.setItem('inst-study-ranking', '[\"colour\"]')")  # begun in another study
         visitor.find("#agree").click()
         visitor.wait_for_pair(1)
+        assert visitor.script("return localStorage.getItem('inst-study-ranking')") == "[]"
         chosen = [visitor.choose("first")]
         visitor.wait_for_pair(2)
         second = visitor.shown("photo"), visitor.shown("first"), visitor.shown("second")

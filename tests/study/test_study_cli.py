@@ -67,6 +67,8 @@ def test_mistakes(comparison: Path, make_study: Callable[..., Path], tmp_path: P
     mistake(run("serve", tmp_path / "none.db"), 1, "no such study")
     mistake(run("serve", comparison / "photos" / "castle.png"), 1, "is no study")
     mistake(run("simulate", study, "--preference", 2), 2, "--preference 2")
+    mistake(run("simulate", study, "-o", tmp_path / "away" / "b.db"), 1, "away does not exist")
+    mistake(run("serve", study, "--port", 70000), 2, "--port 70000 cannot be used")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

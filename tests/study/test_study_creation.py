@@ -60,7 +60,7 @@ def test_what_is_missing_is_named_and_the_rest_is_used(tmp_path: Path) -> None:
     (folder / "adain" / "castle_tulips.png").write_bytes(b"broken")
     (folder / "photos" / "castle.webp").write_bytes(b"broken")
     (folder / "paintings" / "unused.png").write_bytes((folder / "paintings" / "night.png").read_bytes())
-    (folder / "figures").mkdir()
+    (folder / "sdm").mkdir()
     made = create(folder, tmp_path / "study.db")
     assert made.pairs == {"adain": 3, "gatys": 3}
     expected = {
@@ -69,7 +69,7 @@ def test_what_is_missing_is_named_and_the_rest_is_used(tmp_path: Path) -> None:
         "castle_tulips.png has the name of no photo__painting",
         "castle.webp has the name of castle.png",
         "unused.png: no method has a picture of it",
-        "figures holds no picture PHOTO__PAINTING.png",
+        "sdm holds no picture PHOTO__PAINTING.png",
     }
     assert not [line for line in expected if not any(line in said for said in made.left_out)]
 
@@ -87,6 +87,26 @@ def test_chosen_methods_and_combinations(comparison: Path, tmp_path: Path) -> No
     made = create(comparison, tmp_path / "b.db", combinations=1)
     assert made.pairs == {"adain": 1, "gatys": 1}
     assert made.total == 5
+
+
+def test_a_folder_of_inst_compare_is_used_whole(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "comparison")
+    for name in ("sheets", "styles", "figures"):  # what inst compare puts beside the methods
+        (folder / name).mkdir()
+    (folder / "sheets" / "night.png").write_bytes((folder / "paintings" / "night.png").read_bytes())
+    (folder / "styles" / "night-learned-1f2e3d4c.safetensors").write_bytes(b"")
+    made = create(folder, tmp_path / "study.db")
+    assert made.pairs == {"adain": 4, "gatys": 4}
+    assert made.left_out == []
+
+
+def test_combinations_are_chosen_of_what_can_be_compared(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "comparison")
+    for file in sorted((folder / "inst").iterdir())[1:]:
+        file.unlink()
+    for seed in range(4):
+        made = create(folder, tmp_path / f"{seed}.db", combinations=1, seed=seed)
+        assert made.pairs == {"adain": 1, "gatys": 1}
 
 
 def test_attention_checks_show_another_photo_and_painting(comparison: Path, tmp_path: Path) -> None:

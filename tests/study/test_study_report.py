@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inst.study import tables
 from inst.study.database import Database
 from inst.study.exclusion import Rules, broken_rules
 from inst.study.factors import FACTORS
+from inst.study.plots import plot_report
 from inst.study.report import make_report
 from inst.study.report_files import markdown, summary, write_report
 from inst.study.sessions import begin, describe_session, rank, vote
@@ -191,3 +193,10 @@ def test_a_session_shows_the_order_of_factors_at_random(database: Database) -> N
         assert found is not None
         orders.add(tuple(found["factors"]))
     assert len(orders) > 4
+
+
+def test_plots_take_any_name_of_a_method(database: Database) -> None:
+    Person(database, 1).answer_all(lambda trial: True)
+    report = make_report(database, **ALL)
+    named = replace(report, ours="$\\ours$", methods={"$\\other$": report.methods["adain"]})
+    assert b"<svg" in plot_report(named)["votes.svg"]

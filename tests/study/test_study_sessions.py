@@ -150,6 +150,7 @@ def test_after_the_end_nothing_changes(database: Database) -> None:
         ((key(1), 1, "first", -1), 400),
         ((key(1), 1, "first", float("nan")), 400),
         ((key(1), 1, "first", float("inf")), 400),
+        ((key(1), 1, "first", 10**400), 400),  # no float holds it
         ((key(1), 1, "first", "2"), 400),
         ((key(1), 1, "first", None), 400),
     ],

@@ -72,8 +72,11 @@ def compare(
         )
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
-    built = _built_in(session, names, transfer, learning, captions)
-    _run(session, [*built, *_folders(outputs or [])], photos, paintings, out, figures, metrics, clip, seed)
+    folders = _folders(outputs or [])
+    built, missing = _built_in(session, names, transfer, learning, captions)
+    if missing and not built and not folders:
+        raise InstError(missing[0])
+    _run(session, [*built, *folders], photos, paintings, out, figures, metrics, clip, seed, missing)
 
 
 @with_session
@@ -95,7 +98,7 @@ def ablate(
     strength: StrengthOption = _TRANSFER["strength"],
     tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = "none",
     learning_steps: LearningSteps = _LEARN["steps"],
-    every: Annotated[int, typer.Option("--every", help="For convergence: steps between two points.")] = _CURVES[
+    every: Annotated[int, typer.Option("--every", min=1, help="For convergence: steps between two points.")] = _CURVES[
         "every"
     ],
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.")] = 1,
@@ -111,26 +114,27 @@ def ablate(
     from inst.evaluation.ablations import ABLATIONS
 
     folder = OUTPUTS / f"ablate-{what}" if out is None else out
+    transfer = {"strength": strength, "tone": tone, "seed": seed}
     if what == "convergence":
-        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds))
+        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds), transfer)
         return
     if what not in ABLATIONS:
         raise UsageError(f'The ablation "{what}" is unknown: use one of {", ".join(ABLATIONS)} or convergence.')
     backbone = session.load()
     session.note(ABLATIONS[what].question)
-    varied = ABLATIONS[what].methods(
-        backbone, {"steps": learning_steps, "seed": seed}, {"strength": strength, "tone": tone, "seed": seed}
-    )
+    varied = ABLATIONS[what].methods(backbone, {"steps": learning_steps, "seed": seed}, transfer)
     _run(session, varied, photos, paintings, folder, figures, metrics, clip, seed)
 
 
 def _built_in(
     session: Session, names: Sequence[str], transfer: dict[str, Any], learning: dict[str, Any], captions: Path | None
-) -> list[Method]:
+) -> tuple[list[Method], list[str]]:
+    """The methods, and why some are left out: weights that cannot be had."""
     from inst.evaluation import methods
     from inst.evaluation.collection import read_prompts
 
     made: dict[str, Method] = {}
+    missing: list[str] = []
     if set(names) - {"adain", "gatys"}:
         backbone = session.load()
         makers = {
@@ -155,11 +159,14 @@ def _built_in(
         from inst.evaluation.vgg import VGG19Features
 
         device = choose_device(session.device)
-        network = VGG19Features.load().to(device)
-        made["gatys"] = Gatys(network)
-        if "adain" in names:
-            made["adain"] = AdaIN(network, AdaINDecoder.load().to(device))
-    return [made[name] for name in names]
+        try:
+            network = VGG19Features.load().to(device)
+            made["gatys"] = Gatys(network)
+            if "adain" in names:
+                made["adain"] = AdaIN(network, AdaINDecoder.load().to(device))
+        except InstError as error:
+            missing = [f"{name} is left out: {error}" for name in names if name in {"adain", "gatys"} - set(made)]
+    return [made[name] for name in names if name in made], missing
 
 
 def _folders(outputs: Sequence[str]) -> list[Method]:
@@ -184,8 +191,9 @@ def _run(
     metrics: str | None,
     clip: str | None,
     seed: int,
+    missing: Sequence[str] = (),
 ) -> None:
-    """Make the pictures and the sheets, judge them, and report."""
+    """Make the pictures and the sheets, judge them, and report; `missing` says which methods are left out already."""
     from inst.evaluation.collection import collect
     from inst.evaluation.compare import compare, write_sheets
     from inst.sampling import complete
@@ -204,10 +212,10 @@ def _run(
 
         problems = complete(compare(methods, contents, sources, out, preparing), done)
     sheets = write_sheets(out, [method.name for method in methods], contents, sources)
-    for one in problems:
-        session.note(f"Left out: {one.method}/{one.path.name}: {one.problem}")
+    left_out = [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
+    for line in left_out:
+        session.note(f"Left out: {line}")
     lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
-    left_out = [f"{one.method}/{one.path.name}: {one.problem}" for one in problems]
     if figures:
         judged = judge(session, collect(out), out / "figures", metrics=metrics, clip=clip, seed=seed)
         lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
@@ -225,6 +233,7 @@ def _converge(
     steps: int,
     every: int,
     seeds: Sequence[int],
+    transfer: dict[str, Any],
 ) -> None:
     from inst.cli.session import read_paintings
     from inst.evaluation.convergence import Curves, learning_curves
@@ -235,6 +244,7 @@ def _converge(
     settings = {
         "steps": steps,
         "every": every,
+        "transfer": transfer,
         "backbone": f"{backbone.fingerprint} {backbone.denoiser_fingerprint}",
         "photos": [photo.sha256 for photo in contents],
     }
@@ -242,7 +252,15 @@ def _converge(
     distance = GramDistance.load().to(backbone.device)
     with session.progress("learning") as move:
         run = learning_curves(
-            backbone, sources, contents, distance, steps=steps, every=every, seeds=seeds, done=curves.has
+            backbone,
+            sources,
+            contents,
+            distance,
+            steps=steps,
+            every=every,
+            seeds=seeds,
+            transferred=transfer,
+            done=curves.has,
         )
         for point in run:
             curves.add(point)

@@ -113,6 +113,7 @@ def judge(
     from inst.evaluation.metrics import NAMES, load_metrics
     from inst.evaluation.page import write_page
     from inst.evaluation.report import as_json, number, used_columns, write_reports
+    from inst.files import make_folder
     from inst.sampling import complete
 
     device = choose_device(session.device)
@@ -125,7 +126,7 @@ def judge(
     names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     with_photos = collection.pairs[0].photo is not None
     loaded = load_metrics(names, encoder=encoder, device=device, photos=with_photos)
-    _make_folder(out)
+    make_folder(out)
     with session.progress("judging", len(collection.pairs)) as move:
         done = complete(
             evaluate(collection, loaded, device=device, **settings),
@@ -151,10 +152,3 @@ def judge(
         facts={**as_json(done), "page": str(files[-1])},
         problems=tuple(done.problems),
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InstError(f"{folder} cannot be made ({error.strerror or error}): give another folder.") from None

@@ -13,6 +13,7 @@ import typer
 from inst.cli.defaults import defaults_of
 from inst.cli.session import OUTPUTS, JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
+from inst.files import make_folder
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -164,11 +165,7 @@ def report(
         found = make_report(
             database, too_fast=too_fast, one_side=one_side, failed_checks=failed_checks, few_answers=few_answers
         )
-        folder = OUTPUTS / f"{study.stem}-report" if out is None else out
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InstError(f"{folder} cannot be made ({error.strerror}): choose another place.") from None
+        folder = make_folder(OUTPUTS / f"{study.stem}-report" if out is None else out)
         files = write_report(found, database, folder)
     session = Session(quiet=quiet, as_json=as_json)
     facts = found.as_json()
@@ -200,6 +197,8 @@ def simulate(
         raise UsageError(f"--preference {preference:g} cannot be used: give a number from 0 to 1.")
     if out is not None and out.exists():
         raise UsageError(f"{out} exists: give another name to -o.")
+    if out is not None and not out.parent.is_dir():
+        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first.")
     with _open(study) as database:
         if database.value("SELECT count(*) FROM participants"):
             raise UsageError(f"{study} has participants already: rehearse with a new study.")

@@ -61,12 +61,18 @@ class _Finder:
     found: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
 
     def add(self, method: str, path: Path) -> None:
-        for place in (i for i in range(len(path.stem)) if path.stem.startswith(SEPARATOR, i)):
-            photo, painting = path.stem[:place], path.stem[place + len(SEPARATOR) :]
-            if painting in self.paintings and (self.photos is None or photo in self.photos):
-                self.found.setdefault((painting, photo), {})[method] = path
-                return
-        self.problems.append(f"{path}: {self._why_not(path.stem)}")
+        places = [i for i in range(len(path.stem)) if path.stem.startswith(SEPARATOR, i)]
+        read = [(path.stem[place + len(SEPARATOR) :], path.stem[:place]) for place in places]
+        fitting = [(painting, photo) for painting, photo in read if self._knows(painting, photo)]
+        if not fitting:
+            self.problems.append(f"{path}: {self._why_not(path.stem)}")
+        elif len(fitting) > 1 and self.photos is not None:
+            self.problems.append(f"{path}: its name stands for several pairs of photo and painting: rename one of them")
+        elif (taken := self.found.setdefault(fitting[0], {}).setdefault(method, path)) is not path:
+            self.problems.append(f"{path}: {taken.name} has the same name; that one is taken")
+
+    def _knows(self, painting: str, photo: str) -> bool:
+        return painting in self.paintings and (self.photos is None or photo in self.photos)
 
     def _why_not(self, stem: str) -> str:
         photo, separator, painting = stem.rpartition(SEPARATOR)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inst.errors import InstError, UsageError
 from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
-from inst.evaluation.methods import Method, OnStep, Repaint
-from inst.files import write_bytes_atomically
+from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
+from inst.files import make_folder, write_bytes_atomically
 from inst.images import fit_size, read_photo, read_picture, resize, save_picture
 from inst.sheets import make_sheet
 
@@ -102,12 +102,11 @@ def _compare(
     _note_settings(out, methods)
     for name, sources in ((PHOTOS, photos), (PAINTINGS, paintings)):
         _copy(sources, out / name)
-    styles = out / "styles"
-    styles.mkdir(exist_ok=True)
+    styles = make_folder(out / "styles")
 
     total, index, problems = len(methods) * len(photos) * len(paintings), 0, []
     for method in methods:
-        (out / method.name).mkdir(exist_ok=True)
+        make_folder(out / method.name)
         for painting in paintings:
             repaint: Repaint | None = None
             failed: str | None = None  # a painting that cannot be used is not tried again for every photo
@@ -139,10 +138,9 @@ def _compare(
 
 def _note_settings(out: Path, methods: Sequence[Method]) -> None:
     """Write down what the results are made with; refuse a folder whose results were made with something else."""
-    place = out / "compare.json"
+    place = make_folder(out) / "compare.json"
     noted: dict[str, Any] = {}
     try:
-        out.mkdir(parents=True, exist_ok=True)
         if place.is_file():
             noted = json.loads(place.read_text())
     except (OSError, ValueError) as error:
@@ -150,23 +148,31 @@ def _note_settings(out: Path, methods: Sequence[Method]) -> None:
     for method in methods:
         # Through JSON, so that what is read again compares equal.
         settings: Mapping[str, Any] = json.loads(json.dumps(method.settings, sort_keys=True))
-        if noted.setdefault(method.name, settings) != settings:
+        if not _goes_on(noted.get(method.name, settings), settings):
             raise UsageError(
                 f"The results in {out / method.name} were made with other settings: give another folder, or delete "
                 f"{out / method.name} and its entry in {place}."
             )
+        noted[method.name] = settings
     write_bytes_atomically(place, json.dumps(noted, indent=2, sort_keys=True).encode())
+
+
+def _goes_on(noted: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether the settings are those noted; pictures of another system may have been added, but none changed."""
+    before, now = noted.get(PICTURES, {}), settings.get(PICTURES, {})
+    same = {**noted, PICTURES: None} == {**settings, PICTURES: None}
+    return same and all(now.get(name) == mark for name, mark in before.items())
 
 
 def _copy(sources: Sequence[Path], folder: Path) -> None:
     """Copy pictures beside the results; refuse a folder that has another picture of the same name."""
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for source in sources:
         try:
             data = source.read_bytes()
         except OSError:
             continue  # said where it is read as a picture, once for each result that wants it
-        present = next((path for path in folder.glob(f"{source.stem}.*") if path.stem == source.stem), None)
+        present = next((path for path in folder.iterdir() if path.stem == source.stem), None)
         if present is None:
             write_bytes_atomically(folder / source.name, data)
         elif present.read_bytes() != data:
@@ -181,8 +187,7 @@ def write_sheets(out: Path, methods: Sequence[str], photos: Sequence[Path], pain
     Raises:
         InstError: the folder cannot be written to.
     """
-    folder = out / "sheets"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(out / "sheets")
     written = []
     for painting in paintings:
         rows: list[list[tuple[str, Tensor] | None]] = []

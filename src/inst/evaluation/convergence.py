@@ -71,6 +71,7 @@ def learning_curves(
     seeds: Sequence[int] = (0,),
     pictures: int = 4,
     variants: Sequence[str] | None = None,
+    transferred: Mapping[str, Any] | None = None,
     done: Callable[[str, str, int], bool] | None = None,
 ) -> Generator[CurvePoint, None, None]:
     """Learn each painting with each variant and seed, and measure the style every `every` steps.
@@ -85,16 +86,24 @@ def learning_curves(
         seeds: of the learnings; the same for every variant.
         pictures: generated from "[C]" for the accuracy, always with the same noise.
         variants: which of `VARIANTS`; None is all that the backbone has the parts for.
+        transferred: arguments of `inst.transfer` for the photos; None leaves the tone alone, as the other ablations
+            do: with the painting's palette even a poor style would be close to the painting.
         done: which learnings (painting's name, variant, seed) to leave out, because they are known; None is none.
 
     Yields:
         The points of one learning after the other, in the order of their steps.
 
     Raises:
+        UsageError: two paintings of one name.
         InstError: the backbone has no image encoder; or what `learn` raises.
     """
     if backbone.image_encoder is None:
         raise InstError(f"The backbone {backbone.name} has no image encoder, which attention and pooled look through.")
+    names = [painting.name for painting in paintings]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
+    if transferred is None:
+        transferred = {"tone": "none"}
     if variants is None:
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:
@@ -113,7 +122,7 @@ def learning_curves(
                         continue
                     begin = time.perf_counter()
                     style = step.style()
-                    shown = [complete(transfer(backbone, photo.picture, style)) for photo in photos]
+                    shown = [complete(transfer(backbone, photo.picture, style, **transferred)) for photo in photos]
                     made = complete(generate(backbone, "[C]", style, seed=range(pictures)))
                     with torch.inference_mode():
                         gram = torch.cat([gram_distance(one, target) for one in shown]).mean().item()
@@ -208,7 +217,7 @@ class Curves:
                 (("loss", "validation loss"), ("gram", "Gram distance"), ("accuracy", "image similarity"))
             ):
                 panel = panels[row][column]
-                for variant in VARIANTS:
+                for variant in dict.fromkeys(one.variant for one in means):
                     points = [one for one in means if one.variant == variant]
                     xs, ys = ([getattr(one, key) for one in points] for key in (across, name))
                     panel.plot(xs, ys, marker=".", label=variant)

@@ -84,7 +84,7 @@ class _Run:
     def __init__(self, collection: Collection, metrics: Metrics, size: int, device: torch.device) -> None:
         self.collection, self.metrics = collection, metrics
         self.reader, self.judging = Reader(size), Judge(metrics, device)
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[tuple[Kind, str], Tally] = {}
         self.notes: list[str] = []
         self._paintings = list(dict.fromkeys(pair.painting for pair in collection.pairs))
         self._kept: dict[Path, tuple[Image.Image, Described] | None] = {}
@@ -195,7 +195,7 @@ class _Run:
         set_of: Path | None,
     ) -> None:
         """Take the figures of a batch into a row. `set_of` names the painting for FID; None leaves FID out."""
-        tally = self.tallies.setdefault(label, Tally(label, kind, method))
+        tally = self.tallies.setdefault((kind, label), Tally(label, kind, method))
         count = len(members)
         tally.add([number for number, _ in members], self.judging.compare(count, pictures, painting, photos, prompts))
         if set_of is not None and pictures.inception is not None and painting.inception is not None:

@@ -34,6 +34,8 @@ class Repainted:
 
 
 Repaint = Callable[[Photo], Repainted]
+PICTURES = "pictures"
+"""Among a method's settings, marks of the pictures that it takes from elsewhere, by name: there may come more."""
 
 
 class Method(Protocol):
@@ -169,13 +171,14 @@ class FolderMethod:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        files = [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(self.folder.iterdir())]
-        return {"folder": self.folder.name, "files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]}
+        files = [one for one in sorted(self.folder.iterdir()) if one.suffix.lower() in ENDINGS]
+        marks = {one.name: [one.stat().st_size, one.stat().st_mtime_ns] for one in files}
+        return {"folder": self.folder.name, PICTURES: marks}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         def repaint(photo: Photo) -> Repainted:
             stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
-            found = [one for one in sorted(self.folder.glob(f"{stem}.*")) if one.suffix.lower() in ENDINGS]
+            found = [one for one in sorted(self.folder.iterdir()) if one.stem == stem and one.suffix.lower() in ENDINGS]
             if not found:
                 raise InstError(f"{self.folder} holds no picture named {stem}.")
             return Repainted(read_picture(found[0]))

@@ -49,7 +49,9 @@ def write_page(evaluation: Evaluation, folder: str | Path, shown: int = 100, tit
         "shown": escape(_shown(len(pairs), evaluation)),
         "gallery_head": _gallery_head(methods, bool(evaluation.collection.pairs[0].photo)),
         "gallery": "".join(_gallery_row(evaluation, methods, pair, shared) for pair in pairs),
-        "settings": escape(", ".join(f"{key} {value}" for key, value in evaluation.settings.items() if value)),
+        "settings": escape(
+            ", ".join(f"{key} {value}" for key, value in evaluation.settings.items() if value is not None)
+        ),
         "shared": _script(list(shared.values())),
         "values": _script(_values(evaluation, methods, pairs, kept)),
     }
@@ -110,7 +112,9 @@ def _rows(evaluation: Evaluation, columns: Sequence[Column]) -> str:
         if row.kind != "method":
             kind = ' class="control first"' if not controls else ' class="control"'
             controls += 1
-        cells = [_cell(row.figures.get(one.key), (row.label, one.key) in best) for one in columns]
+        cells = [
+            _cell(row.figures.get(one.key), row.kind == "method" and (row.label, one.key) in best) for one in columns
+        ]
         count = f'<td data-v="{len(row.pairs)}">{len(row.pairs):,}</td>'
         lines.append(f'<tr{kind}><th scope="row">{escape(row.label)}</th>{count}{"".join(cells)}</tr>')
     return "".join(lines)

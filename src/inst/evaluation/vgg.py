@@ -1,5 +1,6 @@
 """Features of VGG-16 and VGG-19 (Simonyan and Zisserman, ICLR 2015), as perceptual losses use them."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
@@ -94,3 +95,27 @@ class VGG19Features(nn.Module):
             if first:
                 outputs.append(x)
         return outputs
+
+
+class VGG19Distance(nn.Module, ABC):
+    """A distance of pictures by VGG-19's features: `compare(network(pictures), network(others))`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = VGG19Features()
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> Self:
+        """Weights in float32, frozen: from a `vgg19` safetensors file, else fetched."""
+        model = cls()
+        model.network = VGG19Features.load(path)
+        return model.eval()
+
+    def forward(self, pictures: Tensor, others: Tensor) -> Tensor:
+        """Distances [B] of pictures [B, 3, H, W] to others [B or 1, 3, H', W'], both in [-1, 1]."""
+        return self.compare(self.network(pictures), self.network(others))
+
+    @staticmethod
+    @abstractmethod
+    def compare(pictures: list[Tensor], others: list[Tensor]) -> Tensor:
+        """Distances [B] of what `network` made of pictures and others."""

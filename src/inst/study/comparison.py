@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
-
-PHOTOS, PAINTINGS = "photos", "paintings"
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+from inst.evaluation.collection import ENDINGS, NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
 
 
 @dataclass
@@ -49,7 +47,7 @@ def read_comparison(folder: str | Path, ours: str, methods: Sequence[str] | None
     there = [
         one.name
         for one in sorted(folder.iterdir())
-        if one.is_dir() and one.name not in (PHOTOS, PAINTINGS) and not one.name.startswith(".")
+        if one.is_dir() and one.name not in NOT_METHODS and not one.name.startswith(".")
     ]
     for method in (ours, *(methods or ())):
         if method not in there:
@@ -82,14 +80,14 @@ def _pictures(folder: Path, left_out: list[str]) -> dict[str, Path]:
         )
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in _ENDINGS or file.name.startswith("."):
+        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
             continue
         if file.stem in files:
             left_out.append(f"{file} has the name of {files[file.stem].name}")
         else:
             files[file.stem] = file
     if not files and folder.name in (PHOTOS, PAINTINGS):
-        raise InstError(f"{folder} holds no picture ({', '.join(_ENDINGS)}).")
+        raise InstError(f"{folder} holds no picture ({', '.join(sorted(ENDINGS))}).")
     return files
 
 
@@ -98,7 +96,7 @@ def _result_names(found: Comparison) -> dict[str, tuple[str, str]]:
     twice = set()
     for photo in found.photos:
         for painting in found.paintings:
-            name = f"{photo}__{painting}"
+            name = f"{photo}{SEPARATOR}{painting}"
             if name in names:
                 twice.add(name)
             names[name] = (photo, painting)
@@ -112,7 +110,7 @@ def _note_missing(found: Comparison, folder: Path, methods: Sequence[str]) -> No
     made = {method for files in found.results.values() for method in files}
     for (photo, painting), files in sorted(found.results.items()):
         found.left_out += [
-            f"{folder / method / f'{photo}__{painting}.png'} is missing"
+            f"{folder / method / f'{photo}{SEPARATOR}{painting}.png'} is missing"
             for method in methods
             if method in made and method not in files
         ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
-from inst.study.comparison import PAINTINGS, PHOTOS, Comparison, read_comparison
+from inst.evaluation.collection import PAINTINGS, PHOTOS
+from inst.study.comparison import Comparison, read_comparison
 from inst.study.database import Database, Settings
 
 _QUALITY = 92
@@ -90,14 +91,15 @@ def create_study(
         raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first.")
     found = read_comparison(folder, ours, methods)
     rng = random.Random(seed)
-    chosen = sorted(found.results)
+    # Only what can be compared is drawn from: else --combinations 20 could give fewer.
+    chosen = sorted(pair for pair, files in found.results.items() if ours in files and len(files) > 1)
     if combinations is not None and combinations < len(chosen):
         chosen = sorted(rng.sample(chosen, combinations))
     unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with Database(unfinished, create=True) as database:
             with database.transaction() as connection:
-                state = yield from _fill(connection, found, chosen, ours, side)
+                state = yield from _fill(connection, found, chosen, side)
                 state.pairs = _add_pairs(connection, chosen, ours)
                 if not state.pairs:
                     raise InstError(
@@ -128,16 +130,15 @@ def create_study(
 
 
 def _fill(
-    connection: sqlite3.Connection, found: Comparison, chosen: Sequence[tuple[str, str]], ours: str, side: int
+    connection: sqlite3.Connection, found: Comparison, chosen: Sequence[tuple[str, str]], side: int
 ) -> Generator[Creation, None, Creation]:
-    """Copy the pictures of the chosen (photo, painting) that have ours and another method."""
+    """Copy the pictures of the chosen (photo, painting)."""
     wanted: dict[tuple[str, str], Path] = {}
     for photo, painting in chosen:
+        wanted[PHOTOS, photo] = found.photos[photo]
+        wanted[PAINTINGS, painting] = found.paintings[painting]
         files = found.results[photo, painting]
-        if ours in files and len(files) > 1:
-            wanted[PHOTOS, photo] = found.photos[photo]
-            wanted[PAINTINGS, painting] = found.paintings[painting]
-            wanted |= {(method, f"{photo}__{painting}"): file for method, file in files.items()}
+        wanted |= {(method, f"{photo}__{painting}"): file for method, file in files.items()}
     state = Creation(0, len(wanted), found.left_out)
     for (folder, name), file in wanted.items():
         try:

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.study import sessions, tables
 from inst.study.database import Database
 
@@ -164,8 +164,11 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         port: 0 takes a free one.
 
     Raises:
+        UsageError: no such port.
         InstError: the address or port cannot be had, or the file cannot be written.
     """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port {port} cannot be used: give a number from 0 to 65535.")
     try:
         database.write_ahead()
     except sqlite3.Error as error:

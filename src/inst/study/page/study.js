@@ -62,6 +62,7 @@ async function consent() {
 $("agree").addEventListener("click", async () => {
   $("agree").disabled = true;
   remember("inst-study-token", token);
+  remember("inst-study-ranking", "[]"); // that of another study at the same address is no answer to this one
   try {
     session = await request("api/begin", {});
     goOn();
