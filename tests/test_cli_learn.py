@@ -131,3 +131,15 @@ def test_a_mistake_is_one_line(
     assert message in found.stderr
     assert found.stderr.count("\n") == 1
     assert (tmp_path / "painting.png").read_bytes() == before
+
+
+def test_what_an_earlier_style_left_on_the_way_is_not_overwritten(command: list[str], tmp_path: Path) -> None:
+    given = [*command, "--steps", "2", "--save-every", "1"]
+    assert run(given, tmp_path).returncode == 0
+    (style,) = (path for path in (tmp_path / "outputs").iterdir() if "-0000" not in path.name)
+    style.unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "outputs").iterdir()}
+    again = run(given, tmp_path)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert before == {path: path.read_bytes() for path in (tmp_path / "outputs").iterdir()}

@@ -118,9 +118,17 @@ def learn(
         named = {name for name in settings if _is_given(context, name)}
         settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
     with output_path(out, sources[0].stem, ".safetensors") as path:
-        if preview_every:  # whose names are known only now, where the style's has been found
-            previews = [_at_step(path, step, ".png") for step in (*range(preview_every, steps, preview_every), steps)]
-            check_output(path, sources, check_style_name, previews)
+        # Names on the way are known only now, where the style's has been found.
+        previews = (*range(preview_every, steps, preview_every), steps) if preview_every else ()
+        numbered = range(save_every, steps + 1, save_every) if save_every else ()
+        on_the_way = [
+            *(_at_step(path, step, ".png") for step in previews),
+            *(_at_step(path, step, ".safetensors") for step in numbered),
+        ]
+        check_output(path, sources, check_style_name, on_the_way)
+        left_over = next((one for one in on_the_way if one.exists()), None)
+        if left_over is not None and (out is None or out.is_dir()):
+            raise InstError(f"{left_over} is there already, and would be overwritten: name the style with -o.")
         _learn(session, paintings, path, settings, resume, save_every)
 
 
