@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from local_server import SilentHandler, serving
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
@@ -48,7 +48,7 @@ class Hub:
 def serve(hub: Hub) -> Iterator[str]:
     """Serve until the end of the block; the address, for HF_ENDPOINT."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(SilentHandler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -112,16 +112,6 @@ def serve(hub: Hub) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Handler) as place:
+        hub.address = f"http://{place}"
         yield hub.address
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -7,14 +7,14 @@ import json
 import os
 import pickle
 import tarfile
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+
+from local_server import SilentHandler, serving
 
 FILENAME = "tiny_weights-1.0.tar.gz"
 MEMBER = "tiny_weights-1.0/tiny_weights/net.ckpt"
@@ -77,7 +77,7 @@ class Index:
 def serve(index: Index) -> Iterator[str]:
     """Serve until the end of the block; the address of the simple index."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(SilentHandler):
         def do_GET(self) -> None:
             index.requests.append((self.path, self.headers.get("Authorization")))
             if index.login and self.headers.get("Authorization") != _basic(*index.login):
@@ -98,19 +98,8 @@ def serve(index: Index) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body[:cut_after])
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    index.address = f"127.0.0.1:{server.server_port}"
-    try:
+    with serving(Handler) as index.address:
         yield f"http://{index.address}/simple"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _basic(user: str, password: str) -> str:

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and names that are still free. Knows nothing of what the files hold."""
+"""Writing files whole or not at all, names that are still free, and which names are those of pictures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from pathlib import Path
 
 from inst.errors import InstError
 
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""Endings of the files in a folder that are taken for pictures, in lower case."""
+
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 """What one of the common systems refuses in a file's name."""
 
 _LONGEST_STEM = 200
 """Bytes of a stem: leaves room for a number and an ending within the 255 bytes that file systems take."""
+
+
+def has_picture_ending(path: Path) -> bool:
+    """Whether a file is taken for a picture by its name."""
+    return path.suffix.lower() in PICTURE_ENDINGS
 
 
 def write_bytes_atomically(path: str | Path, data: bytes | memoryview) -> Path:

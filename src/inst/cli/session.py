@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inst.cli.defaults import defaults_of
 from inst.errors import InstError, UsageError
+from inst.files import PICTURE_ENDINGS, has_picture_ending
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 """Where pictures and styles go when no place is named."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""Endings of the files that are taken for paintings in a folder."""
 PANEL = "Backbone and output"
 """The heading of the options of `Session` in each command's help."""
 
@@ -205,9 +204,9 @@ def pictures_of(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             files.append(place)
             continue
-        inside = sorted(one for one in place.iterdir() if one.suffix.lower() in PICTURES)
+        inside = sorted(one for one in place.iterdir() if has_picture_ending(one))
         if not inside:
-            raise InstError(f"{place} holds no picture ({', '.join(PICTURES)}): give another folder, or a file.")
+            raise InstError(f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)}): give another folder, or a file.")
         files += inside
     return files
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
+from inst.files import PICTURE_ENDINGS, has_picture_ending
 
 SEPARATOR = "__"
 """Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 PHOTOS, PAINTINGS = "photos", "paintings"
 NOT_METHODS = frozenset({PHOTOS, PAINTINGS, "styles", "sheets", "figures"})
 """The folders of a comparison's folder that hold no method's pictures."""
@@ -174,7 +174,7 @@ def _methods(results: Path, problems: list[str]) -> dict[str, list[Path]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if one.suffix.lower() in ENDINGS and not one.name.startswith("."))
+    return sorted(one for one in folder.iterdir() if has_picture_ending(one) and not one.name.startswith("."))
 
 
 def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
@@ -190,7 +190,7 @@ def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
         else:
             named[path.stem] = path
     if not named:
-        raise InstError(f"{place} holds no picture ({', '.join(sorted(ENDINGS))}): give another folder.")
+        raise InstError(f"{place} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}): give another folder.")
     return named
 
 

@@ -108,32 +108,40 @@ def _compare(
     for method in methods:
         make_folder(out / method.name)
         for painting in paintings:
-            repaint: Repaint | None = None
-            failed: str | None = None  # a painting that cannot be used is not tried again for every photo
+            started: Repaint | InstError | None = None
             for photo in photos:
                 path = out / method.name / f"{photo.stem}{SEPARATOR}{painting.stem}.png"
-                made = not path.is_file()
-                problem = None
+                made, problem = not path.is_file(), None
                 if made:
-                    try:
-                        if failed is not None:
-                            raise InstError(failed)
-                        if repaint is None:
-                            try:
-                                repaint = method.start(read_photo(painting, flattened=True), styles, on_step)
-                            except InstError as error:
-                                failed = str(error)
-                                raise
-                        result = repaint(read_photo(photo, flattened=True))
-                        save_picture(result.picture, path, None, dict(result.texts))
-                    except InstError as error:
-                        problem = str(error)
+                    if started is None:
+                        started = _start(method, painting, styles, on_step)
+                    problem = _make(started, photo, path)
                 done = Compared(index, total, method.name, photo.stem, painting.stem, path, made, problem)
                 if problem:
                     problems.append(done)
                 index += 1
                 yield done
     return problems
+
+
+def _start(method: Method, painting: Path, styles: Path, on_step: OnStep) -> Repaint | InstError:
+    """Prepare a method for a painting; the error where that fails, so that it is not tried again for every photo."""
+    try:
+        return method.start(read_photo(painting, flattened=True), styles, on_step)
+    except InstError as error:
+        return error
+
+
+def _make(started: Repaint | InstError, photo: Path, path: Path) -> str | None:
+    """Make one result, or say in one line why there is none."""
+    if isinstance(started, InstError):
+        return str(started)
+    try:
+        result = started(read_photo(photo, flattened=True))
+        save_picture(result.picture, path, None, dict(result.texts))
+    except InstError as error:
+        return str(error)
+    return None
 
 
 def _note_settings(out: Path, methods: Sequence[Method]) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
-from inst.evaluation.collection import ENDINGS, SEPARATOR
+from inst.evaluation.collection import SEPARATOR
+from inst.files import has_picture_ending
 from inst.images import Photo, make_thumbnail, read_picture
 from inst.learning import instant_style, learn
 from inst.record import PictureRecord
@@ -171,14 +172,14 @@ class FolderMethod:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        files = [one for one in sorted(self.folder.iterdir()) if one.suffix.lower() in ENDINGS]
+        files = [one for one in sorted(self.folder.iterdir()) if has_picture_ending(one)]
         marks = {one.name: [one.stat().st_size, one.stat().st_mtime_ns] for one in files}
         return {"folder": self.folder.name, PICTURES: marks}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         def repaint(photo: Photo) -> Repainted:
             stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
-            found = [one for one in sorted(self.folder.iterdir()) if one.stem == stem and one.suffix.lower() in ENDINGS]
+            found = [one for one in sorted(self.folder.iterdir()) if one.stem == stem and has_picture_ending(one)]
             if not found:
                 raise InstError(f"{self.folder} holds no picture named {stem}.")
             return Repainted(read_picture(found[0]))

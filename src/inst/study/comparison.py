@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
-from inst.evaluation.collection import ENDINGS, NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
+from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
+from inst.files import PICTURE_ENDINGS, has_picture_ending
 
 
 @dataclass
@@ -80,14 +81,14 @@ def _pictures(folder: Path, left_out: list[str]) -> dict[str, Path]:
         )
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
+        if not has_picture_ending(file) or file.name.startswith("."):
             continue
         if file.stem in files:
             left_out.append(f"{file} has the name of {files[file.stem].name}")
         else:
             files[file.stem] = file
     if not files and folder.name in (PHOTOS, PAINTINGS):
-        raise InstError(f"{folder} holds no picture ({', '.join(sorted(ENDINGS))}).")
+        raise InstError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}).")
     return files
 
 
