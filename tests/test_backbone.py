@@ -256,6 +256,7 @@ def test_a_model_without_image_encoder_and_projection(tiny_copy, pictures, pipel
 
     for name in ("image_encoder", "inversion"):
         shutil.rmtree(tiny_copy / name)
+    edit_json(tiny_copy / "model_index.json", image_encoder=None)
     pipeline.text_encoder.save_pretrained(tiny_copy / "text_encoder")
     backbone = Backbone.load(tiny_copy, "cpu", "float32")
     assert backbone.image_encoder is None

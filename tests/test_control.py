@@ -188,7 +188,7 @@ def test_each_tile_sees_its_part_of_the_picture() -> None:
 
     whole = carrying(denoise, hint, 8)(latents, 3)
     close(whole, latents * torch.nn.functional.avg_pool2d(hint, 8).sum(dim=1, keepdim=True) + 3)
-    close(carrying(tiled(denoise, 8, 2), hint, 8)(latents, 3), whole)
+    close(carrying(tiled(lambda frame: denoise, 8, 2), hint, 8)(latents, 3), whole)
 
 
 def test_large_pictures_of_any_size(tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel) -> None:

@@ -18,12 +18,13 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from inst import Backbone, InstError, Style, UsageError, complete, generate, learn, transfer
+from inst.control import Control
 from inst.fingerprints import fingerprint_of
 from inst.images import Photo
 from inst.inversion import coarse_word
 from inst.learning_start import fresh_inversion
 from inst.sampling import draw_noise
-from tiny import FAMILIES, POSITIONS, WIDTH, WIDTH_2, edit_json, save_family
+from tiny import FAMILIES, POSITIONS, WIDTH, WIDTH_2, edit_json, save_family, tiny_controlnet
 
 PROMPTS = ["a painting of a dog in the style of a river", "the church by the mountain"]
 TRAILING = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
@@ -175,6 +176,27 @@ def test_predicted_noise_is_that_of_diffusers(
     clean = pipeline.scheduler.step(output, t, noisy).pred_original_sample
     abar = pipeline.scheduler.alphas_cumprod[t]
     close(abar.sqrt() * clean + (1 - abar).sqrt() * found, noisy)
+
+
+def test_each_tile_is_told_that_it_is_a_crop_of_the_whole(folders: dict[str, Path], xl: Backbone) -> None:
+    """The sizes that diffusers' pipelines give for such a crop; to the UNet, and to a ControlNet."""
+    style = Style(xl.token_table[:2], xl.fingerprint, widths=xl.text_widths)
+    control = Control(tiny_controlnet(xl.unet), torch.zeros(3, 96, 160), "depth")
+    told: dict[Any, list[torch.Tensor]] = {xl.unet: [], control.model: []}
+    hooks = [
+        model.register_forward_pre_hook(
+            lambda model, given, named: told[model].append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True
+        )
+        for model in told
+    ]
+    complete(generate(xl, "[C]", style, size=(160, 96), tile=64, steps=1, control=control))
+    for hook in hooks:
+        hook.remove()
+    pipeline = read_pipeline(folders["sdxl"], "sdxl")
+    corners = [(top, left) for top in (0, 32) for left in (0, 48, 96)]
+    expected = [pipeline._get_add_time_ids((96, 160), corner, (64, 64), torch.float32, WIDTH) for corner in corners]
+    for found in told.values():
+        torch.testing.assert_close(torch.stack(found), torch.stack(expected).expand(-1, 2, -1), rtol=0, atol=0)
 
 
 @torch.inference_mode()
@@ -349,6 +371,17 @@ def test_captions_are_projected_by_the_encoder_that_has_a_projection(xl: Backbon
     close(xl.embed_caption(PROMPTS), xl.text_encoders[1](tokens).text_embeds)
 
 
+def test_an_empty_prompt_is_zeros_whatever_overflows(folders: dict[str, Path]) -> None:
+    half = Backbone.load(folders["sdxl"], "cpu", "float16")
+    half.text_encoder_2.text_model.embeddings.position_embedding.weight.fill_(torch.inf)
+    text = half.embed_text(["a dog", ""])
+    assert not text.tokens[0].isfinite().all()
+    assert not text.tokens[1].any()
+    assert not text.pooled[1].any()
+    assert (text.tokens.dtype, text.pooled.dtype) == (torch.float16, torch.float16)
+
+
+@torch.inference_mode()
 def test_an_empty_prompt_is_encoded_where_the_model_has_not_learned_zeros(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Image encoders: the same one out of every folder that holds it, and the one that matches a model."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from inst import InstError, UsageError
+from inst import Backbone, InstError, InstWarning, Style, UsageError, complete, learn
 from inst.image_encoders import MATCHING, find_image_encoder, find_matching_image_encoder, read_image_encoder
+from inst.images import Photo, save_picture
 from inst.model_files import read_json
 from inst.single_file import CONFIGS, FAMILIES
-from tiny import PICTURE_SIZE, WIDTH, edit_json
+from tiny import PICTURE_SIZE, WIDTH, edit_json, save_family
 
 PICTURE = torch.linspace(-1, 1, 3 * PICTURE_SIZE**2).view(1, 3, PICTURE_SIZE, PICTURE_SIZE)
 
@@ -130,3 +132,57 @@ def test_what_is_no_image_encoder(whole_clip: Path, tiny_backbone_folder: Path, 
     (copy / "model.safetensors").unlink()
     with pytest.raises(InstError, match=r"it has no model\.safetensors"):
         read_image_encoder(copy, torch.float32)
+
+
+@pytest.fixture
+def blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model without image encoder; "someone/clip" is the one that matches its text encoder."""
+    folder = save_family(tmp_path / "blind", "sd1")
+    text = read_json(folder / "text_encoder" / "config.json")
+    monkeypatch.setattr("inst.image_encoders.VOCABULARY", text["vocab_size"])
+    monkeypatch.setitem(MATCHING, WIDTH, "someone/clip")
+    return folder
+
+
+def test_it_is_fetched_only_where_a_painting_is_looked_at(
+    run: Callable[..., tuple[int, str, str]], blind: Path, cache: Path, whole_clip: Path
+) -> None:
+    backbone = Backbone.load(blind, "cpu", image_encoder=False)
+    Style(backbone.token_table[:2], backbone.fingerprint).save("waves.safetensors")
+    save_picture(PICTURE[0], "painting.png")
+    common = ["--backbone", blind, "--device", "cpu", "--download", "--quiet"]
+    style, few = ["--style", "waves.safetensors"], ["--steps", "1"]
+    for command in (
+        ["transfer", "painting.png", *style, *few, "-o", "made.png"],
+        ["generate", "[C]", *style, *few, "-o", "made.png"],
+        ["repeat", "made.png"],
+        ["sheet", "painting.png", *style, *few, "-o", "sheet.png"],
+        ["learn", "painting.png", "--variant", "direct", *few, "--crops", "1", "-o", "learned.safetensors"],
+        ["style", "import", "embedding.safetensors", "-o", "imported.safetensors"],
+    ):
+        if command[0] == "style":
+            assert run("style", "export", "waves.safetensors", "--to", "a1111", "-o", "embedding.safetensors")[0] == 0
+        code, _, err = run(*command, *common)
+        assert code == 0, (command, err)
+    learning = ["learn", "painting.png", *few, "--crops", "1", "-o", "seen.safetensors", *common]
+    code, _, err = run(*learning)
+    assert code == 1
+    assert "someone/clip is not on this machine, and HF_HUB_OFFLINE forbids a download" in err
+    put_into(cache, "someone/clip", whole_clip)
+    assert run(*learning)[0] == 0
+    assert Style.load("seen.safetensors").about["variant"] == "attention"
+    assert Backbone.load(blind, "cpu").image_encoder is not None
+    assert Backbone.load(blind, "cpu", image_encoder=False).image_encoder is None
+
+
+def test_where_there_is_none_the_remedy_is_named(blind: Path, cache: Path) -> None:
+    backbone = Backbone.load(blind, "cpu")
+    remedy = r"blind has no image encoder.*--image-encoder someone/clip --download, or its folder.*--variant direct"
+    remedy_last = r"blind has no image encoder.*--variant direct.*--image-encoder someone/clip --download, or its"
+    painting = [Photo(PICTURE[0], None, "painting.png", "0" * 64)]
+    with pytest.raises(InstError, match=remedy):
+        backbone.embed_picture(PICTURE)
+    with pytest.raises(UsageError, match=remedy):
+        learn(backbone, painting, variant="pooled", pretrained=False)
+    with pytest.warns(InstWarning, match=remedy_last):
+        complete(learn(backbone, painting, steps=1, crops=1, validate_every=0))

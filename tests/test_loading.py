@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from inst import Backbone, InstError, UsageError
+from inst import Backbone, InstError, InstWarning, UsageError
 from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.folders import load_weights
 from inst.inversion import AttentionInversion, InversionConfig
@@ -305,6 +305,69 @@ def test_quantised_weights(tmp_path: Path) -> None:
     Backbone.load(folder, "cpu")
 
 
+def test_weights_that_the_model_has_not(tmp_path: Path) -> None:
+    """A layer that would be left out changes what is computed; a head of transformers' does not."""
+    folder = save_family(tmp_path, "sd1")
+    surplus = {"mid_block.extra.weight": torch.ones(3), "mid_block.extra.bias": torch.ones(3)}
+    for part in ("unet", "vae"):
+        path = folder / part / WEIGHTS[part]
+        whole = load_file(path)
+        save_file(whole | surplus, path, {"format": "pt"})
+        refuse(folder, naming="has not (mid_block.extra.bias and 1 more): it is another model")
+        # fp8 with a scale beside each weight, as other programs write it
+        key = next(key for key in whole if key.endswith("conv_in.weight"))
+        base, lora = key.replace("weight", "base_layer.weight"), key.replace("weight", "lora_A.weight")
+        tuned = {base: whole[key], lora: torch.ones(4, 4)}
+        save_file({name: whole[name] for name in whole if name != key} | tuned, path, {"format": "pt"})
+        refuse(folder, naming=f"has not ({base} and 1 more)")
+        fp8 = {key: whole[key].to(torch.float8_e4m3fn), key.replace("weight", "scale_weight"): torch.tensor(2.0)}
+        save_file(whole | fp8, path, {"format": "pt"})
+        refuse(folder, naming=f"has not ({key.replace('weight', 'scale_weight')})")
+        save_file(whole | {"steps_trained": torch.tensor(7)}, path, {"format": "pt"})
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file(load_file(path) | {"classifier.weight": torch.ones(3)}, path, {"format": "pt"})
+    with pytest.warns(InstWarning, match=r"text_encoder has weights .* \(classifier\.weight\): they are left out"):
+        Backbone.load(folder, "cpu")
+
+
+def test_older_attention_keys_of_the_autoencoder(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """As in the folders of Stable Diffusion 1.4: other names for the same weights, and none left over."""
+    folder = save_family(tmp_path, "sd1")
+    expected = Backbone.load(folder, "cpu", "float32").decode(torch.ones(1, 4, 8, 8))
+    path = folder / "vae" / WEIGHTS["vae"]
+    older = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    weights = {}
+    for key, tensor in load_file(path).items():
+        for new, old in older.items():
+            key = key.replace(f"attentions.0.{new}", f"attentions.0.{old}")
+        weights[key] = tensor
+    assert sum("proj_attn" in key for key in weights) == 4
+    save_file(weights, path, {"format": "pt"})
+    assert torch.equal(Backbone.load(folder, "cpu", "float32").decode(torch.ones(1, 4, 8, 8)), expected)
+    assert not recwarn.list
+
+
+def test_an_image_encoder_that_is_named_but_not_there(tiny_copy: Path) -> None:
+    shutil.rmtree(tiny_copy / "image_encoder")
+    shutil.rmtree(tiny_copy / "inversion")
+    with pytest.warns(InstWarning, match=r"has no folder image_encoder, which its model_index\.json names"):
+        backbone = Backbone.load(tiny_copy, "cpu")
+    assert backbone.image_encoder is None
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "image_encoder"])
+def test_an_adapter_beside_the_weights_leads_nowhere(
+    tiny_copy: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peft installed, transformers would take weights from where an adapter's configuration points to."""
+    monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: True)
+    elsewhere = shutil.copytree(tiny_copy / part, tmp_path / "elsewhere")
+    adapter = tiny_copy / part / "adapter_config.json"
+    for target in (str(elsewhere), "someone/model"):
+        adapter.write_text(json.dumps({"base_model_name_or_path": target, "peft_type": "LORA"}))
+        refuse(tiny_copy, naming=f"{part} holds an adapter beside the model (adapter_config.json)")
+
+
 def without_prefix(key: str) -> str:
     return key.removeprefix("text_model.").removeprefix("vision_model.")
 
@@ -314,6 +377,7 @@ def test_a_name_or_folder_that_is_not_there(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", naming=str(tmp_path / "nowhere"))
     refuse(tmp_path, naming=f"{tmp_path} is not a model")
     refuse("~nosuchuser/model", naming="~nosuchuser/model")
+    refuse("models/sd-v1-4.ckpt", naming="models/sd-v1-4.ckpt: no such folder or file")
     refuse("x" * 300, naming="x" * 300)
 
 
@@ -410,6 +474,7 @@ def inversion_of_another_width(folder: Path) -> None:
 
 def inversion_without_eyes(folder: Path) -> None:
     shutil.rmtree(folder / "image_encoder")
+    edit_json(folder / "model_index.json", image_encoder=None)
 
 
 def scheduler_of_flows(folder: Path) -> None:

@@ -259,6 +259,16 @@ def test_nothing_is_computed_where_the_weights_are_not(meta_parts: Parts) -> Non
     assert fresh_inversion(backbone, "direct").base.is_meta
 
 
+def test_the_image_encoder_comes_with_the_first_painting(meta_parts: Parts) -> None:
+    backbone = assemble(meta_parts, torch.device("meta"), torch.float32, "there and here")
+    assert all(next(part.parameters()).is_meta for part in (backbone.vae, backbone.unet, *backbone.text_encoders))
+    if backbone.image_encoder is not None:
+        assert not next(backbone.image_encoder.parameters()).is_meta
+        assert backbone.embed_picture(torch.zeros(1, 3, 64, 64))[0].is_meta
+        backbone.encode(torch.zeros(1, 3, 64, 64))
+        assert next(backbone.image_encoder.parameters()).is_meta
+
+
 def test_the_benchmark_runs(tmp_path: Path) -> None:
     program = Path(__file__).resolve().parent.parent / "benchmarks" / "full_size.py"
     out = tmp_path / "figures.json"

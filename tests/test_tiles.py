@@ -39,14 +39,15 @@ def test_a_local_denoiser_does_the_same_in_tiles(size: tuple[int, int]) -> None:
         return latents.sin() * timestep + latents.flip(1)
 
     latents = draw_noise((4, *size), [0, 1])
-    torch.testing.assert_close(tiled(denoise, TILE, 4)(latents, 7), denoise(latents, 7), rtol=1e-5, atol=1e-5)
+    found = tiled(lambda frame: denoise, TILE, 4)(latents, 7)
+    torch.testing.assert_close(found, denoise(latents, 7), rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_may_be_finer_or_coarser_than_the_grid() -> None:
     pictures = draw_noise((3, 8 * 21, 8 * 40), [0])
-    shrunk = map_tiles(lambda part: F.avg_pool2d(part, 8), pictures, 16, 4, shrink=8)
+    shrunk = map_tiles(lambda part, *_: F.avg_pool2d(part, 8), pictures, 16, 4, shrink=8)
     torch.testing.assert_close(shrunk, F.avg_pool2d(pictures, 8))
-    grown = map_tiles(lambda part: F.interpolate(part, scale_factor=8), shrunk, 16, 4, grow=8)
+    grown = map_tiles(lambda part, *_: F.interpolate(part, scale_factor=8), shrunk, 16, 4, grow=8)
     torch.testing.assert_close(grown, F.interpolate(shrunk, scale_factor=8))
 
 
@@ -57,14 +58,14 @@ def test_no_tile_is_larger_than_asked_for() -> None:
         seen.append(tuple(latents.shape))
         return latents
 
-    tiled(denoise, TILE, 4)(draw_noise((4, 90, 12), [0, 1, 2]), 5)
+    tiled(lambda frame: denoise, TILE, 4)(draw_noise((4, 90, 12), [0, 1, 2]), 5)
     assert set(seen) == {(3, 4, 16, 12)}
     assert len(seen) == len(tile_starts(90, TILE, 4))
 
 
 def test_a_picture_of_one_tile_is_given_as_it_is() -> None:
     latents = draw_noise((4, 16, 12), [0])
-    assert tiled(lambda part, timestep: part, TILE, 4)(latents, 5) is latents
+    assert tiled(lambda frame: lambda part, timestep: part, TILE, 4)(latents, 5) is latents
 
 
 ALPHAS = torch.linspace(0.9999, 0.02, 100)
@@ -95,7 +96,7 @@ def column_steps(denoise: Denoise) -> torch.Tensor:
 
 def test_seams_cannot_be_told_from_other_places() -> None:
     usual = column_steps(paint)  # the whole at once
-    in_tiles = column_steps(tiled(paint, NATIVE, NATIVE // 4))
+    in_tiles = column_steps(tiled(lambda frame: paint, NATIVE, NATIVE // 4))
     assert column_steps(side_by_side).max() > 3 * usual.max(), "this measure does not see seams"
     assert in_tiles.max() < 1.15 * usual.max()
     assert in_tiles.mean() < 1.05 * usual.mean()

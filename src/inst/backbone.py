@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from inst.errors import InstError, UsageError
 from inst.feature_extractor import FeatureExtractor as FeatureExtractor
-from inst.text import TextEmbedding
+from inst.text import Frame, TextEmbedding
 from inst.text_encoders import TextEncoderMixin
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Backbone(TextEncoderMixin):
         image_encoder: CLIP's image encoder, or None.
         feature_extractor: what the image encoder wants to see, or None.
         inversion: the pretrained inversion module (fp32, whatever `dtype`), or None.
-        device: where the parts are, and where results are.
+        device: where the parts run, and where results are. On an accelerator the image encoder comes there when it is
+            first used; with `low_memory` every part comes and goes.
         dtype: the precision of the parts; the autoencoder may differ (see `inst.devices.autoencoder_dtype`).
         fingerprint: identifies the text space: styles fit every backbone with the same fingerprint.
         denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with.
@@ -99,7 +100,7 @@ class Backbone(TextEncoderMixin):
         dtype: str | torch.dtype | None = None,
         *,
         config: str | Path | None = None,
-        image_encoder: str | Path | None = None,
+        image_encoder: str | Path | Literal[False] | None = None,
         download: bool = False,
         low_memory: bool = False,
     ) -> Backbone:
@@ -116,7 +117,8 @@ class Backbone(TextEncoderMixin):
             config: for a single file of unusual sizes, where its configuration is (`inst.single_file`).
             image_encoder: a CLIP image encoder in the place of the model's own, if it has one (Stable Diffusion's have
                 none): a folder, or a name on the hub. The model's pretrained inversion module, which understands its
-                own image encoder only, is then left out.
+                own image encoder only, is then left out. None takes the one that matches a model without its own,
+                where it is at hand or may be downloaded; False does not, for what looks at no painting.
             download: fetch from the hub what is not in its cache on this machine.
             low_memory: need less memory on an accelerator, and take longer. Each part is there only while it runs, the
                 autoencoder sees one picture (or one smaller tile of it) at a time, and in learning the UNet's
@@ -196,9 +198,11 @@ class Backbone(TextEncoderMixin):
         """
         _check_pictures(pictures)
         if self.image_encoder is None or self.feature_extractor is None:
+            from inst.image_encoders import how_to_give
+
             raise InstError(
-                "This backbone has no image encoder (folders image_encoder and feature_extractor): use another, or "
-                "give a CLIP image encoder with --image-encoder (image_encoder= in Python)."
+                f"{self.name or 'This backbone'} has no image encoder: give one ({how_to_give(self)}). To learn with "
+                f"--variant direct takes none."
             )
         pixels = self.feature_extractor(pictures.to(self.device))
         output = self.image_encoder(pixel_values=pixels.to(self.dtype))
@@ -210,19 +214,20 @@ class Backbone(TextEncoderMixin):
         timesteps: Tensor | int,
         text: TextEmbedding,
         *,
+        frame: Frame | None = None,
         residuals: ControlResiduals | None = None,
     ) -> Tensor:
         """Predict the noise epsilon in noisy latents. Differentiable in `latents` and `text`.
 
         A model that was trained to predict v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and Ho 2022, arXiv
-        2202.00512) is converted: eps = sqrt(abar) v + sqrt(1 - abar) z_t. One that is told the picture's size (Stable
-        Diffusion XL, sec. 2.2) is told that it is the latents' own and that nothing was cropped off.
+        2202.00512) is converted: eps = sqrt(abar) v + sqrt(1 - abar) z_t.
 
         Args:
             latents: z_t, [B, C, h, w].
             timesteps: t, an integer for all or [B] integers, each in [0, T). Their range is checked unless they are on
                 an accelerator, where looking at them would stall it.
             text: B prompts from `embed_text`, or one for all.
+            frame: where the latents lie in those of the whole picture; None is that they are the whole.
             residuals: what a ControlNet adds inside the UNet.
 
         Returns:
@@ -236,7 +241,7 @@ class Backbone(TextEncoderMixin):
         latents = latents.to(self.device)
         timesteps = timesteps.to(self.device).expand(len(latents))
         text = text.expand(len(latents))
-        more: dict[str, Any] = {"added_cond_kwargs": self.added_conditions(latents, text)}
+        more: dict[str, Any] = {"added_cond_kwargs": self.added_conditions(latents, text, frame)}
         if residuals is not None:
             down, mid = residuals
             more["down_block_additional_residuals"] = tuple(map(self._for_unet, down))
@@ -254,17 +259,26 @@ class Backbone(TextEncoderMixin):
         alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents.float()
 
-    def added_conditions(self, latents: Tensor, text: TextEmbedding) -> dict[str, Tensor] | None:
+    def added_conditions(
+        self, latents: Tensor, text: TextEmbedding, frame: Frame | None = None
+    ) -> dict[str, Tensor] | None:
         """Return what a UNet, or a ControlNet of it, is told besides timestep and text, by diffusers' names, or None.
+
+        Stable Diffusion XL (sec. 2.2) is told the pooled text and, in pixels, the size that a picture had, where it was
+        cropped, and the size that was left. A tile is a crop of the whole picture: told that it were a picture of its
+        own, the model would compose one in each.
 
         Args:
             latents: [B, C, h, w].
             text: B prompts.
+            frame: as for `predict_noise`.
         """
         if text.pooled is None:
             return None
-        height, width = (side * self.downscale for side in latents.shape[-2:])
-        size_ids = latents.new_tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        height, width = latents.shape[-2:]
+        whole = Frame(height, width) if frame is None else frame
+        sizes = [whole.height, whole.width, whole.top, whole.left, height, width]
+        size_ids = latents.new_tensor(sizes, dtype=torch.float32) * self.downscale
         return {"text_embeds": self._for_unet(text.pooled), "time_ids": size_ids.expand(len(latents), -1)}
 
     def _for_unet(self, tensor: Tensor) -> Tensor:

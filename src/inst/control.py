@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from inst.backbone import Backbone
     from inst.sampling import Denoise
-    from inst.text import TextEmbedding
+    from inst.text import Frame, TextEmbedding
 
 COMPUTED = ("canny",)
 """The kinds of control pictures that are made of the photo; those of others are given."""
@@ -143,6 +143,8 @@ def check_kind(kind: str, *, given: bool, photo: bool) -> None:
 def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
     """Load a ControlNet for a backbone, onto its device and in its precision. Never from a pickle.
 
+    It stays on the device where the backbone was loaded with `low_memory`, too: it runs beside the UNet at every step.
+
     Args:
         path: a folder in the diffusers layout, with config.json and diffusion_pytorch_model.safetensors.
         backbone: what it is to control.
@@ -214,7 +216,7 @@ def _opencv() -> Any:
     return cv2
 
 
-def controlled(backbone: Backbone, control: Control) -> Callable[[Tensor, int, TextEmbedding], Tensor]:
+def controlled(backbone: Backbone, control: Control) -> Callable[..., Tensor]:
     """Let a ControlNet add to what `Backbone.predict_noise` does inside.
 
     The latents that the result takes carry the control picture along in more channels (`carrying`), so that whatever
@@ -222,7 +224,7 @@ def controlled(backbone: Backbone, control: Control) -> Callable[[Tensor, int, T
     """
     model, channels = control.model, backbone.latent_channels
 
-    def predict_noise(carried: Tensor, timestep: int, text: TextEmbedding) -> Tensor:
+    def predict_noise(carried: Tensor, timestep: int, text: TextEmbedding, *, frame: Frame | None = None) -> Tensor:
         latents = carried[:, :channels]
         pictures = F.pixel_shuffle(carried[:, channels:], backbone.downscale)
         text = text.expand(len(latents))
@@ -232,10 +234,10 @@ def controlled(backbone: Backbone, control: Control) -> Callable[[Tensor, int, T
             encoder_hidden_states=text.tokens.to(model.dtype),
             controlnet_cond=pictures.to(model.dtype),
             conditioning_scale=control.scale,
-            added_cond_kwargs=backbone.added_conditions(latents, text),
+            added_cond_kwargs=backbone.added_conditions(latents, text, frame),
             return_dict=False,
         )
-        return backbone.predict_noise(latents, timestep, text, residuals=residuals)
+        return backbone.predict_noise(latents, timestep, text, frame=frame, residuals=residuals)
 
     return predict_noise
 

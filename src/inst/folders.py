@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from inst.backbone import FeatureExtractor
-from inst.errors import InstError, first_line
+from inst.errors import InstError, InstWarning, first_line
 from inst.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.inversion import AttentionInversion
 from inst.model_files import AGAIN, quiet, read_feature_extractor, read_json, read_keys, weight_files
@@ -62,7 +63,10 @@ def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Par
 
 
 def check_kind(folder: Path) -> None:
-    """Raise InstError unless `folder` holds all parts of a Stable Diffusion 1.x, 2.x or XL model."""
+    """Raise InstError unless `folder` holds all parts of a Stable Diffusion 1.x, 2.x or XL model.
+
+    Warns with InstWarning of an image encoder that is named, but not there: only some uses need one.
+    """
     if not (folder / "model_index.json").is_file():
         raise InstError(f"{folder} is not a model in the diffusers layout: it has no model_index.json.")
     index = read_json(folder / "model_index.json")
@@ -84,6 +88,12 @@ def check_kind(folder: Path) -> None:
     missing = sorted(name for name in needed if not (folder / name).is_dir())
     if missing:
         raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}; {AGAIN}.")
+    if "image_encoder" in named and not (folder / "image_encoder").is_dir():
+        warnings.warn(
+            f"{folder} has no folder image_encoder, which its model_index.json names: it is loaded without; {AGAIN}.",
+            InstWarning,
+            stacklevel=2,
+        )
 
 
 @quiet()
@@ -99,7 +109,11 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
         The model, on the CPU, in evaluation mode.
 
     Raises:
-        InstError: a file is missing or broken, is of another class, or does not fit the configuration.
+        InstError: a file is missing or broken, is of another class, or does not fit the configuration; or the files
+            hold more than the model: then it is another.
+
+    Warns:
+        InstWarning: the files of a model of transformers hold more, which often is a head that is of no use.
     """
     config = read_json(folder / "config.json")
     from_diffusers = issubclass(model_class, ModelMixin)
@@ -108,8 +122,14 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     if found != expected:
         raise InstError(f"{folder / 'config.json'} describes {found or 'nothing'}, not the {expected} that is needed.")
 
+    if (folder / "adapter_config.json").exists():
+        # transformers, with peft installed, would follow it: to other weights beside these, or in another place.
+        raise InstError(
+            f"{folder} holds an adapter beside the model (adapter_config.json): merge it into the weights, or take it "
+            f"out of the folder."
+        )
     files, variant = weight_files(folder, "diffusion_pytorch_model" if from_diffusers else "model")
-    read_keys(files)
+    keys = read_keys(files)
     try:
         model, report = model_class.from_pretrained(
             folder,
@@ -130,11 +150,26 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
         raise InstError(
             f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}; {AGAIN}."
         )
+    surplus = sorted(key for key in report["unexpected_keys"] if key in keys and _is_weight(keys[key], key))
+    if surplus:
+        found = f"{folder} has weights that the {expected} of its config.json has not ({_some(surplus)})"
+        if from_diffusers:
+            raise InstError(f"{found}: it is another model, or changed by another program; use another.")
+        warnings.warn(f"{found}: they are left out.", InstWarning, stacklevel=2)
     if report["missing_keys"]:
-        first, *others = sorted(report["missing_keys"])
-        more = f" and {len(others)} more" if others else ""
-        raise InstError(f"{files[0]} is incomplete: it has no {first}{more}; {AGAIN}.")
+        raise InstError(f"{files[0]} is incomplete: it has no {_some(sorted(report['missing_keys']))}; {AGAIN}.")
     return model
+
+
+def _some(keys: list[str]) -> str:
+    return f"{keys[0]} and {len(keys) - 1} more" if len(keys) > 1 else keys[0]
+
+
+def _is_weight(path: Path, key: str) -> bool:
+    """Whether a tensor holds floating point numbers; counters and positions are integers."""
+    with safe_open(path, "pt") as tensors:
+        kind: str = tensors.get_slice(key).get_dtype()
+        return kind.startswith(("F", "BF"))
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:

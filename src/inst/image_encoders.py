@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import CLIPVisionModelWithProjection
 
-from inst.backbone import FeatureExtractor
+from inst.backbone import Backbone, FeatureExtractor
 from inst.building import build_model
 from inst.errors import InstError, UsageError
 from inst.hub import find_clip, is_hub_name
@@ -56,7 +56,7 @@ def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None
     Raises:
         InstError: the download failed.
     """
-    name = MATCHING.get(text_config.hidden_size) if text_config.vocab_size == VOCABULARY else None
+    name = _matching(text_config)
     if name is None:
         return None
     try:
@@ -65,6 +65,17 @@ def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None
         if download:
             raise
         return None
+
+
+def how_to_give(backbone: Backbone) -> str:
+    """Say which image encoder fits a backbone that has none, and how to give it."""
+    name = _matching(backbone.text_encoder.config)
+    option = f"--image-encoder {name} --download, or its folder" if name else "--image-encoder with a CLIP's folder"
+    return f"{option}; image_encoder= in Python"
+
+
+def _matching(text_config: Any) -> str | None:
+    return MATCHING.get(text_config.hidden_size) if text_config.vocab_size == VOCABULARY else None
 
 
 def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureExtractor]:

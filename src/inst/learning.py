@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inst.backbone import Backbone
 from inst.errors import InstError, InstWarning, UsageError
+from inst.image_encoders import how_to_give
 from inst.images import Photo, make_thumbnail
 from inst.inversion import VARIANTS
 from inst.learning_data import look_at, word_of
@@ -150,9 +151,9 @@ def learn(
         variant = "direct" if backbone.image_encoder is None else "attention"
         if variant == "direct":
             warnings.warn(
-                f"The backbone {backbone.name} has no image encoder, so that free vectors are learned, without a look "
-                f'at the painting as a whole (the variant "direct"). To let it look, give a CLIP image encoder with '
-                f"--image-encoder, or image_encoder= in Python.",
+                f"{backbone.name or 'This backbone'} has no image encoder, so that free vectors are learned, without a "
+                f"look at the painting as a whole (--variant direct, which needs none). To let it look, give one "
+                f"({how_to_give(backbone)}).",
                 InstWarning,
                 stacklevel=2,
             )

@@ -14,6 +14,7 @@ from inst import __version__
 from inst.backbone import Backbone
 from inst.errors import UsageError
 from inst.fingerprints import denoiser_fingerprint_of
+from inst.image_encoders import how_to_give
 from inst.images import Photo
 from inst.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion, coarse_word
 from inst.learning_data import CAPTIONS
@@ -101,8 +102,8 @@ def fresh_config(
         return InversionConfig(0, 0, width, vectors, 0, 1, 0.0, variant, free=True)
     if encoder is None:
         raise UsageError(
-            f'This backbone has no image encoder, which the variant "{variant}" looks through: '
-            f'give a CLIP image encoder with --image-encoder (image_encoder= in Python), or use the variant "direct".'
+            f'{backbone.name or "This backbone"} has no image encoder, which the variant "{variant}" looks through: '
+            f"give one ({how_to_give(backbone)}), or learn with --variant direct, which needs none."
         )
     return InversionConfig(
         picture_width=encoder.config.hidden_size,

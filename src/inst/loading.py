@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,7 +29,7 @@ def load_backbone(
     dtype: str | torch.dtype | None = None,
     *,
     config: str | Path | None = None,
-    image_encoder: str | Path | None = None,
+    image_encoder: str | Path | Literal[False] | None = None,
     download: bool = False,
     low_memory: bool = False,
 ) -> Backbone:
@@ -38,9 +38,9 @@ def load_backbone(
     dtype = choose_dtype(device, dtype)
     source = find_source(name, download=download)
     # What is mistyped shows before the model is read, which takes its time.
-    encoder = None if image_encoder is None else find_image_encoder(image_encoder, download)
+    encoder = find_image_encoder(image_encoder, download) if isinstance(image_encoder, str | Path) else None
     parts = read_parts(source, dtype, config)
-    if encoder is None and parts.image_encoder is None:
+    if image_encoder is None and parts.image_encoder is None:
         encoder = find_matching_image_encoder(parts.text_encoder.config, download)
     if encoder is not None:
         seeing, extractor = read_image_encoder(encoder, dtype)
@@ -77,7 +77,8 @@ def find_source(name: str | Path, *, download: bool = False) -> Path:
         return path
     from inst.hub import find_model, is_hub_name
 
-    if is_hub_name(str(name)):
+    # A file that is not there is a slip, and no name to ask the hub for.
+    if is_hub_name(str(name)) and path.suffix.lower() not in (".safetensors", ".ckpt"):
         return find_model(str(name), download)
     raise InstError(
         f"{name}: no such folder or file, and no bundled model of that name. Bundled: {', '.join(BUNDLED)}; "
@@ -145,13 +146,12 @@ def assemble(
     if low_memory:
         parts.vae.enable_slicing()
         parts.unet.enable_gradient_checkpointing()
-    if low_memory and device.type != "cpu":
-        Offload([model for kind, model in models.items() if kind != "inversion"], device)
-        if parts.inversion is not None:
-            parts.inversion.to(device)
-    else:
-        for model in models.values():
-            model.to(device)
+    if device.type != "cpu":
+        # What looks at paintings is not needed for painting: it comes with the first painting, and stays.
+        waiting = set(models) - {"inversion"} if low_memory else {"image_encoder"}
+        Offload([model for kind, model in models.items() if kind in waiting], device)
+        for kind in models.keys() - waiting:
+            models[kind].to(device)
     given: dict[str, Any] = {field.name: getattr(parts, field.name) for field in fields(parts)}
     return Backbone(**given, device=device, dtype=dtype, name=name, low_memory=low_memory)
 

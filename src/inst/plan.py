@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from inst.backbone import Backbone
 from inst.control import Control, carrying, controlled
 from inst.errors import UsageError
 from inst.sampling import Denoise, Seed, Solver, choose_solver, draw_noise, guided, timestep_grid
-from inst.text import TextEmbedding
+from inst.text import Frame, TextEmbedding
 from inst.tiles import latent_size, round_up, tiled
 
 LARGEST_PICTURE = 100_000_000
@@ -55,9 +56,11 @@ class Plan:
     ) -> Denoise:
         """Make a denoiser with guidance; of tiles if need be, and under control."""
         predict_noise = backbone.predict_noise if held is None else controlled(backbone, held[0])
-        denoise = guided(predict_noise, text, negative, guidance)
-        if self.tile is not None:
-            denoise = tiled(denoise, self.tile, self.tile // 4)
+
+        def of_tile(frame: Frame | None) -> Denoise:
+            return guided(partial(predict_noise, frame=frame), text, negative, guidance)
+
+        denoise = of_tile(None) if self.tile is None else tiled(of_tile, self.tile, self.tile // 4)
         return denoise if held is None else carrying(denoise, held[1], backbone.downscale)
 
 

@@ -1,5 +1,5 @@
-"""What the denoiser is told (TextEmbedding), and the frozen text transformer that makes it, with pseudo-word vectors in
-place of some of its token embeddings (paper sec. 3.2)."""
+"""What the denoiser is told (TextEmbedding, Frame), and the frozen text transformer that makes the former, with
+pseudo-word vectors in place of some of its token embeddings (paper sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where latents lie, as a tile, in those of the whole picture.
+
+    Attributes:
+        height, width: of the whole, in latent positions.
+        top, left: where the tile starts.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
 
 
 @dataclass(frozen=True, eq=False)

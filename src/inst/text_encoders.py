@@ -83,8 +83,9 @@ class TextEncoderMixin:
         text = self.encode_tokens(*self._prepare_prompts(prompts, styles or {}))
         if text.pooled is None or not self.force_zeros_for_empty_prompt:
             return text
-        said = text.tokens.new_tensor([bool(prompt) for prompt in prompts])
-        return TextEmbedding(text.tokens * said.view(-1, 1, 1), text.pooled * said.view(-1, 1))
+        said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device).view(-1, 1)
+        # Chosen, not multiplied: in half precision the encoding may hold infinities, and 0 times one is no number.
+        return TextEmbedding(torch.where(said[..., None], text.tokens, 0), torch.where(said, text.pooled, 0))
 
     def encode_tokens(self, tokens: Sequence[TokenizedPrompts], vectors: Tensor | None = None) -> TextEmbedding:
         """Run the text encoders; as `embed_text`, for what `tokenize` gave.

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inst.text import Frame
+
 if TYPE_CHECKING:
     from inst.backbone import Backbone
     from inst.sampling import Denoise
@@ -40,7 +42,13 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def map_tiles(
-    function: Callable[[Tensor], Tensor], inputs: Tensor, tile: int, overlap: int, *, shrink: int = 1, grow: int = 1
+    function: Callable[[Tensor, int, int], Tensor],
+    inputs: Tensor,
+    tile: int,
+    overlap: int,
+    *,
+    shrink: int = 1,
+    grow: int = 1,
 ) -> Tensor:
     """Apply `function` to overlapping tiles, one after another, and blend the results.
 
@@ -48,7 +56,8 @@ def map_tiles(
     latents (`shrink`) or latents to pictures (`grow`).
 
     Args:
-        function: [B, C, a * shrink, b * shrink] -> [B, C', a * grow, b * grow].
+        function: [B, C, a * shrink, b * shrink] -> [B, C', a * grow, b * grow]; given the grid positions, too, at
+            which the tile starts: top and left.
         inputs: [B, C, h * shrink, w * shrink].
         tile: side of a tile in grid positions; the picture's side where that is shorter.
         overlap: grid positions that neighbours share at least, below `tile`.
@@ -56,15 +65,15 @@ def map_tiles(
         grow: output values of a side per grid position.
 
     Returns:
-        [B, C', h * grow, w * grow]; exactly `function(inputs)` where one tile covers it all.
+        [B, C', h * grow, w * grow]; exactly `function(inputs, 0, 0)` where one tile covers it all.
     """
     height, width = (side // shrink for side in inputs.shape[-2:])
     if tile >= height and tile >= width:
-        return function(inputs)
+        return function(inputs, 0, 0)
     high, wide = min(tile, height), min(tile, width)
     total = weights = torch.empty(0)
     for top, left in _corners(height, width, tile, overlap):
-        part = function(_cut(inputs, top, left, high, wide, shrink))
+        part = function(_cut(inputs, top, left, high, wide, shrink), top, left)
         if total.numel() == 0:
             total = part.new_zeros(*part.shape[:2], height * grow, width * grow)
             weights = part.new_zeros(height * grow, width * grow)
@@ -74,11 +83,11 @@ def map_tiles(
     return total.div_(weights)
 
 
-def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
+def tiled(of_tile: Callable[[Frame], Denoise], tile: int, overlap: int) -> Denoise:
     """Let a denoiser see no more than `tile` x `tile` positions of the latents at once.
 
     Args:
-        denoise: predicts the noise in [B, C, h, w] at a timestep.
+        of_tile: the denoiser of a tile, by where that lies.
         tile: side in latent positions, such as the side that the denoiser was trained at.
         overlap: positions that neighbours share at least.
 
@@ -87,7 +96,12 @@ def tiled(denoise: Denoise, tile: int, overlap: int) -> Denoise:
     """
 
     def denoise_in_tiles(latents: Tensor, timestep: int) -> Tensor:
-        return map_tiles(lambda part: denoise(part, timestep), latents, tile, overlap)
+        height, width = latents.shape[-2:]
+
+        def denoise(part: Tensor, top: int, left: int) -> Tensor:
+            return of_tile(Frame(height, width, top, left))(part, timestep)
+
+        return map_tiles(denoise, latents, tile, overlap)
 
     return denoise_in_tiles
 
@@ -115,13 +129,13 @@ def encode_any_size(backbone: Backbone, pictures: Tensor) -> Tensor:
 def encode_in_tiles(backbone: Backbone, pictures: Tensor) -> Tensor:
     """Encode pictures [B, 3, H, W], of sides that are multiples of `backbone.downscale`: large ones in tiles."""
     tile = _autoencoder_tile(backbone)
-    return map_tiles(backbone.encode, pictures, tile, tile // 4, shrink=backbone.downscale)
+    return map_tiles(lambda part, *_: backbone.encode(part), pictures, tile, tile // 4, shrink=backbone.downscale)
 
 
 def decode_any_size(backbone: Backbone, latents: Tensor, height: int, width: int) -> Tensor:
     """Decode latents [B, C, h, w] of `encode_any_size` into pictures [B, 3, height, width] in [-1, 1]."""
     tile = _autoencoder_tile(backbone)
-    pictures = map_tiles(backbone.decode, latents, tile, tile // 4, grow=backbone.downscale)
+    pictures = map_tiles(lambda part, *_: backbone.decode(part), latents, tile, tile // 4, grow=backbone.downscale)
     return pictures[..., :height, :width]
 
 

@@ -143,7 +143,7 @@ def _learn(
         raise InstError(f"{state_file} is not there, so there is nothing to go on with: leave --resume out.")
     state = LearningState.load(state_file) if resume else None
     pictures = read_paintings(places)
-    model = session.load()
+    model = session.load(looking=settings["variant"] != "direct")
     run = learn(model, pictures, name=path.stem, resume=state, **settings)
     begin = saved_at = time.monotonic()
     step: LearningStep | None = None

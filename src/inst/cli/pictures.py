@@ -108,7 +108,7 @@ def transfer(
         "size": size,
         "tile": tile,
     }
-    model = session.load()
+    model = session.load(looking=False)
     styles = read_styles(model, style)
     masked_by = None if mask is None else SourceFile.of(mask)
     maker = Maker(session, model, "transfer", styles, content, region, masked_by, chosen)
@@ -152,7 +152,7 @@ def generate(
         "size": None if size is None else _read_size(size),
         "tile": tile,
     }
-    model = session.load()
+    model = session.load(looking=False)
     styles = read_styles(model, style)
     maker = Maker(session, model, "generate", styles, chosen=chosen)
     maker.make(settings, seed, count, out, next(iter(styles.values())).name)

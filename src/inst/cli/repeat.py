@@ -79,7 +79,7 @@ def repeat(
         chosen = _control_of(picture, record.control, controlnet, control_picture)
     session.backbone = _backbone_of(picture, record) if backbone is None else backbone
     session.device, session.dtype = device or record.device, dtype or record.dtype
-    model = session.load()
+    model = session.load(looking=False)
     _compare(picture, record, model, session.backbone)
     maker = Maker(session, model, record.command, record.styles, content, region, record.mask, chosen)
     maker.make(settings, seed, 1, out, f"{picture.stem}-again")

@@ -85,7 +85,8 @@ class Session:
         bool,
         typer.Option(
             "--download",
-            help="Fetch from the model hub what is not on this machine: the backbone and its image encoder.",
+            help="Fetch from the model hub what is not on this machine: the backbone, and where paintings are looked "
+            "at, its image encoder.",
         ),
     ] = _LOAD["download"]
     low_memory: Annotated[
@@ -102,8 +103,11 @@ class Session:
     as_json: JsonOption = False
     _screen: Console = field(default_factory=lambda: Console(stderr=True), init=False, repr=False)
 
-    def load(self) -> Backbone:
-        """Load the backbone."""
+    def load(self, *, looking: bool = True) -> Backbone:
+        """Load the backbone.
+
+        `looking` says whether paintings may have to be looked at by an image encoder that is not the model's own.
+        """
         from inst.backbone import Backbone
 
         if self.download:  # the hub's library has bars of its own
@@ -112,7 +116,10 @@ class Session:
             if self.quiet or self.as_json or not self._screen.is_terminal:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
-            return Backbone.load(self.backbone, **{name: getattr(self, name) for name in _LOAD if name != "name"})
+            given = {name: getattr(self, name) for name in _LOAD if name != "name"}
+            if not looking and self.image_encoder is None:
+                given["image_encoder"] = False
+            return Backbone.load(self.backbone, **given)
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

@@ -45,7 +45,7 @@ def sheet(
     check_output(out, [photo, *pictures_of(style)], picture_format)
     across, down = _numbers("strengths", strengths), _numbers("guidances", guidances)
     content = read_photo(photo, flattened=True)
-    model = session.load()
+    model = session.load(looking=False)
     styles = [read_style(model, one) for one in style]
     settings: dict[str, Any] = {"steps": steps, "tone": tone, "seed": seed, "size": size}
     # All are begun before one is made: whatever cannot be used is said at once.

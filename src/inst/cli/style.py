@@ -129,12 +129,12 @@ def import_(
     from inst.images import read_photo
     from inst.style import check_style_name
     from inst.style_export import slug
-    from inst.style_import import check_import, import_style
+    from inst.style_import import Embedding, check_import, import_style
 
     check_output(out, [file, *([painting] if painting else [])], check_style_name)
-    check_import(file, painting is not None, as_reference)  # before the backbone, which takes its time
+    found = check_import(file, painting is not None, as_reference)  # before the backbone, which takes its time
     shown = None if painting is None else read_photo(painting, flattened=True)
-    model = session.load()
+    model = session.load(looking=not isinstance(found, Embedding))
     style = import_style(model, file, name=name, painting=shown, as_reference=as_reference)
     with output_path(out, slug(style.name), ".safetensors") as path:
         style.save(path)

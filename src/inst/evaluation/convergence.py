@@ -18,6 +18,7 @@ from torch import Tensor
 from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
 from inst.files import write_bytes_atomically
+from inst.image_encoders import how_to_give
 from inst.images import Photo
 from inst.learning import learn
 from inst.sampling import complete
@@ -98,7 +99,10 @@ def learning_curves(
         InstError: the backbone has no image encoder; or what `learn` raises.
     """
     if backbone.image_encoder is None:
-        raise InstError(f"The backbone {backbone.name} has no image encoder, which attention and pooled look through.")
+        raise InstError(
+            f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
+            f"through: give one ({how_to_give(backbone)})."
+        )
     names = [painting.name for painting in paintings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
