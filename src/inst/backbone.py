@@ -42,6 +42,8 @@ class Backbone(TextEncoderMixin):
         force_zeros_for_empty_prompt: with a second text encoder, whether the UNet has learned that zeros are no prompt.
         image_encoder: CLIP's image encoder, or None.
         feature_extractor: what the image encoder wants to see, or None.
+        image_encoder_replaced: whether the image encoder was given to `load`: text encoder and image encoder then need
+            not share a space.
         inversion: the pretrained inversion module (fp32, whatever `dtype`), or None.
         device: where the parts run, and where results are. On an accelerator the image encoder comes there when it is
             first used; with `low_memory` every part comes and goes.
@@ -73,6 +75,7 @@ class Backbone(TextEncoderMixin):
     force_zeros_for_empty_prompt: bool = True
     image_encoder: CLIPVisionModelWithProjection | None = None
     feature_extractor: FeatureExtractor | None = None
+    image_encoder_replaced: bool = False
     inversion: AttentionInversion | None = None
     denoiser_fingerprint: str = ""
     name: str = ""

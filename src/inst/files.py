@@ -23,9 +23,13 @@ _LONGEST_STEM = 200
 """Bytes of a stem: leaves room for a number and an ending within the 255 bytes that file systems take."""
 
 
-def has_picture_ending(path: Path) -> bool:
-    """Whether a file is taken for a picture by its name."""
-    return path.suffix.lower() in PICTURE_ENDINGS
+def pictures_in(folder: Path) -> list[Path]:
+    """The files in a folder that are pictures by their endings, by name.
+
+    Hidden ones are left out: macOS puts a file `._shot.jpg`, which is no picture, beside `shot.jpg` on other disks.
+    """
+    named = (one for one in folder.iterdir() if one.suffix.lower() in PICTURE_ENDINGS and not one.name.startswith("."))
+    return sorted(one for one in named if not one.is_dir())
 
 
 def write_bytes_atomically(path: str | Path, data: bytes | memoryview) -> Path:

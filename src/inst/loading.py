@@ -45,7 +45,13 @@ def load_backbone(
     if encoder is not None:
         seeing, extractor = read_image_encoder(encoder, dtype)
         # A pretrained inversion module understands the image encoder that it was trained with only.
-        parts = replace(parts, image_encoder=seeing, feature_extractor=extractor, inversion=None)
+        parts = replace(
+            parts,
+            image_encoder=seeing,
+            feature_extractor=extractor,
+            image_encoder_replaced=image_encoder is not None,
+            inversion=None,
+        )
     return assemble(parts, device, dtype, _name_of(name, source), source, low_memory=low_memory)
 
 

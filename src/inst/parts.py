@@ -31,6 +31,7 @@ class Parts:
             diffusers' name and default.
         image_encoder: CLIP's image encoder, or None.
         feature_extractor: what the image encoder wants to see, or None.
+        image_encoder_replaced: whether the image encoder was chosen by the user, and not for the text encoder.
         inversion: the pretrained inversion module, or None.
     """
 
@@ -46,4 +47,5 @@ class Parts:
     force_zeros_for_empty_prompt: bool = True
     image_encoder: CLIPVisionModelWithProjection | None = None
     feature_extractor: FeatureExtractor | None = None
+    image_encoder_replaced: bool = False
     inversion: AttentionInversion | None = None

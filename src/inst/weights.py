@@ -42,6 +42,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inst"
 
 
+def check_name(name: str) -> None:
+    """Raise UsageError for a name of no weights."""
+    if name not in SOURCES:
+        raise UsageError(f"there are no weights named {name!r}; there are {', '.join(SOURCES)}")
+
+
 def fetch(name: str, cache: str | Path | None = None, given: str | Path | None = None) -> Path:
     """The safetensors file of the weights `name`, made on first use; a download says so on stderr.
 
@@ -54,8 +60,7 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
         UsageError: there are no weights of that name.
         InstError: no index gave the archive, it is not the pinned one, or the folder cannot be written.
     """
-    if name not in SOURCES:
-        raise UsageError(f"there are no weights named {name!r}; there are {', '.join(SOURCES)}")
+    check_name(name)
     source, folder = SOURCES[name], Path(cache) if cache else cache_folder()
     path = folder / f"{name}.safetensors"
     if path.is_file() and is_whole(path, source):

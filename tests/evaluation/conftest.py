@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from inst.errors import InstError
 from inst.registry import RegistryError
 from inst.weights import cache_folder, fetch
+from tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,29 @@ def waves() -> Callable[[int], Tensor]:
         return torch.stack([torch.sin(x / (5 + k)) * torch.cos(y / (9 - 2 * k)) for k in range(3)]).float()[None]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random CLIP as the hub would hold it."""
+    folder = tmp_path_factory.mktemp("clip")
+    side, tokenizer = 32, tiny_tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = CLIPTextConfig(
+        **small,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=24,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(**small, image_size=side, patch_size=8)
+        model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        folder
+    )
+    return folder

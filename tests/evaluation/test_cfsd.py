@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.special
@@ -29,8 +32,32 @@ def test_equals_the_definition_in_scipy() -> None:
 
 def test_the_places_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = CFSD.compare(features(1), features(2))
-    monkeypatch.setattr(cfsd, "_ROWS", 7)
+    monkeypatch.setattr(cfsd, "_ENTRIES", 7 * 140)
     torch.testing.assert_close(CFSD.compare(features(1), features(2)), whole, rtol=1e-4, atol=0)
+
+
+def test_one_picture_can_stand_for_all() -> None:
+    pictures, photos = features(1), features(2)
+    alone = [one[:1] for one in pictures]
+    repeated = [one[[0, 0]] if one.dim() > 1 else one for one in pictures]
+    torch.testing.assert_close(CFSD.compare(alone, photos), CFSD.compare(repeated, photos))
+
+
+def test_the_similarities_of_a_large_batch_are_not_held_together() -> None:
+    """In a process of its own: what the whole process takes at most, for 4 pictures of 256 x 256 pixels."""
+    program = """if True:
+        import resource, torch
+        from inst.evaluation.cfsd import CFSD
+        torch.set_num_threads(1)
+        def measure(side):
+            made = [torch.empty(0), torch.empty(0), torch.rand(4, 16, side, side)]
+            return CFSD.compare(made, made)
+        measure(8)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        measure(64)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(ended.stdout) < 160_000  # kB; the 4096 x 4096 similarities of the 4 take 268 MB a matrix
 
 
 def test_the_photo_itself_is_at_zero_and_colours_do_not_count_alone() -> None:

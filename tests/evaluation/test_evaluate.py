@@ -22,6 +22,7 @@ from PIL import Image
 import inst
 from inst.errors import InstError
 from inst.evaluation import judging
+from inst.evaluation.clip import PictureTextEncoder
 from inst.evaluation.collection import Collection, Pair, collect
 from inst.evaluation.colour import ColourDistance
 from inst.evaluation.evaluate import evaluate
@@ -322,6 +323,37 @@ def test_the_reports_say_the_same(folder: Path, metrics: Metrics, tmp_path: Path
     assert "good: there is no picture cat__red" in markdown
     assert "| a\\|b |" in markdown
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+    (folder / "idle").rename(folder / "=HYPERLINK(1)")
+    for file in [*(folder / "photos").glob("cat*"), *folder.glob("*/cat__*")]:
+        file.rename(file.with_name(f"@{file.name}"))
+    (tmp_path / "out").mkdir()
+    write_reports(run(collect(folder), only_colour(metrics)), tmp_path / "out")
+    for name in ("figures.csv", "pictures.csv"):
+        cells = [cell for row in csv.reader((tmp_path / "out" / name).open(encoding="utf-8")) for cell in row]
+        assert "'=HYPERLINK(1)" in cells
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert "'@cat__red" in cells
+
+
+def test_a_strip_of_pixels_is_left_out(folder: Path, metrics: Metrics) -> None:
+    strip = folder / "photos" / "cat.png"
+    Image.new("RGB", (4000, 2)).save(strip)
+    done = run(collect(folder), only_colour(metrics))
+    assert done.problems == (f"{strip} is 4000 x 2 pixels: too long and narrow to be judged.",)
+    assert len(rows_of(done)["good"].pairs) == 6
+
+
+def test_prompts_without_a_text_side_are_left_out_and_said(folder: Path, metrics: Metrics) -> None:
+    encoder = PictureTextEncoder("some", "some", MEAN.network, None, "there is none")
+    mute = Metrics(metrics.pairs[1:], encoder)
+    assert run(collect(folder), mute).problems == ()
+    (folder / "prompts.txt").write_text("a cat in the style of [C]")
+    done = run(collect(folder, prompts=folder / "prompts.txt"), mute)
+    assert done.problems == ("the similarity to prompts is left out: there is none; give CLIP with --clip",)
+    assert [one.key for one in done.columns] == ["colour"]
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(folder: Path, metrics: Metrics, tmp_path: Path) -> None:

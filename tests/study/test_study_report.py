@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
+from inst.spreadsheets import to_csv
 from inst.study import tables
 from inst.study.database import Database
 from inst.study.exclusion import Rules, broken_rules
@@ -181,8 +182,25 @@ def test_a_report_of_nobody_who_counts(database: Database, tmp_path: Path) -> No
     assert summary(report)
 
 
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"too_fast": -1},
+        {"too_fast": float("nan")},
+        {"too_fast": float("inf")},
+        {"one_side": 1.5},
+        {"failed_checks": -2},
+        {"few_answers": 50},
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(database: Database, bound: dict[str, Any]) -> None:
+    (name,) = bound
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .* cannot be used: give .*0"):
+        make_report(database, **bound)
+
+
 def test_csv_is_no_formula() -> None:
-    assert tables.to_csv(["a"], [["=1+1"], [-2], [""], ["b"]]) == 'a\n\'=1+1\n-2\n""\nb\n'
+    assert to_csv([["a"], ["=1+1"], [-2.5], [""], ["b"]]) == 'a\n\'=1+1\n-2.5\n""\nb\n'
 
 
 def test_a_session_shows_the_order_of_factors_at_random(database: Database) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.evaluate import ClipOption, MetricsOption, judge
-from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, with_session
+from inst.cli.evaluate import ClipOption, MetricsOption, judge, load_encoder, metric_names
+from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, read_paintings, with_session
 from inst.errors import InstError, UsageError
+from inst.files import pictures_in
 
 if TYPE_CHECKING:
     from inst.evaluation.compare import Compared
@@ -29,6 +30,7 @@ PaintingsArgument = Annotated[
 ]
 LearningSteps = Annotated[int, typer.Option("--learning-steps", help="Steps of each learning, at most.")]
 StrengthOption = Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")]
+ToneOption = Annotated[str, typer.Option("--tone", help="painting, photo or none.")]
 FiguresOption = Annotated[bool, typer.Option("--figures/--no-figures", help="Judge the pictures afterwards.")]
 
 
@@ -52,7 +54,7 @@ def compare(
         typer.Option("--captions", help="For sdm: lines of PAINTING, a tab and its caption; or JSON."),
     ] = None,
     strength: StrengthOption = _TRANSFER["strength"],
-    tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = _TRANSFER["tone"],
+    tone: ToneOption = _TRANSFER["tone"],
     learning_steps: LearningSteps = _LEARN["steps"],
     seed: SeedOption = _TRANSFER["seed"],
     figures: FiguresOption = True,
@@ -73,10 +75,14 @@ def compare(
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
     folders = _folders(outputs or [])
-    built, missing = _built_in(session, names, transfer, learning, captions)
-    if missing and not built and not folders:
-        raise InstError(missing[0])
-    _run(session, [*built, *folders], photos, paintings, out, figures, metrics, clip, seed, missing)
+
+    def made() -> tuple[list[Method], list[str]]:
+        built, missing = _built_in(session, names, transfer, learning, captions)
+        if missing and not built and not folders:
+            raise InstError(missing[0])
+        return [*built, *folders], missing
+
+    _run(session, made, photos, paintings, out, figures, metrics, clip, seed)
 
 
 @with_session
@@ -96,7 +102,7 @@ def ablate(
         Path | None, typer.Option("-o", "--out", help="The folder to write to; by default outputs/ablate-WHAT.")
     ] = None,
     strength: StrengthOption = _TRANSFER["strength"],
-    tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = "none",
+    tone: ToneOption = "none",
     learning_steps: LearningSteps = _LEARN["steps"],
     every: Annotated[int, typer.Option("--every", min=1, help="For convergence: steps between two points.")] = _CURVES[
         "every"
@@ -116,13 +122,20 @@ def ablate(
     folder = OUTPUTS / f"ablate-{what}" if out is None else out
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     if what == "convergence":
-        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds), transfer)
+        if metrics is not None or not figures:
+            raise UsageError(
+                "--metrics and --no-figures do not apply to convergence, which measures Gram distance and image "
+                "similarity (--clip): leave them out."
+            )
+        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds), transfer, clip)
         return
     if what not in ABLATIONS:
         raise UsageError(f'The ablation "{what}" is unknown: use one of {", ".join(ABLATIONS)} or convergence.')
-    backbone = session.load()
-    session.note(ABLATIONS[what].question)
-    varied = ABLATIONS[what].methods(backbone, {"steps": learning_steps, "seed": seed}, transfer)
+
+    def varied() -> tuple[list[Method], list[str]]:
+        session.note(ABLATIONS[what].question)
+        return [*ABLATIONS[what].methods(session.load(), {"steps": learning_steps, "seed": seed}, transfer)], []
+
     _run(session, varied, photos, paintings, folder, figures, metrics, clip, seed)
 
 
@@ -177,13 +190,15 @@ def _folders(outputs: Sequence[str]) -> list[Method]:
         name, equals, folder = text.partition("=")
         if not equals or not name or not Path(folder).is_dir():
             raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there: give --outputs stytr2=FOLDER.')
+        if not pictures_in(Path(folder)):
+            raise InstError(f"{folder} holds no picture: give the folder of {name}'s pictures PHOTO__PAINTING.png.")
         found.append(FolderMethod(name, Path(folder)))
     return found
 
 
 def _run(
     session: Session,
-    methods: Sequence[Method],
+    make_methods: Callable[[], tuple[Sequence[Method], Sequence[str]]],
     photos: Sequence[Path],
     paintings: Sequence[Path],
     out: Path,
@@ -191,14 +206,17 @@ def _run(
     metrics: str | None,
     clip: str | None,
     seed: int,
-    missing: Sequence[str] = (),
 ) -> None:
-    """Make the pictures and the sheets, judge them, and report; `missing` says which methods are left out already."""
+    """Make the pictures and the sheets, judge them, and report.
+
+    `make_methods` gives the methods, and why others are left out; it is called after everything else was checked.
+    """
     from inst.evaluation.collection import collect
     from inst.evaluation.compare import compare, write_sheets
     from inst.sampling import complete
 
-    contents, sources = pictures_of(photos), pictures_of(paintings)
+    contents, sources, names = pictures_of(photos), pictures_of(paintings), metric_names(metrics)
+    methods, missing = make_methods()
     latest = (0, len(methods) * len(contents) * len(sources))
     with session.progress("painting") as move:
 
@@ -217,7 +235,7 @@ def _run(
         session.note(f"Left out: {line}")
     lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
     if figures:
-        judged = judge(session, collect(out), out / "figures", metrics=metrics, clip=clip, seed=seed)
+        judged = judge(session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed)
         lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
         left_out += judged.problems
     session.report(lines, **facts, left_out=left_out)
@@ -234,21 +252,23 @@ def _converge(
     every: int,
     seeds: Sequence[int],
     transfer: dict[str, Any],
+    clip: str | None,
 ) -> None:
-    from inst.cli.session import read_paintings
     from inst.evaluation.convergence import Curves, learning_curves
     from inst.evaluation.gram import GramDistance
 
     contents, sources = read_paintings(photos), read_paintings(paintings)
     backbone = session.load()
+    encoder = load_encoder(session, clip)
     settings = {
         "steps": steps,
         "every": every,
         "transfer": transfer,
         "backbone": f"{backbone.fingerprint} {backbone.denoiser_fingerprint}",
         "photos": [photo.sha256 for photo in contents],
+        "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }
-    curves = Curves.open(out, settings)
+    curves = Curves.open(out, settings, sources)
     distance = GramDistance.load().to(backbone.device)
     with session.progress("learning") as move:
         run = learning_curves(
@@ -260,6 +280,7 @@ def _converge(
             every=every,
             seeds=seeds,
             transferred=transfer,
+            encoder=encoder,
             done=curves.has,
         )
         for point in run:

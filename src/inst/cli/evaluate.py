@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
 from inst.errors import InstError
 
 if TYPE_CHECKING:
+    from inst.evaluation.clip import PictureTextEncoder
     from inst.evaluation.collection import Collection
 
 _EVALUATE = defaults_of("inst.evaluation.evaluate", "evaluate")
@@ -28,7 +30,11 @@ MetricsOption = Annotated[
 ]
 ClipOption = Annotated[
     str | None,
-    typer.Option("--clip", help="CLIP's folder, or its name on the model hub; by default the backbone's own encoders."),
+    typer.Option(
+        "--clip",
+        help="CLIP's folder, or its name on the model hub (fetched with --download); by default the "
+        "backbone's own encoders.",
+    ),
 ]
 _NAMED = 20
 """Problems that are printed; all of them are in figures.json and on the page."""
@@ -76,12 +82,32 @@ def evaluate(
     """
     from inst.evaluation.collection import collect
 
+    names = metric_names(metrics)
     collection = collect(results, paintings, photos, prompts)
     settings = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
-    judged = judge(session, collection, out, metrics=metrics, clip=clip, shown=shown, **settings)
+    judged = judge(session, collection, out, metrics=names, clip=clip, shown=shown, **settings)
     session.report(judged.lines, **judged.facts)
     if judged.problems:
         raise typer.Exit(InstError.exit_code)
+
+
+def metric_names(metrics: str | None) -> Sequence[str]:
+    """Read `--metrics`; None is all. Raises UsageError for an unknown name, or none."""
+    from inst.evaluation.metrics import NAMES, check_names
+
+    names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
+    check_names(names)
+    return names
+
+
+def load_encoder(session: Session, clip: str | None) -> PictureTextEncoder:
+    """Load what similarities are measured with: CLIP where `--clip` names it, else the backbone's own encoders."""
+    from inst.devices import choose_device
+    from inst.evaluation.clip import PictureTextEncoder
+
+    if clip is None:
+        return PictureTextEncoder.of_backbone(session.load())
+    return PictureTextEncoder.load_clip(clip, choose_device(session.device), session.download)
 
 
 @dataclass(frozen=True)
@@ -98,34 +124,26 @@ def judge(
     collection: Collection,
     out: Path,
     *,
-    metrics: str | None,
+    metrics: Sequence[str],
     clip: str | None,
     shown: int = _PAGE["shown"],
     **settings: Any,
 ) -> Judged:
-    """Judge pictures by the metrics named, with a progress bar, and write the reports and the page into `out`.
+    """Judge pictures by metrics (`metric_names`), with a progress bar, and write the reports and the page into `out`.
 
-    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out is said on stderr.
+    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out or squashed is said on stderr.
     """
     from inst.devices import choose_device
-    from inst.evaluation.clip import PictureTextEncoder
     from inst.evaluation.evaluate import evaluate
-    from inst.evaluation.metrics import NAMES, load_metrics
+    from inst.evaluation.metrics import load_metrics
     from inst.evaluation.page import write_page
     from inst.evaluation.report import as_json, number, used_columns, write_reports
     from inst.files import make_folder
     from inst.sampling import complete
 
     device = choose_device(session.device)
-
-    def encoder() -> PictureTextEncoder:
-        if clip is None:
-            return PictureTextEncoder.of_backbone(session.load())
-        return PictureTextEncoder.load_clip(clip, device, session.download)
-
-    names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     with_photos = collection.pairs[0].photo is not None
-    loaded = load_metrics(names, encoder=encoder, device=device, photos=with_photos)
+    loaded = load_metrics(metrics, encoder=lambda: load_encoder(session, clip), device=device, photos=with_photos)
     make_folder(out)
     with session.progress("judging", len(collection.pairs)) as move:
         done = complete(
@@ -143,6 +161,8 @@ def judge(
         figures = [number(row.figures[one.key].value) if one.key in row.figures else "-" for one in columns]
         cells = (figure.rjust(width) for figure, width in zip(figures, widths, strict=True))
         lines.append("  ".join([row.label.ljust(first), *cells]))
+    for note in done.notes:
+        session.note(note)
     for problem in done.problems[:_NAMED]:
         session.note(f"Left out: {problem}")
     if len(done.problems) > _NAMED:

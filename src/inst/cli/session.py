@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inst.cli.defaults import defaults_of
 from inst.errors import InstError, UsageError
-from inst.files import PICTURE_ENDINGS, has_picture_ending
+from inst.files import PICTURE_ENDINGS, pictures_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,12 +102,15 @@ class Session:
     quiet: QuietOption = False
     as_json: JsonOption = False
     _screen: Console = field(default_factory=lambda: Console(stderr=True), init=False, repr=False)
+    _loaded: Any = field(default=None, init=False, repr=False)
 
     def load(self, *, looking: bool = True) -> Backbone:
-        """Load the backbone.
+        """Load the backbone, once.
 
         `looking` says whether paintings may have to be looked at by an image encoder that is not the model's own.
         """
+        if self._loaded is not None:
+            return self._loaded
         from inst.backbone import Backbone
 
         if self.download:  # the hub's library has bars of its own
@@ -119,7 +122,8 @@ class Session:
             given = {name: getattr(self, name) for name in _LOAD if name != "name"}
             if not looking and self.image_encoder is None:
                 given["image_encoder"] = False
-            return Backbone.load(self.backbone, **given)
+            self._loaded = Backbone.load(self.backbone, **given)
+        return self._loaded
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -211,7 +215,7 @@ def pictures_of(places: Sequence[Path]) -> list[Path]:
         if not place.is_dir():
             files.append(place)
             continue
-        inside = sorted(one for one in place.iterdir() if has_picture_ending(one))
+        inside = pictures_in(place)
         if not inside:
             raise InstError(f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)}): give another folder, or a file.")
         files += inside

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from inst.evaluation.vgg import VGG19Distance
 
-_ROWS = 1024
-"""Places whose similarities to all others are held at a time: at 512 px all of them would take 1 GB a picture."""
+_ENTRIES = 2**22
+"""Similarities that are held at a time, 16 MB a matrix: at 512 px those of all places would take 1 GB a picture."""
 
 
 class CFSD(VGG19Distance):
@@ -23,11 +23,14 @@ class CFSD(VGG19Distance):
     def compare(pictures: list[Tensor], others: list[Tensor]) -> Tensor:
         """Distances [B] of what `network` made of pictures and of their photos."""
         x, y = pictures[2].float().flatten(2), others[2].float().flatten(2)  # relu3_1: [B, C, N]
-        x, y = x / x.shape[1], y / y.shape[1]
-        total = torch.zeros((), device=x.device)
-        for start in range(0, x.shape[2], _ROWS):
-            rows = slice(start, start + _ROWS)
-            of_x = (x[..., rows].transpose(1, 2) @ x).log_softmax(dim=2)
-            of_y = (y[..., rows].transpose(1, 2) @ y).log_softmax(dim=2)
-            total = total + (of_y.exp() * (of_y - of_x)).sum(2).sum(1)
-        return total
+        x, y = torch.broadcast_tensors(x / x.shape[1], y / y.shape[1])
+        return torch.stack([_divergence(one, other) for one, other in zip(x, y, strict=True)])
+
+
+def _divergence(x: Tensor, y: Tensor) -> Tensor:
+    """The sum over the places of the features [C, N]."""
+    total = x.new_zeros(())
+    for start in range(0, x.shape[1], rows := max(1, _ENTRIES // x.shape[1])):
+        of_x, of_y = ((one[:, start : start + rows].T @ one).log_softmax(dim=1) for one in (x, y))
+        total += (of_y.exp() * (of_y - of_x)).sum(1).sum()
+    return total

@@ -29,34 +29,43 @@ class PictureTextEncoder:
         name: what the columns are called after: "CLIP" for CLIP itself, else the backbone's name.
         source: which weights.
         pictures: [B, 3, H, W] in [-1, 1] -> [B, P], of length 1.
-        texts: B texts -> [B, P], of length 1; None where the encoder has no text side.
+        texts: B texts -> [B, P], of length 1; None where there is no text side in the pictures' space.
+        no_texts: why there is none.
     """
 
     name: str
     source: str
     pictures: Callable[[Tensor], Tensor]
     texts: Callable[[Sequence[str]], Tensor] | None
+    no_texts: str = ""
 
     @classmethod
     def of_backbone(cls, backbone: Backbone) -> Self:
         """A backbone's own encoders. They are not CLIP unless somebody made them so, and are not called it.
+
+        An image encoder that was not trained together with the text encoder has a space of its own, even where the
+        widths agree: cosines between the two mean nothing, and there is no text side then.
 
         Raises:
             InstError: the backbone has no image encoder.
         """
         if backbone.image_encoder is None:
             raise InstError(f"the backbone {backbone.name} has no image encoder: give CLIP's folder with --clip")
-        texts = None
-        if hasattr(backbone.text_encoder, "text_projection"):
-
-            def texts(prompts: Sequence[str]) -> Tensor:
-                return F.normalize(backbone.embed_caption(prompts), dim=-1)
+        projection = getattr(backbone.text_encoder, "text_projection", None)
+        no_texts = ""
+        if backbone.image_encoder_replaced:
+            no_texts = f"the image encoder given for {backbone.name} shares no space with its text encoder"
+        elif projection is None:
+            no_texts = f"the text encoder of {backbone.name} has no projection into the space of pictures"
+        elif projection.out_features != backbone.image_encoder.config.projection_dim:
+            no_texts = f"the image encoder of {backbone.name} shares no space with its text encoder"
 
         return cls(
             backbone.name,
             backbone.name,
             lambda pictures: F.normalize(backbone.embed_picture(pictures)[0], dim=-1),
-            texts,
+            None if no_texts else lambda prompts: F.normalize(backbone.embed_caption(prompts), dim=-1),
+            no_texts,
         )
 
     @classmethod

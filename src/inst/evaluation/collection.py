@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
-from inst.files import PICTURE_ENDINGS, has_picture_ending
+from inst.files import PICTURE_ENDINGS, pictures_in
 
 SEPARATOR = "__"
 """Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""
@@ -71,6 +70,19 @@ class _Finder:
         elif (taken := self.found.setdefault(fitting[0], {}).setdefault(method, path)) is not path:
             self.problems.append(f"{path}: {taken.name} has the same name; that one is taken")
 
+    def add_method(self, method: str, paths: Sequence[Path]) -> bool:
+        """Take in a method's pictures; where not one of them fits, say so in one line, and return False."""
+        said = len(self.problems)
+        for path in paths:
+            self.add(method, path)
+        if any(method in made for made in self.found.values()):
+            return True
+        self.problems[said:] = [
+            f"{method} is left out: none of its pictures ({len(paths)}) belongs to these photos and paintings; "
+            f"the first, {self.problems[said]}"
+        ]
+        return False
+
     def _knows(self, painting: str, photo: str) -> bool:
         return painting in self.paintings and (self.photos is None or photo in self.photos)
 
@@ -88,6 +100,7 @@ def collect(
     paintings: str | Path | None = None,
     photos: str | Path | None = None,
     prompts: str | Path | None = None,
+    methods: Sequence[str] | None = None,
 ) -> Collection:
     """Find pictures and match them with their photos and paintings.
 
@@ -98,9 +111,10 @@ def collect(
         paintings: a folder, or a file; by default the folder `paintings` in `results`.
         photos: likewise; without photos, pictures `NAME__PAINTING` are judged against the paintings alone.
         prompts: see `read_prompts`.
+        methods: folders of `results` to take; None is all that hold pictures.
 
     Raises:
-        UsageError: no paintings are given.
+        UsageError: no paintings are given, or a method that is not there.
         InstError: a folder is missing or empty, or nothing fits together.
     """
     results = Path(results)
@@ -114,17 +128,16 @@ def collect(
     finder = _Finder(
         None if photos is None else _by_name(Path(photos), problems), _by_name(Path(paintings), problems), problems
     )
-    methods = _methods(results, problems)
     if results.is_file():
         _add_single(finder, results)
+        there = [results.stem]
     else:
-        for method, files in methods.items():
-            for path in files:
-                finder.add(method, path)
+        files = _methods(results, methods, problems)
+        there = [method for method, pictures in files.items() if finder.add_method(method, pictures)]
     if not finder.found:
-        raise InstError(problems[0] if problems else f"{results} holds no picture named PHOTO{SEPARATOR}PAINTING.")
-    problems += _missing(finder, methods)
-    return Collection(tuple(methods), _pairs(finder, prompts), tuple(problems))
+        raise InstError(problems[-1] if problems else f"{results} holds no picture named PHOTO{SEPARATOR}PAINTING.")
+    problems += _missing(finder, there)
+    return Collection(tuple(there), _pairs(finder, prompts), tuple(problems))
 
 
 def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
@@ -153,28 +166,27 @@ def _add_single(finder: _Finder, result: Path) -> None:
         finder.found[paintings[0], photos[0][0]] = {result.stem: result}
 
 
-def _methods(results: Path, problems: list[str]) -> dict[str, list[Path]]:
+def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -> dict[str, list[Path]]:
     """Each method's pictures."""
-    if results.is_file():
-        return {results.stem: [results]}
-    direct = _pictures(results)
+    direct = pictures_in(results)
     folders = [one for one in sorted(results.iterdir()) if one.is_dir() and not one.name.startswith(".")]
     folders = [one for one in folders if one.name not in NOT_METHODS]
     if any(SEPARATOR in path.stem for path in direct) or not folders:
         if not direct:
             raise InstError(f"{results} holds no picture: give a folder of pictures PHOTO{SEPARATOR}PAINTING.png.")
         return {results.resolve().name: direct}
+    if wanted is not None:
+        names = [one.name for one in folders]
+        if strange := [one for one in wanted if one not in names]:
+            raise UsageError(f"{results} holds no method {strange[0]}: it has {', '.join(names)}.")
+        folders = [one for one in folders if one.name in wanted]
     methods = {}
     for folder in folders:
-        if pictures := _pictures(folder):
+        if pictures := pictures_in(folder):
             methods[folder.name] = pictures
-        elif not any(folder.iterdir()):  # a folder with other things in it, such as reports, is no method
-            problems.append(f"{folder} is empty: the method is left out")
+        elif wanted is not None or not any(folder.iterdir()):  # what holds other things, such as reports, is no method
+            problems.append(f"{folder} holds no picture: the method is left out")
     return methods
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if has_picture_ending(one) and not one.name.startswith("."))
 
 
 def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
@@ -184,7 +196,7 @@ def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
     if not place.is_dir():
         raise InstError(f"{place}: no such folder or picture.")
     named: dict[str, Path] = {}
-    for path in _pictures(place):
+    for path in pictures_in(place):
         if path.stem in named:
             problems.append(f"{path}: {named[path.stem].name} has the same name; that one is taken")
         else:
@@ -194,22 +206,27 @@ def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
     return named
 
 
-def _missing(finder: _Finder, methods: Mapping[str, list[Path]]) -> list[str]:
-    """Combinations that should be there: those another method has, and where most are there, all of them."""
-    photos = sorted({photo for _, photo in finder.found} if finder.photos is None else finder.photos)
-    paintings = sorted(finder.paintings)
+def _missing(finder: _Finder, methods: Sequence[str]) -> list[str]:
+    """Combinations that should be there: those another method has, and where most are there, all of them.
+
+    A photo or painting that no method has a picture of is named once, instead of its combinations.
+    """
+    used = {photo for _, photo in finder.found}
+    paintings = {painting for painting, _ in finder.found}
+    photos = used if finder.photos is None else finder.photos.keys()
     expected = set(finder.found)
-    if len(expected) >= _COMPLETE * len(photos) * len(paintings):
-        expected = {(painting, photo) for photo in photos for painting in paintings}
-    problems = [
-        f"{method}: there is no picture {photo}{SEPARATOR}{painting}"
-        for method in methods
-        for painting, photo in sorted(expected)
-        if method not in finder.found.get((painting, photo), {})
+    if len(expected) >= _COMPLETE * len(photos) * len(finder.paintings):
+        expected = {(painting, photo) for photo in used for painting in paintings}
+    return [
+        *(
+            f"{method}: there is no picture {photo}{SEPARATOR}{painting}"
+            for method in methods
+            for painting, photo in sorted(expected)
+            if method not in finder.found.get((painting, photo), {})
+        ),
+        *(f'no picture was made in the style of "{one}"' for one in sorted(finder.paintings.keys() - paintings)),
+        *(f'no picture was made of the photo "{one}"' for one in sorted(photos - used)),
     ]
-    named = Counter(name for painting, photo in expected for name in (("painting", painting), ("photo", photo)))
-    problems += [f'no picture was made in the style of "{one}"' for one in paintings if not named["painting", one]]
-    return problems + [f'no picture was made of the photo "{one}"' for one in photos if not named["photo", one]]
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from inst.files import make_folder, write_bytes_atomically
 from inst.images import fit_size, read_photo, read_picture, resize, save_picture
 from inst.sheets import make_sheet
 
+SETTINGS = "compare.json"
 _CELL = 160  # pixels of a picture's short side on a sheet
 
 
@@ -72,7 +74,7 @@ def compare(
     Raises:
         UsageError: two sources or two methods of one name, a name that cannot be a folder's, or a folder whose results
             were made with other settings or of other pictures; before anything is made.
-        InstError: `out` cannot be written to.
+        InstError: a source is not there, or `out` cannot be written to.
     """
     names = [method.name for method in methods]
     for what, found in (
@@ -99,9 +101,14 @@ def compare(
 def _compare(
     methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path], out: Path, on_step: OnStep
 ) -> Comparison:
-    _note_settings(out, methods)
-    for name, sources in ((PHOTOS, photos), (PAINTINGS, paintings)):
-        _copy(sources, out / name)
+    # All is checked before anything is written, so that what is refused leaves no trace.
+    copies = {**_copies(photos, out / PHOTOS), **_copies(paintings, out / PAINTINGS)}
+    settings = _join_settings(out, methods)
+    for folder in (out, out / PHOTOS, out / PAINTINGS):
+        make_folder(folder)
+    for place, source in copies.items():
+        write_bytes_atomically(place, source.read_bytes())
+    write_bytes_atomically(out / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())
     styles = make_folder(out / "styles")
 
     total, index, problems = len(methods) * len(photos) * len(paintings), 0, []
@@ -144,9 +151,9 @@ def _make(started: Repaint | InstError, photo: Path, path: Path) -> str | None:
     return None
 
 
-def _note_settings(out: Path, methods: Sequence[Method]) -> None:
-    """Write down what the results are made with; refuse a folder whose results were made with something else."""
-    place = make_folder(out) / "compare.json"
+def _join_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
+    """What the results of all methods are made with; refuse a folder whose results were made with something else."""
+    place = out / SETTINGS
     noted: dict[str, Any] = {}
     try:
         if place.is_file():
@@ -162,7 +169,7 @@ def _note_settings(out: Path, methods: Sequence[Method]) -> None:
                 f"{out / method.name} and its entry in {place}."
             )
         noted[method.name] = settings
-    write_bytes_atomically(place, json.dumps(noted, indent=2, sort_keys=True).encode())
+    return noted
 
 
 def _goes_on(noted: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -172,19 +179,20 @@ def _goes_on(noted: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     return same and all(now.get(name) == mark for name, mark in before.items())
 
 
-def _copy(sources: Sequence[Path], folder: Path) -> None:
-    """Copy pictures beside the results; refuse a folder that has another picture of the same name."""
-    make_folder(folder)
+def _copies(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """The copies to make beside the results, by place; refuse a folder that has another picture of the same name."""
+    present = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+    copies = {}
     for source in sources:
-        try:
-            data = source.read_bytes()
-        except OSError:
-            continue  # said where it is read as a picture, once for each result that wants it
-        present = next((path for path in folder.iterdir() if path.stem == source.stem), None)
-        if present is None:
-            write_bytes_atomically(folder / source.name, data)
-        elif present.read_bytes() != data:
-            raise UsageError(f"{present} is another picture than {source}: give another folder for the results.")
+        if not source.is_file():
+            raise InstError(f"{source}: no such file.")
+        if source.stem not in present:
+            copies[folder / source.name] = source
+        elif not filecmp.cmp(present[source.stem], source, shallow=False):
+            raise UsageError(
+                f"{present[source.stem]} is another picture than {source}: give another folder for the results."
+            )
+    return copies
 
 
 def write_sheets(out: Path, methods: Sequence[str], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:

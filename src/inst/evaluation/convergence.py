@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
+from inst.evaluation.clip import PictureTextEncoder, cosine
 from inst.files import write_bytes_atomically
 from inst.image_encoders import how_to_give
 from inst.images import Photo
@@ -41,17 +41,18 @@ class CurvePoint:
 
     Attributes:
         painting: the painting's name.
+        sha256: of the painting's file.
         variant: one of `VARIANTS`.
         seed: of the learning.
         step: learning steps so far.
         seconds: of learning so far, without the time that these figures took.
         loss: the validation loss (fixed crops, timesteps and noise, which are not learned from).
         gram: mean distance to the painting of the photos transferred with it, lower is closer.
-        accuracy: mean cosine of the image embeddings of pictures generated from "[C]" and of the painting, by the
-            backbone's own image encoder.
+        accuracy: mean cosine of the image embeddings of pictures generated from "[C]" and of the painting.
     """
 
     painting: str
+    sha256: str
     variant: str
     seed: int
     step: int
@@ -73,6 +74,7 @@ def learning_curves(
     pictures: int = 4,
     variants: Sequence[str] | None = None,
     transferred: Mapping[str, Any] | None = None,
+    encoder: PictureTextEncoder | None = None,
     done: Callable[[str, str, int], bool] | None = None,
 ) -> Generator[CurvePoint, None, None]:
     """Learn each painting with each variant and seed, and measure the style every `every` steps.
@@ -89,6 +91,7 @@ def learning_curves(
         variants: which of `VARIANTS`; None is all that the backbone has the parts for.
         transferred: arguments of `inst.transfer` for the photos; None leaves the tone alone, as the other ablations
             do: with the painting's palette even a poor style would be close to the painting.
+        encoder: embeds pictures for the accuracy; None takes the backbone's own image encoder.
         done: which learnings (painting's name, variant, seed) to leave out, because they are known; None is none.
 
     Yields:
@@ -106,6 +109,8 @@ def learning_curves(
     names = [painting.name for painting in paintings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
+    if encoder is None:
+        encoder = PictureTextEncoder.of_backbone(backbone)
     if transferred is None:
         transferred = {"tone": "none"}
     if variants is None:
@@ -114,7 +119,7 @@ def learning_curves(
         for painting in paintings:
             target = painting.picture[None]
             with torch.inference_mode():
-                embedded = F.normalize(backbone.embed_picture(target)[0], dim=-1)
+                embedded = encoder.pictures(target)
             for variant in variants:
                 if done is not None and done(painting.name, variant, seed):
                     continue
@@ -130,9 +135,18 @@ def learning_curves(
                     made = complete(generate(backbone, "[C]", style, seed=range(pictures)))
                     with torch.inference_mode():
                         gram = torch.cat([gram_distance(one, target) for one in shown]).mean().item()
-                        accuracy = (F.normalize(backbone.embed_picture(made)[0], dim=-1) @ embedded.T).mean().item()
-                    learned = round(step.seconds - measuring, 2)
-                    yield CurvePoint(painting.name, variant, seed, step.step, learned, step.validation, gram, accuracy)
+                        accuracy = cosine(encoder.pictures(made), embedded).mean().item()
+                    yield CurvePoint(
+                        painting=painting.name,
+                        sha256=painting.sha256,
+                        variant=variant,
+                        seed=seed,
+                        step=step.step,
+                        seconds=round(step.seconds - measuring, 2),
+                        loss=step.validation,
+                        gram=gram,
+                        accuracy=accuracy,
+                    )
                     measuring += time.perf_counter() - begin
 
 
@@ -144,15 +158,17 @@ class Curves:
         self.points: dict[tuple[str, str, int, int], CurvePoint] = {}
 
     @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
+    def open(cls, folder: Path, settings: Mapping[str, Any], paintings: Sequence[Photo] = ()) -> Self:
         """Begin in a folder, which is made where it is missing, or go on with what it has.
 
         Args:
             folder: of the curves alone.
-            settings: what all points depend on, as plain JSON values; among them "steps", of each learning.
+            settings: what all points depend on, as plain JSON values; among them "steps", of each learning, and
+                "similarity", the name of what the accuracy is by.
+            paintings: what is to be learned; points are told apart by their names, and there may be points of others.
 
         Raises:
-            UsageError: its curves were made with other settings.
+            UsageError: its curves were made with other settings, or one of another painting of the same name.
             InstError: the folder cannot be used.
         """
         curves = cls(folder, settings)
@@ -171,7 +187,13 @@ class Curves:
             raise UsageError(
                 f"{place} has curves made with other settings ({', '.join(changed)}): give another folder."
             )
+        known = {painting.name: painting.sha256 for painting in paintings}
         for point in points:
+            if known.get(point.painting, point.sha256) != point.sha256:
+                raise UsageError(
+                    f"{place} has curves of another painting called {point.painting}: give another folder, or rename "
+                    f"the painting."
+                )
             curves.points[point.painting, point.variant, point.seed, point.step] = point
         return curves
 
@@ -193,12 +215,16 @@ class Curves:
         for variant, step in sorted(grouped, key=lambda key: (list(VARIANTS).index(key[0]), key[1])):
             same = grouped[variant, step]
             figures = (fmean(getattr(one, name) for one in same) for name in ("seconds", "loss", "gram", "accuracy"))
-            yield CurvePoint("", variant, -1, step, *figures)
+            yield CurvePoint("", "", variant, -1, step, *figures)
+
+    @property
+    def _similarity(self) -> str:
+        return f"{self.settings['similarity']} image similarity"
 
     def table(self) -> list[str]:
         """The means as lines of a Markdown table."""
         lines = [
-            "| start | steps | seconds | validation loss | Gram distance | image similarity |",
+            f"| start | steps | seconds | validation loss | Gram distance | {self._similarity} |",
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for one in self.means():
@@ -218,7 +244,7 @@ class Curves:
         means = list(self.means())
         for row, (across, label) in enumerate((("step", "steps"), ("seconds", "seconds"))):
             for column, (name, title) in enumerate(
-                (("loss", "validation loss"), ("gram", "Gram distance"), ("accuracy", "image similarity"))
+                (("loss", "validation loss"), ("gram", "Gram distance"), ("accuracy", self._similarity))
             ):
                 panel = panels[row][column]
                 for variant in dict.fromkeys(one.variant for one in means):

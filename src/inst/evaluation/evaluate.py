@@ -210,6 +210,9 @@ class _Run:
             *sorted(self.reader.problems),
             *self.judging.problems,
         ]
+        encoder = self.metrics.encoder
+        if encoder is not None and encoder.texts is None and any(pair.prompt for pair in self.collection.pairs):
+            problems.append(f"the similarity to prompts is left out: {encoder.no_texts}; give CLIP with --clip")
         if not any(tally.kind == "method" for tally in self.tallies.values()):
             raise InstError(problems[0] if problems else "There is no picture to judge.")
         if squashed := sorted(set(self.reader.squashed)):
@@ -225,7 +228,7 @@ class _Run:
             "short_side": self.reader.short_side,
             "bootstrap_replicates": replicates,
             "seed": seed,
-            "similarity": None if self.metrics.encoder is None else self.metrics.encoder.source,
+            "similarity": None if encoder is None else encoder.source,
         }
         return Evaluation(self.collection, self.metrics.columns, rows, tuple(problems), tuple(self.notes), settings)
 

@@ -21,6 +21,8 @@ Size = tuple[int, int]
 
 _PROPORTIONS = 0.04
 """Results are often cut to multiples of 8 pixels; what is farther off than this was squashed or cropped."""
+_LONGEST = 32
+"""Long side by short side. One strip of pixels enlarged to the short side of the others would fill the memory."""
 _PROMPTS_KEPT = 4096
 
 
@@ -48,6 +50,8 @@ class Reader:
             return None
         try:
             image = open_picture(path)
+            if size is None and max(image.size) > _LONGEST * min(image.size):
+                raise InstError(f"{path} is {image.width} x {image.height} pixels: too long and narrow to be judged.")
         except InstError as error:
             self._broken.add(path)
             self.problems.append(str(error))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from inst.backbone import Backbone
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, InstWarning, UsageError
 from inst.evaluation.collection import SEPARATOR
-from inst.files import has_picture_ending
+from inst.files import pictures_in
 from inst.images import Photo, make_thumbnail, read_picture
 from inst.learning import instant_style, learn
 from inst.record import PictureRecord
@@ -22,6 +24,7 @@ from inst.sampling import complete
 from inst.style import Style
 from inst.styling import transfer
 
+_BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
 OnStep = Callable[[int, int], object]
 """Told (steps taken, steps in all) while a method prepares."""
 
@@ -79,12 +82,19 @@ class StyleMethod:
 
     Methods with the same maker share the styles, which are kept as files in the folder that `start` is given; the names
     hold a digest of what the styles were made with and of.
+
+    Raises:
+        UsageError: arguments that `inst.transfer` cannot use.
     """
 
     name: str
     backbone: Backbone
     maker: StyleMaker
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Begun and not run: what cannot be used is said now, and not after every style has been learned.
+        transfer(self.backbone, _BLANK.picture, caption_style(self.backbone, "a", _BLANK), **self.arguments)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -114,7 +124,9 @@ class StyleMethod:
 
 
 def learned(backbone: Backbone, name: str = "learned", **arguments: Any) -> StyleMaker:
-    """Styles learned by `inst.learn` with these arguments."""
+    """Styles learned by `inst.learn` with these arguments. Raises UsageError for those that it cannot use."""
+    with warnings.catch_warnings(action="ignore", category=InstWarning):  # they come when a style is learned
+        learn(backbone, [_BLANK], **arguments)
 
     def make(painting: Photo, on_step: OnStep) -> Style:
         run = learn(backbone, [painting], **arguments)
@@ -172,16 +184,15 @@ class FolderMethod:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        files = [one for one in sorted(self.folder.iterdir()) if has_picture_ending(one)]
-        marks = {one.name: [one.stat().st_size, one.stat().st_mtime_ns] for one in files}
+        marks = {one.name: [one.stat().st_size, one.stat().st_mtime_ns] for one in pictures_in(self.folder)}
         return {"folder": self.folder.name, PICTURES: marks}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         def repaint(photo: Photo) -> Repainted:
             stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
-            found = [one for one in sorted(self.folder.iterdir()) if one.stem == stem and has_picture_ending(one)]
-            if not found:
+            found = next((one for one in pictures_in(self.folder) if one.stem == stem), None)
+            if found is None:
                 raise InstError(f"{self.folder} holds no picture named {stem}.")
-            return Repainted(read_picture(found[0]))
+            return Repainted(read_picture(found))
 
         return repaint

@@ -100,6 +100,13 @@ _ARTFID = (
 )
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Raise UsageError for a name that is not of `NAMES`, or for none."""
+    unknown = [name for name in names if name not in NAMES]
+    if unknown or not names:
+        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}: choose of {', '.join(NAMES)}.")
+
+
 def load_metrics(
     names: Sequence[str] = NAMES,
     *,
@@ -119,9 +126,7 @@ def load_metrics(
         UsageError: an unknown name, or none.
         InstError: no weights at all could be had.
     """
-    unknown = [name for name in names if name not in NAMES]
-    if unknown or not names:
-        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}: choose of {', '.join(NAMES)}.")
+    check_names(names)
     wanted = set(names) | ({"fid", "lpips-alex"} if "artfid" in names else set())
     if not photos:
         wanted -= {"lpips-vgg", "lpips-alex", "cfsd", "artfid"}

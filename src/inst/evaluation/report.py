@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from typing import Any
 from inst.evaluation.metrics import Column
 from inst.evaluation.outcome import Evaluation, Figure
 from inst.files import write_bytes_atomically
+from inst.spreadsheets import to_csv
 
 FIGURES, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
 
@@ -28,8 +27,8 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     texts = {
         FIGURES: json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n",
-        TABLE: _csv(_table(evaluation)),
-        PICTURES: _csv(_picture_lines(evaluation)),
+        TABLE: to_csv(_table(evaluation)),
+        PICTURES: to_csv(_picture_lines(evaluation)),
         MARKDOWN: as_markdown(evaluation),
     }
     return [write_bytes_atomically(folder / name, text.encode()) for name, text in texts.items()]
@@ -124,9 +123,3 @@ def _picture_lines(evaluation: Evaluation) -> Iterator[list[Any]]:
             photo = "" if pair.photo is None else pair.photo.name
             figures = [value if math.isfinite(value) else None for value in values.tolist()]
             yield [row.label, row.kind, pair.name, photo, pair.painting.name, *figures]
-
-
-def _csv(lines: Iterator[list[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()

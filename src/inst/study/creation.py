@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
-from inst.evaluation.collection import PAINTINGS, PHOTOS
-from inst.study.comparison import Comparison, read_comparison
+from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
 from inst.study.database import Database, Settings
 
 _QUALITY = 92
@@ -60,7 +59,7 @@ def create_study(
     its size in bytes tells one method from another.
 
     Args:
-        folder: photos/, paintings/ and one folder for each method: see `inst.study.comparison`.
+        folder: photos/, paintings/ and one folder for each method, as `inst compare` makes it.
         path: the file to make; must not exist.
         ours: the method that each of the others is compared with.
         methods: the others; by default all in the folder.
@@ -89,12 +88,12 @@ def create_study(
         raise UsageError(f"{path} exists: give another name to -o, or its votes would be lost.")
     if not path.parent.is_dir():
         raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first.")
-    found = read_comparison(folder, ours, methods)
+    found = _collect(Path(folder), ours, methods)
     rng = random.Random(seed)
     # Only what can be compared is drawn from: else --combinations 20 could give fewer.
-    chosen = sorted(pair for pair, files in found.results.items() if ours in files and len(files) > 1)
+    chosen = [pair for pair in found.pairs if ours in pair.results and len(pair.results) > 1]
     if combinations is not None and combinations < len(chosen):
-        chosen = sorted(rng.sample(chosen, combinations))
+        chosen = rng.sample(chosen, combinations)
     unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with Database(unfinished, create=True) as database:
@@ -129,17 +128,38 @@ def create_study(
     yield state
 
 
+def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collection:
+    """Find what is compared. Raises as `create_study`."""
+    for needed in (PHOTOS, PAINTINGS):
+        if not (folder / needed).is_dir():
+            raise InstError(
+                f"{folder / needed} is missing: give the folder of inst compare, or one with the folders {PHOTOS}, "
+                f"{PAINTINGS}, and one for each method."
+            )
+    found = collect(folder, methods=None if methods is None else [ours, *methods])
+    if ours not in found.methods:
+        raise UsageError(f"{folder} holds no method {ours}: it has {', '.join(found.methods)}.")
+    if len(found.methods) == 1:
+        raise UsageError(f"{folder} holds no method beside {ours}: there is nothing to compare it with.")
+    return found
+
+
+def _sources(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Folder and name of the pair's photo and painting in the study's file."""
+    assert pair.photo is not None
+    return (PHOTOS, pair.photo.stem), (PAINTINGS, pair.painting.stem)
+
+
 def _fill(
-    connection: sqlite3.Connection, found: Comparison, chosen: Sequence[tuple[str, str]], side: int
+    connection: sqlite3.Connection, found: Collection, chosen: Sequence[Pair], side: int
 ) -> Generator[Creation, None, Creation]:
-    """Copy the pictures of the chosen (photo, painting)."""
+    """Copy the pictures of the chosen pairs."""
     wanted: dict[tuple[str, str], Path] = {}
-    for photo, painting in chosen:
-        wanted[PHOTOS, photo] = found.photos[photo]
-        wanted[PAINTINGS, painting] = found.paintings[painting]
-        files = found.results[photo, painting]
-        wanted |= {(method, f"{photo}__{painting}"): file for method, file in files.items()}
-    state = Creation(0, len(wanted), found.left_out)
+    for pair in chosen:
+        assert pair.photo is not None
+        wanted |= dict(zip(_sources(pair), (pair.photo, pair.painting), strict=True))
+        wanted |= {(method, pair.name): file for method, file in pair.results.items()}
+    state = Creation(0, len(wanted), list(found.problems))
     for (folder, name), file in wanted.items():
         try:
             data, width, height = _reduced(file, side)
@@ -173,15 +193,14 @@ def _ids(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
     return {(row["folder"], row["name"]): row["id"] for row in connection.execute("SELECT * FROM pictures")}
 
 
-def _add_pairs(connection: sqlite3.Connection, chosen: Sequence[tuple[str, str]], ours: str) -> dict[str, int]:
-    """Pair ours with every other method for each (photo, painting), where all pictures are there; count by method."""
+def _add_pairs(connection: sqlite3.Connection, chosen: Sequence[Pair], ours: str) -> dict[str, int]:
+    """Pair ours with every other method for each photo and painting, where all pictures are there; count by method."""
     ids = _ids(connection)
     methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS, ours})
     count: dict[str, int] = {}
-    for photo, painting in chosen:
-        result = f"{photo}__{painting}"
+    for pair in chosen:
         for method in methods:
-            needed = [(PHOTOS, photo), (PAINTINGS, painting), (ours, result), (method, result)]
+            needed = [*_sources(pair), (ours, pair.name), (method, pair.name)]
             if all(one in ids for one in needed):
                 connection.execute(
                     "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 0)",
@@ -191,22 +210,19 @@ def _add_pairs(connection: sqlite3.Connection, chosen: Sequence[tuple[str, str]]
     return count
 
 
-def _add_checks(connection: sqlite3.Connection, chosen: Sequence[tuple[str, str]], rng: random.Random) -> int:
-    """Pair a result with one of the same method for another photo and painting, once for each (photo, painting)."""
+def _add_checks(connection: sqlite3.Connection, chosen: Sequence[Pair], rng: random.Random) -> int:
+    """Pair a result with one of the same method for another photo and painting, once for each photo and painting."""
     ids = _ids(connection)
     methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS})
     count = 0
-    for photo, painting in chosen:
-        shown = ids.get((PHOTOS, photo)), ids.get((PAINTINGS, painting))
+    for pair in chosen:
+        shown = [ids.get(one) for one in _sources(pair)]
         if None in shown:
             continue
+        others = [one.name for one in chosen if one.photo != pair.photo and one.painting != pair.painting]
         for method in rng.sample(methods, len(methods)):
-            right = ids.get((method, f"{photo}__{painting}"))
-            wrong = [
-                ids[method, f"{other[0]}__{other[1]}"]
-                for other in chosen
-                if other[0] != photo and other[1] != painting and (method, f"{other[0]}__{other[1]}") in ids
-            ]
+            right = ids.get((method, pair.name))
+            wrong = [ids[method, other] for other in others if (method, other) in ids]
             if right and wrong:
                 connection.execute(
                     "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 1)",

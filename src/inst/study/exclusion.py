@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from scipy.stats import binomtest
+
+from inst.errors import UsageError
+
+_LONGEST = 3600  # seconds: nobody looks at a pair for so long
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,25 @@ class Rules:
         one_side: probability, under a fair coin, of so uneven a choice of sides, below it.
         failed_checks: so many attention checks answered wrongly, or more.
         few_answers: share of the trials answered, below it.
+
+    Raises:
+        UsageError: a bound out of range.
     """
 
     too_fast: float
     one_side: float
     failed_checks: int
     few_answers: float
+
+    def __post_init__(self) -> None:
+        for name, most, what in (
+            ("too_fast", _LONGEST, "0 or more seconds, such as 1"),
+            ("one_side", 1, "a probability from 0 to 1, such as 0.001"),
+            ("failed_checks", math.inf, "0 or more"),
+            ("few_answers", 1, "a share from 0 to 1, such as 0.5"),
+        ):
+            if not 0 <= (bound := getattr(self, name)) <= most:  # which a number that is none fails too
+                raise UsageError(f"--{name.replace('_', '-')} {bound:g} cannot be used: give {what}.")
 
 
 def broken_rules(answers: Sequence[dict[str, Any]], trials: int, rules: Rules) -> list[str]:

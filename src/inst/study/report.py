@@ -90,6 +90,7 @@ def make_report(
         too_fast, one_side, failed_checks, few_answers: whom to exclude, as for `Rules`; 0 turns a rule off.
 
     Raises:
+        UsageError: a bound that cannot be one.
         InstError: nobody voted yet.
     """
     rules = Rules(too_fast, one_side, failed_checks, few_answers)

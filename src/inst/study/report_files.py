@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inst.files import write_bytes_atomically
+from inst.spreadsheets import to_csv
 from inst.study import tables
 from inst.study.database import Database
 from inst.study.factors import factor_name
@@ -145,7 +146,7 @@ def _votes_csv(report: Report) -> str:
         intervals = [*(one.wilson or ("", "")), *(one.resampled or ("", ""))]
         tail = [one.p_value, one.p_holm, agreement.alpha, agreement.same]
         rows.append([name or "all", one.votes, one.for_ours, one.share, *intervals, *tail])
-    return tables.to_csv(columns, rows)
+    return to_csv([columns, *rows])
 
 
 def summary(report: Report) -> list[str]:

@@ -180,7 +180,9 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise InstError(f"{host} port {port} cannot be had ({error.strerror or error}): give another --port.") from None
+        raise InstError(
+            f"{host} port {port} cannot be had ({error.strerror or error}): give another --port or --host."
+        ) from None
     listener.listen(128)
     ready(f"http://{_reachable(host)}:{listener.getsockname()[1]}/")
     config = uvicorn.Config(

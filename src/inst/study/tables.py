@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
+from inst.spreadsheets import to_csv
 from inst.study.database import Database
 from inst.study.factors import FACTORS
 
@@ -80,7 +78,7 @@ def rankings(database: Database) -> dict[int, list[str]]:
 
 def answers_csv(database: Database) -> str:
     """Return `answers` as CSV."""
-    return to_csv(ANSWERS, ([row[name] for name in ANSWERS] for row in answers(database)))
+    return to_csv([ANSWERS, *([row[name] for name in ANSWERS] for row in answers(database))])
 
 
 def rankings_csv(database: Database) -> str:
@@ -89,14 +87,4 @@ def rankings_csv(database: Database) -> str:
         [participant, *(order.index(factor) + 1 if factor in order else "" for factor in FACTORS)]
         for participant, order in rankings(database).items()
     )
-    return to_csv(("participant", *FACTORS), rows)
-
-
-def to_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as CSV text. A text that a spreadsheet would take for a formula gets an apostrophe before it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow([f"'{one}" if isinstance(one, str) and one[:1] in tuple("=+-@\t\r") else one for one in row])
-    return text.getvalue()
+    return to_csv([("participant", *FACTORS), *rows])
