@@ -15,6 +15,7 @@ from PIL import Image
 
 from inst import learning_run
 from inst.learning_run import LearningRun
+from inst.learning_state import LearningState
 from inst.style import Style
 
 INST = Path(sys.executable).with_name("inst")
@@ -96,6 +97,58 @@ def test_a_signal_counts_only_where_it_stops_something(
     assert inst(*given, "--resume") == (0, "s.safetensors\n", "")
     assert Path("s.safetensors").read_bytes() == expected
     assert not Path("s.state.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_a_full_disk_at_a_checkpoint_is_a_warning_and_in_the_end_an_error(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A style is smaller than the state to go on from: there is room for both, for the style alone, or for neither."""
+    import resource
+
+    inst = request.getfixturevalue("run")
+    monkeypatch.setattr(sys.modules["inst.cli.learn"], "_CHECKPOINT_SECONDS", 0)
+    state, (soft, hard) = Path("s.state.safetensors"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    room, checkpoints = [10_000_000], []
+
+    def limited(owner: Any) -> None:
+        real = owner.save
+
+        def save(one: Any, path: Path) -> None:
+            whole = state.exists()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room[0] if whole else soft, hard))
+            try:
+                real(one, path)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                checkpoints.append(state.read_bytes())
+
+        monkeypatch.setattr(owner, "save", save)
+
+    limited(LearningState)
+    limited(Style)
+    given = [*command[1:], "--validate-every", "0", "--steps", "4", "-o", "s.safetensors"]
+    assert inst(*given) == (0, "s.safetensors\n", "")
+    assert len(set(checkpoints)) == 4
+    size, before = Path("s.safetensors").stat().st_size, Path("s.safetensors").read_bytes()
+    assert size < len(checkpoints[0]) / 2
+
+    room[:], checkpoints[:] = [size + 1000], []
+    code, out, err = inst(*given)
+    assert (code, out, err.count("\n")) == (0, "s.safetensors\n", 1)
+    assert err.startswith("Warning: s.state.safetensors cannot be written (File too large)")
+    assert err.endswith("The learning goes on, without new checkpoints.\n")
+    assert (len(checkpoints), len(set(checkpoints))) == (5, 1)
+    assert Path("s.safetensors").read_bytes() == before
+
+    room[:] = [100]
+    code, out, err = inst(*given)
+    assert (code, out, err.count("\n")) == (1, "", 2)
+    assert "Error: s.safetensors cannot be written (File too large)" in err
+    assert Path("s.safetensors").read_bytes() == before
+    room[:] = [10_000_000]
+    assert inst(*given, "--resume") == (0, "s.safetensors\n", "")
+    assert Path("s.safetensors").read_bytes() == before
 
 
 def test_save_every_writes_numbered_styles_that_differ(command: list[str], tmp_path: Path) -> None:

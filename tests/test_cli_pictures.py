@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, 
 
     older = replace(record, versions=dict(record.versions) | {"torch": "1.0"})
     save_picture(read_picture("made.png"), "older.png", texts=older.texts())
+    warnings.simplefilter("ignore")  # as PYTHONWARNINGS=ignore does, which is about Python's warnings
     code, _, err = run("repeat", "older.png", "--backbone", common[1], "--dtype", "bfloat16")
     assert code == 0, err
     assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
@@ -288,6 +290,28 @@ def test_styles_are_described_and_mixed(run: Run, common: list[object], tiny_bac
     facts = json.loads(run("style", "info", "1.safetensors", "--json")[1])
     assert facts["text space"] == tiny_backbone.fingerprint
     assert facts["about"]["paintings"][0]["name"] == "1.png"
+
+
+def test_style_commands_check_a_style_against_a_backbone_where_one_is_named(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Style(torch.ones(3, 32), tiny_backbone.fingerprint, denoiser="another").save("mine.safetensors")
+    Style(torch.ones(3, 32), "0123456789abcdef").save("other.safetensors")
+    commands = [("info",), ("mix", "-o", "out.safetensors"), ("export", "--to", "comfyui", "-o", "out.safetensors")]
+    for name, *more in commands:
+        code, _, err = run("style", name, "mine.safetensors", *more, "--quiet", *common)
+        assert (code, err.count("\n")) == (0, 1)
+        assert "learned with another UNet (another)" in err
+        Path("out.safetensors").unlink(missing_ok=True)
+        code, out, err = run("style", name, "other.safetensors", *more, *common)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "0123456789abcdef" in err
+        assert tiny_backbone.fingerprint in err
+        assert not Path("out.safetensors").exists()
+
+    monkeypatch.setattr(inst.Backbone, "load", None)  # nothing loads one that is not named
+    for name, *more in commands:
+        assert run("style", name, "other.safetensors", *more, "--quiet", "--device", "cpu") == (0, "", "")
 
 
 def test_a_sheet_has_a_picture_for_every_strength_and_guidance(

@@ -38,7 +38,7 @@ from inst.learning_data import (
     views,
 )
 from inst.learning_run import LearningRun, learning_rate, spread_timesteps
-from inst.learning_state import Progress
+from inst.learning_state import GROWTH_INTERVAL, Progress
 from inst.sampling import complete
 from inst.style import Style
 from tiny import write_tiny_backbone
@@ -433,6 +433,46 @@ def test_a_gradient_that_overflows_float16_is_scaled_down(tiny_backbone_folder: 
     run.parameters["offsets"].register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(LearningDiverged, match="float32"):
         next(learning)
+
+
+def test_the_scale_of_the_loss_grows_again_as_gradscaler_lets_it() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    adam, start = torch.optim.Adam([parameter]), 2.0**16
+    scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=GROWTH_INTERVAL)
+    progress = Progress(loss_scale=start)
+    overflows = {
+        0,
+        1,
+        20,
+        20 + GROWTH_INTERVAL,
+        21 + 2 * GROWTH_INTERVAL,
+    }  # in the step that would double it, and after
+    for step in range(8 * GROWTH_INTERVAL):
+        finite = step not in overflows
+        scaler.scale(parameter * (1.0 if finite else math.inf)).backward()
+        scaler.step(adam)
+        scaler.update()
+        adam.zero_grad()
+        progress = progress.fitted(start) if finite else progress.overflowed()
+        assert progress.loss_scale == min(start, scaler.get_scale())  # ours ends where it began
+    assert progress.loss_scale == start
+    assert Progress().fitted(1.0) == Progress()  # other precisions
+
+
+def test_the_scale_of_the_loss_grows_after_an_interrupt_as_without(
+    tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inst.learning_state.GROWTH_INTERVAL", 3)
+    backbone = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
+    learning = short(backbone, steps=6)
+    state = next(learning).state()
+    state = replace(state, progress=state.progress.overflowed())
+    seen = [step.state() for step in short(backbone, steps=6, resume=state)]
+    assert [one.progress.loss_scale for one in seen] == [2.0**15] * 2 + [2.0**16] * 3
+    read = LearningState.load(seen[0].save(tmp_path / "state.safetensors"))
+    again = [step.state() for step in short(backbone, steps=6, resume=read)]
+    assert [one.progress.loss_scale for one in again] == [one.progress.loss_scale for one in seen[1:]]
+    assert all(torch.equal(value, again[-1].tensors[key]) for key, value in seen[-1].tensors.items())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -109,7 +109,11 @@ def test_torchscript_cannot_run_anything(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"no zip file", _torchscript(b"\x80\x02"), _torchscript(b"")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no zip file", _torchscript(b"\x80\x02"), _torchscript(b"")],
+    ids=["empty", "no zip file", "truncated pickle", "empty pickle"],  # a zip file's bytes hold the time
+)
 def test_a_damaged_torchscript_is_refused(data: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError):
         read_torchscript_tensors(data)

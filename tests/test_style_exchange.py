@@ -179,6 +179,8 @@ def test_the_picture_of_a1111(tiny_backbone: Backbone, tmp_path: Path, thumbnail
     with Image.open(tmp_path / "waves.png") as image:
         assert image.size == ((60, 40) if thumbnail else (256, 256))
         content = json.loads(base64.b64decode(image.text["sd-ti-embedding"]))
+        said = json.loads(image.text["inst"])
+    assert (said["kind"], said["about"], said["fingerprint"]) == ("picture of a style", style.about, style.fingerprint)
     assert content["name"] == "waves"
     assert content["step"] == 7
     assert list(content["string_to_param"]) == list(content["string_to_token"]) == ["*"]

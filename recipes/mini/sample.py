@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inst.images import save_png
+from inst.provenance import describe
 from inst.sampling import complete, ddim, guided, timestep_grid
 from inst.sheets import make_sheet
 from inst.text import TextEmbedding
@@ -48,4 +49,5 @@ def sheet(pictures: Sequence[Tensor] | Tensor, labels: Sequence[str], path: str 
     rows = [labelled[start : start + columns] for start in range(0, len(labelled), columns)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_png(make_sheet(rows, cell=max(max(picture.shape[-2:]) for picture in pictures)), path)
+    texts = describe("sheet of samples", "recipes/mini", labels=list(labels))
+    save_png(make_sheet(rows, cell=max(max(picture.shape[-2:]) for picture in pictures)), path, texts=texts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 
+from inst.arguments import LARGEST_FACTOR, checked
 from inst.backbone import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.inversion import coarse_word
@@ -22,15 +22,24 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
     Raises:
         UsageError: no style, a name that is no placeholder, or a style of another text space.
     """
-    styles = {"[C]": style} if isinstance(style, Style) else dict(style)
+    styles = dict(style) if isinstance(style, Mapping) else {"[C]": style}
     if not styles:
         raise UsageError('No style is given: give one, or several by placeholder: {"[C1]": one, "[C2]": other}.')
     check_placeholders(styles)
     for one in styles.values():
+        if not isinstance(one, Style):
+            raise UsageError(f"A style of the type {type(one).__name__} cannot be used: read one with inst.Style.load.")
         warning = one.check(backbone)
         if warning is not None:
             warnings.warn(warning, InstWarning, stacklevel=3)
     return styles
+
+
+def read_prompts(prompt: str | Sequence[str | None] | None, negative_prompt: str) -> list[str | None]:
+    """Return prompts as a list. Raises UsageError where one of them, or the negative prompt, is no text."""
+    checked("negative prompt", negative_prompt, "str")
+    prompts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
+    return [None if one is None else checked("prompt", one, "str") for one in prompts]
 
 
 def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[str, Style]) -> str:
@@ -62,7 +71,7 @@ def check_prompts(
     """
     if not prompts:
         raise UsageError("No prompt is given: give at least one text.")
-    if not (math.isfinite(style_weight) and style_weight >= 0):
+    if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # NaN is not either
         raise UsageError(f"A style weight of {style_weight} cannot be used: give 0 (no style), 1 (as learned) or more.")
     backbone.tokenize([*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
     for prompt in prompts:

@@ -5,7 +5,6 @@ It looks at the same noisy latents as the UNet, and at a control picture, and ad
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from inst.arguments import LARGEST_FACTOR, checked
 from inst.errors import InstError, UsageError
 from inst.folders import load_weights
 from inst.images import resize, to_image
@@ -76,7 +76,7 @@ class Control:
                 f"The ControlNet is on {self.model.device}, but the backbone computes on {backbone.device}: "
                 f"move it there."
             )
-        if not (math.isfinite(self.scale) and self.scale >= 0):
+        if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # NaN is not either
             raise UsageError(f"A control scale of {self.scale} cannot be used: give 0 (none), 1 (as trained) or more.")
         if self.picture is None:
             return

@@ -33,7 +33,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # which the device of tensors without values cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f'The device "{device}" cannot be used ({first_line(error)}): try "cpu".') from None
     return device

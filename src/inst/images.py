@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.colour import extend, flatten, split_alpha, to_srgb
 from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
@@ -221,7 +222,7 @@ def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:
 
 def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return (width, height) of the same proportions, rounded, whose short side is `short_side`."""
-    if short_side < 1:
+    if checked("size", short_side, "int") < 1:
         raise UsageError(f"A short side of {short_side} pixels cannot be made: give a positive number.")
     short = min(width, height)
     return round(width * short_side / short), round(height * short_side / short)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.backbone import Backbone
 from inst.errors import InstError, InstWarning, UsageError
 from inst.image_encoders import how_to_give
@@ -161,7 +162,7 @@ def learn(
         raise UsageError(f'The variant "{variant}" is unknown: use one of {", ".join(VARIANTS)}.')
     if variant == "direct" and layers:
         raise UsageError(f"The variant direct has no layers, but {layers} are asked for: leave them out.")
-    if preview_every < 0:
+    if checked("steps between previews", preview_every, "int") < 0:
         raise UsageError(f"Previews every {preview_every} steps are not possible: give 0 (none) or more.")
     if pretrained is None:
         pretrained = _misfit(backbone, variant, layers, vectors) is None
@@ -257,6 +258,11 @@ def instant_style(backbone: Backbone, paintings: Sequence[Painting], name: str |
 def _check_paintings(paintings: Sequence[Painting]) -> None:
     if not paintings:
         raise UsageError("No painting is given: give at least one.")
+    for one in paintings:
+        if not isinstance(one, Photo):
+            raise UsageError(
+                f"A painting of the type {type(one).__name__} cannot be used: read it with inst.read_photo."
+            )
 
 
 def _misfit(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:

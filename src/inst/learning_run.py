@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from inst.inversion import FREE_RATE
 from inst.learning_data import denoising_loss, draw_captions, prepare, word_of
 from inst.learning_start import about_style, belongings, start_module
 from inst.learning_state import LearningSettings, LearningState, Progress
-from inst.sampling import complete, dpm_solver_pp, draw_noise, guided, timestep_grid
+from inst.sampling import complete
 from inst.style import Style
+from inst.styling import generate
 
 _WARM_UP = 10  # steps
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _FLOAT16_SCALE = 2.0**16
-_PREVIEW_STEPS, _PREVIEW_GUIDANCE = 8, 4.0
 
 
 class LearningDiverged(InstError):
@@ -80,7 +80,8 @@ class LearningRun:
         groups = [{"params": group, "speed": speed} for group, speed in ((network, 1.0), (free, FREE_RATE)) if group]
         self.adam = torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)
         self.best = _copies(self.parameters)
-        self.progress = Progress(loss_scale=_FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0)
+        self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
+        self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
         if resume is not None:
             self._restore(resume)
@@ -148,13 +149,8 @@ class LearningRun:
     @torch.no_grad()
     def preview(self) -> Tensor:
         """A picture [3, S, S] in [-1, 1] of the backbone's native size, made from "[C]" with always the same noise."""
-        backbone, size = self.backbone, self.backbone.native_size // self.backbone.downscale
-        word = self._word(self.parameters)
-        text, nothing = backbone.embed_text(["[C]"], {"[C]": word}), backbone.embed_text([""])
-        noise = draw_noise((backbone.latent_channels, size, size), [self.settings.seed], backbone.device)
-        timesteps = timestep_grid(len(backbone.alphas_cumprod), _PREVIEW_STEPS)
-        denoise = guided(backbone.predict_noise, text, nothing, _PREVIEW_GUIDANCE)
-        return backbone.decode(complete(dpm_solver_pp(denoise, noise, timesteps, backbone.alphas_cumprod)))[0].cpu()
+        style = self.style(with_module=False)
+        return complete(generate(self.backbone, style=style, **preview_settings(self.settings.seed)))[0].cpu()
 
     def check_at(self, step: int) -> None:
         """Raise RuntimeError unless exactly `step` steps were taken."""
@@ -214,8 +210,8 @@ class LearningRun:
         scale = self.progress.loss_scale
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            # float16 overflows now and then: this step's gradient is lost, and the next ones are scaled less.
-            self.progress = replace(self.progress, loss_scale=scale / 2)
+            # float16 overflows now and then: this step's gradient is lost.
+            self.progress = self.progress.overflowed()
             if self.progress.loss_scale < 1:
                 raise self._diverged()
             return
@@ -224,6 +220,7 @@ class LearningRun:
         for group in self.adam.param_groups:
             group["lr"] = self.rate * group["speed"]
         self.adam.step()
+        self.progress = self.progress.fitted(self.largest_scale)
 
     def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The word [n, d] that the module makes of all views with these parameters, without dropout."""
@@ -263,6 +260,11 @@ class LearningRun:
             step,
             self.best_style(with_module=False),
         )
+
+
+def preview_settings(seed: int) -> dict[str, Any]:
+    """The arguments of `inst.generate` that make a preview of a learning with this seed, besides backbone and style."""
+    return {"prompt": "[C]", "steps": 8, "guidance": 4.0, "seed": seed}
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -13,11 +13,16 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
 
 AVERAGING = 0.98
 """Weight of what was before in the exponential average of the losses."""
+
+GROWTH_INTERVAL = 50
+"""Steps after which a loss's scale that was halved is doubled, as `torch.amp.GradScaler` does it after 2000: by then
+most learnings are over."""
 
 _KEY = "inst_learning"
 _MAY_CHANGE = frozenset({"steps", "patience"})
@@ -28,7 +33,7 @@ class LearningSettings:
     """How to learn: the arguments of `inst.learning.learn` of the same names, with what was left open filled in.
 
     Raises:
-        UsageError: a value out of range.
+        UsageError: a value of another type, or out of range.
     """
 
     steps: int
@@ -45,6 +50,9 @@ class LearningSettings:
     seed: int
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value = checked(one.name.replace("_", " "), getattr(self, one.name), str(one.type))
+            object.__setattr__(self, one.name, value)
         for name in ("steps", "batch_size", "crops", "patience"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{getattr(self, name)} {name.replace('_', ' ')} cannot be used: give 1 or more.")
@@ -65,6 +73,7 @@ class Progress:
         seconds: time spent on them.
         average: exponential average of the losses (see `smoothed`).
         loss_scale: what the loss is multiplied by before its gradient is computed (float16 only).
+        steady: steps since the scale last changed.
         start_loss: validation loss before the first step, or None where nothing is validated.
         best_loss: the lowest validation loss, or None likewise.
         best_step: the step after which the best state stood.
@@ -75,6 +84,7 @@ class Progress:
     seconds: float = 0.0
     average: float = 0.0
     loss_scale: float = 1.0
+    steady: int = 0
     start_loss: float | None = None
     best_loss: float | None = None
     best_step: int = 0
@@ -88,6 +98,18 @@ class Progress:
     def after(self, loss: float) -> Progress:
         """One step later."""
         return replace(self, step=self.step + 1, average=AVERAGING * self.average + (1 - AVERAGING) * loss)
+
+    def overflowed(self) -> Progress:
+        """After a gradient that the loss's scale made infinite: the next ones are scaled less."""
+        return replace(self, loss_scale=self.loss_scale / 2, steady=0)
+
+    def fitted(self, largest: float) -> Progress:
+        """After a gradient that was finite: after `GROWTH_INTERVAL` of them the scale doubles, up to `largest`."""
+        if self.loss_scale >= largest:
+            return self
+        if self.steady + 1 < GROWTH_INTERVAL:
+            return replace(self, steady=self.steady + 1)
+        return replace(self, loss_scale=2 * self.loss_scale, steady=0)
 
     def validated(self, loss: float) -> Progress:
         """After the validation loss was computed: is it the best so far?"""

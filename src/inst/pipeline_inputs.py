@@ -12,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.backbone import Backbone
 from inst.colour import flatten, to_srgb
 from inst.errors import UsageError, first_line
@@ -127,7 +128,7 @@ def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, nega
             f"callback_on_step_end_tensor_inputs names {', '.join(unknown)}: "
             f"only {' and '.join(CALLBACK_TENSORS)} can be had."
         )
-    if copies < 1:
+    if checked("num_images_per_prompt", copies, "int") < 1:
         raise UsageError(f"num_images_per_prompt is {copies}: give 1 or more.")
     if not (negative_prompt is None or isinstance(negative_prompt, str)):
         raise UsageError("negative_prompt is one text for all pictures: give a string.")

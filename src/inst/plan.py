@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from inst.arguments import LARGEST_FACTOR, checked
 from inst.backbone import Backbone
 from inst.control import Control, carrying, controlled
 from inst.errors import UsageError
@@ -64,6 +64,12 @@ class Plan:
         return denoise if held is None else carrying(denoise, held[1], backbone.downscale)
 
 
+def square(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (width, height) of a size, which may be the side of a square. Raises UsageError for something else."""
+    width, height = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+    return checked("size", width, "int"), checked("size", height, "int")
+
+
 def make_plan(
     backbone: Backbone,
     out: tuple[int, int],
@@ -90,9 +96,9 @@ def make_plan(
         raise UsageError(
             f"A picture of {width} x {height} pixels is too large: the limit is {LARGEST_PICTURE // 10**6} million."
         )
-    if not (math.isfinite(guidance) and guidance >= 0):
+    if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # NaN is not either
         raise UsageError(f"A guidance of {guidance} cannot be used: give 1 (none) or more, such as 3.")
-    if tile is not None and tile != 0 and tile < backbone.size_multiple:
+    if tile is not None and 0 != checked("size of tiles", tile, "int") < backbone.size_multiple:
         raise UsageError(
             f"Tiles of {tile} pixels cannot be used: give {backbone.size_multiple} or more, or 0 for none."
         )

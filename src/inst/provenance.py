@@ -1,19 +1,35 @@
-"""What is written down about where a style or a picture came from: plain values, hashes, and no folder names."""
+"""What is written down about where a style or a picture came from: plain values, hashes, and no folder names.
+
+Nothing here imports PyTorch.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from inst import __version__
 from inst.errors import InstError, first_line
+
+KEYWORD = "inst"
+"""The keyword of the PNG text chunk that says what made a picture."""
+
+FORMAT = 1
+"""The version of what this package writes there, and the newest that it reads."""
+
+PROSE = frozenset({"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note"})
+"""Keys whose texts are kept to the letter: they may hold a slash, and are no paths."""
+
+_LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,8 @@ def base_name(path: str | os.PathLike[str]) -> str:
 def plain(value: Any, verbatim: frozenset[str] = frozenset()) -> Any:
     """Copy a value into what JSON can hold exactly: None, bool, int, float, str, lists, and dicts with string keys.
 
-    Paths, and strings that look like one, are cut to their base names. Tuples become lists, tensors the numbers they
-    hold.
+    Paths, and strings that look like one, are cut to their base names. Tuples become lists, tensors and arrays the
+    numbers they hold.
 
     Args:
         verbatim: keys whose strings are kept whole, because they are prose, which may hold a slash.
@@ -63,15 +79,33 @@ def plain(value: Any, verbatim: frozenset[str] = frozenset()) -> Any:
             return value
         case str() | os.PathLike():
             return base_name(value)
-        case torch.Tensor():
-            return plain(value.tolist())
         case Mapping():
             return {
                 str(key): _prose(entry) if key in verbatim else plain(entry, verbatim) for key, entry in value.items()
             }
         case Sequence() if not isinstance(value, bytes | bytearray | memoryview):
             return [plain(entry, verbatim) for entry in value]
+    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # a tensor, or a number or array of NumPy's
+        return plain(value.tolist())
     raise TypeError(f"a {type(value).__name__} cannot be written down: {value!r:.80}")
+
+
+def describe(kind: str, command: str, **made_of: Any) -> dict[str, str]:
+    """Say what a picture is that `inst repeat` does not make again, as the texts of a PNG file.
+
+    Args:
+        kind: what it is, such as "sheet of a comparison".
+        command: what makes it again, such as "inst compare".
+        made_of: what it shows and was made with, as values for `plain`.
+    """
+    content = {"format": FORMAT, "kind": kind, "command": command, **plain(made_of, PROSE), "versions": versions()}
+    return {KEYWORD: json.dumps(content, allow_nan=False)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of inst, of Python, and of the libraries that compute."""
+    libraries = {library: version(library) for library in _LIBRARIES}
+    return {"inst": __version__, "python": platform.python_version(), **libraries}
 
 
 def entry(content: Mapping[str, Any], key: str, kind: type) -> Any:
@@ -93,4 +127,6 @@ def _prose(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_prose(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(key): _prose(entry) for key, entry in value.items()}
     return plain(value)

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inst import __version__
 from inst.errors import InstError
 from inst.images import Photo, read_texts
-from inst.provenance import SourceFile, base_name, entry, plain, reason
+from inst.provenance import FORMAT, KEYWORD, PROSE, SourceFile, base_name, entry, plain, reason, versions
 from inst.style import Style
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
-
-KEYWORD = "inst"
-"""The keyword of the PNG text chunk."""
-
-FORMAT = 1
-"""The version of the record that this package writes, and the newest that it reads."""
-
-_PROSE = frozenset({"prompt", "negative_prompt"})
-_LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -82,9 +70,10 @@ class PictureRecord:
     its maker's disk is laid out.
 
     Attributes:
-        command: "transfer" or "generate".
+        command: "transfer" or "generate"; "preview" is what learning shows on the way; "sheet" and "demo" are the
+            sheets of those commands.
         settings: its keyword arguments, as plain JSON values; prompts are kept to the letter.
-        styles: each placeholder's style, without its inversion module.
+        styles: each placeholder's style, without its inversion module; of a sheet, all that it shows.
         backbone: what was used.
         device: where it was computed, such as "cpu" or "cuda:0": the same bits can be expected on the same only.
         dtype: the backbone's precision, such as "bfloat16".
@@ -106,7 +95,7 @@ class PictureRecord:
     control: ControlRecord | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", plain(self.settings, _PROSE))
+        object.__setattr__(self, "settings", plain(self.settings, PROSE))
 
     @classmethod
     def of(
@@ -133,11 +122,7 @@ class PictureRecord:
             backbone=BackboneRecord(backbone.name, backbone.fingerprint, backbone.denoiser_fingerprint),
             device=str(backbone.device),
             dtype=str(backbone.dtype).removeprefix("torch."),
-            versions={
-                "inst": __version__,
-                "python": platform.python_version(),
-                **{library: version(library) for library in _LIBRARIES},
-            },
+            versions=versions(),
             photo=SourceFile(photo.name, photo.sha256) if isinstance(photo, Photo) else photo,
             mask=mask,
             control=control,
@@ -169,8 +154,12 @@ class PictureRecord:
         """Read what `to_text` wrote. Raises InstError, which calls the record `name`, where it is damaged."""
         try:
             content = json.loads(text)
-            if content["format"] > FORMAT:
+            json.dumps(content, ensure_ascii=False).encode()  # or an error: halves of characters cannot be printed
+            if entry(content, "format", int) > FORMAT:
                 raise InstError("it was written by a newer version of inst, so update inst.")
+            if "kind" in content:  # see `inst.provenance.describe`
+                what, command = entry(content, "kind", str), entry(content, "command", str)
+                raise InstError(f"it is that of a {what}, which {command} makes: give that command again.")
             return cls(
                 command=entry(content, "command", str),
                 settings=entry(content, "settings", dict),

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.errors import InstError, UsageError
 from inst.text import TextEmbedding
 
@@ -88,8 +89,9 @@ def timestep_grid(total: int, steps: int, strength: float = 1.0) -> list[int]:
         Strictly falling timesteps in [0, total): empty at strength 0, from total - 1 on at strength 1.
 
     Raises:
-        UsageError: the strength or the number of steps is out of range.
+        UsageError: the strength or the number of steps is no number, or out of range.
     """
+    strength, steps = checked("strength", strength, "float"), checked("number of steps", steps, "int")
     if not 0 <= strength <= 1:  # NaN is not either
         raise UsageError(f"A strength of {strength} cannot be used: give 0 (nothing changes) to 1 (all is made anew).")
     if not 1 <= steps <= total:
@@ -113,10 +115,11 @@ def draw_noise(
         device: where the noise is put.
 
     Raises:
-        UsageError: no seed, or one out of range.
+        UsageError: no seed, or one that is no whole number or out of range.
     """
     if not seeds:
         raise UsageError("No seed is given: give one for each picture.")
+    seeds = [seed if isinstance(seed, torch.Generator) else checked("seed", seed, "int") for seed in seeds]
     for seed in seeds:
         if not isinstance(seed, torch.Generator) and not 0 <= seed < _SEEDS:
             raise UsageError(f"The seed {seed} cannot be used: give 0 to {_SEEDS - 1}.")
@@ -257,7 +260,7 @@ SOLVERS: Mapping[str, Solver] = {"ddim": ddim, "dpm++": dpm_solver_pp}
 
 def choose_solver(name: str) -> Solver:
     """Return the solver of a name in `SOLVERS`. Raises UsageError for any other."""
-    if name not in SOLVERS:
+    if checked("solver", name, "str") not in SOLVERS:
         raise UsageError(f'The solver "{name}" is unknown: use one of {", ".join(SOLVERS)}.')
     return SOLVERS[name]
 

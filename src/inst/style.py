@@ -15,10 +15,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.errors import InstError, UsageError
 from inst.files import write_bytes_atomically
 from inst.images import decode_picture
-from inst.provenance import entry, plain, reason
+from inst.provenance import PROSE, entry, plain, reason
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
@@ -29,7 +30,6 @@ FORMAT = 1
 KEY = "inst_style"
 _MODULE = "module."
 _LEARN = "learn the style again"
-_PROSE = frozenset({"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note"})
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _OTHER_FILES = {
     b"\x89PNG": "a picture",
@@ -85,7 +85,7 @@ class Style:
             )
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "widths", widths)
-        object.__setattr__(self, "about", plain(self.about, _PROSE))
+        object.__setattr__(self, "about", plain(self.about, PROSE))
 
     @property
     def name(self) -> str:
@@ -230,7 +230,7 @@ class Style:
             UsageError: no style, a weight that is negative or not finite, all weights 0, or styles of different text
                 spaces or numbers of vectors.
         """
-        weights = [weight for _, weight in styles]
+        weights = [checked("weight", weight, "float") for _, weight in styles]
         total = sum(weights)
         if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):  # no comparison holds for NaN
             raise UsageError(f"The weights {weights} make no mixture: give finite ones, none negative and not all 0.")

@@ -21,6 +21,7 @@ from torch import Tensor
 from inst.errors import UsageError
 from inst.files import write_bytes_atomically
 from inst.images import save_png
+from inst.provenance import describe
 from inst.style import Style
 
 FORMATS = {"diffusers": ".safetensors", "a1111": ".safetensors", "comfyui": ".safetensors", "a1111-png": ".png"}
@@ -64,7 +65,9 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
     else:
         painting = style.painting()
         picture = torch.zeros(3, 256, 256) if painting is None else painting
-        save_png(picture, path, texts={PNG_TEXT: _png_text(tensors, path.stem, style.about.get("steps"))})
+        made_of = {"about": style.about, "fingerprint": style.fingerprint, "denoiser": style.denoiser}
+        texts = {PNG_TEXT: _png_text(tensors, path.stem, style.about.get("steps"))}
+        save_png(picture, path, texts=texts | describe("picture of a style", "inst style export", **made_of))
     return {"diffusers": word, "comfyui": f"embedding:{path.stem}"}.get(to, path.stem)
 
 

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.backbone import Backbone
-from inst.conditioning import check_prompts, complete_prompt, embed_prompts, name_styles
+from inst.conditioning import check_prompts, complete_prompt, embed_prompts, name_styles, read_prompts
 from inst.control import Control, check_kind
 from inst.errors import InstWarning, UsageError
 from inst.images import fit_size, resize, resize_mask
 from inst.masks import check_mask, feather, masked, to_latents
-from inst.plan import make_plan
+from inst.plan import make_plan, square
 from inst.sampling import Sampling, Seed, stoppable
 from inst.stochastic import INVERSIONS, invert_content
 from inst.style import Style
@@ -93,7 +94,7 @@ def transfer(
             the tone.
     """
     styles = name_styles(backbone, style)
-    texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+    texts = read_prompts(prompt, negative_prompt)
     prompts = [complete_prompt(one, negative_prompt, styles) for one in texts]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     _check_name("inversion", inversion, INVERSIONS)
@@ -192,12 +193,11 @@ def generate(
             the tone.
     """
     styles = name_styles(backbone, style)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [one or "" for one in read_prompts(prompt, negative_prompt)]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     _check_name("tone", tone, ("none", "painting"))
     paintings = _paintings(styles) if tone == "painting" else []
-    side = backbone.native_size if size is None else size
-    out = (side, side) if isinstance(side, int) else side
+    out = square(backbone.native_size if size is None else size)
     if control is not None:
         check_kind(control.kind, given=control.picture is not None, photo=False)
         control.check(backbone, None if size is None else (out[1], out[0]))
@@ -221,6 +221,8 @@ def generate(
 
 
 def _check_photos(photo: Tensor) -> Tensor:
+    if not isinstance(photo, Tensor):
+        raise UsageError(f"A photo of the type {type(photo).__name__} cannot be used: give a tensor (Photo.picture).")
     photos = photo[None] if photo.dim() == 3 else photo
     if photos.dim() != 4 or photos.shape[1] != 3 or 0 in photos.shape:
         raise UsageError(f"A photo of the shape {list(photo.shape)} cannot be used: give [3, H, W] or [B, 3, H, W].")
@@ -243,5 +245,5 @@ def _paintings(styles: Mapping[str, Style]) -> list[Tensor]:
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:
     """Raise UsageError unless `name` is one of the `known`."""
-    if name not in known:
+    if checked(what, name, "str") not in known:
         raise UsageError(f'The {what} "{name}" is unknown: use one of {", ".join(known)}.')

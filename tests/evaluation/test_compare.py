@@ -312,6 +312,11 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
         return sorted((p.variant, p.step, p.loss, p.gram, p.accuracy) for p in curves.points.values())
 
     assert figures(parted) == figures(whole)
+    drawn = next(path for path in whole.write() if path.suffix == ".png")
+    with Image.open(drawn) as image:
+        said = json.loads(image.text["inst"])
+    assert (said["kind"], said["settings"]) == ("plot of learning curves", settings)
+    assert said["paintings"] == [painting.name]
     assert len(whole.table()) == 2 + 4 * 2
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):

@@ -152,6 +152,7 @@ def test_files(database: Database, tmp_path: Path) -> None:
         if file.suffix == ".png":
             with Image.open(file) as image:
                 assert min(image.size) > 200
+                assert json.loads(image.text["inst"])["votes"] == {"adain": 16, "gatys": 16}
                 assert len(image.convert("L").getcolors(1000) or range(1000)) > 10  # something is drawn
     before = {file: file.read_bytes() for file in files}
     write_report(make_report(database, **ALL), database, tmp_path)

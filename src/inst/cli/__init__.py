@@ -84,6 +84,8 @@ def main() -> None:
             usual(message, category, *place, **more)
 
     warnings.showwarning = show
+    # What this package warns of belongs to what the command says, also where PYTHONWARNINGS hides Python's warnings.
+    warnings.filterwarnings("default", category=InstWarning)
     try:
         app()
     except InstError as error:

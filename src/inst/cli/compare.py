@@ -229,7 +229,7 @@ def _run(
             move(*latest, f"{one.method}: {one.painting}")
 
         problems = complete(compare(methods, contents, sources, out, preparing), done)
-    sheets = write_sheets(out, [method.name for method in methods], contents, sources)
+    sheets = write_sheets(out, methods, contents, sources)
     left_out = [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
     for line in left_out:
         session.note(f"Left out: {line}")

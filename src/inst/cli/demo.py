@@ -30,6 +30,7 @@ def demo(
     from inst.files import reserve_path
     from inst.images import read_photo, save_picture
     from inst.learning import instant_style, learn
+    from inst.record import PictureRecord
     from inst.sampling import complete
     from inst.sheets import make_sheet
     from inst.styling import transfer
@@ -50,15 +51,18 @@ def demo(
         session.note(f"{number}  {photo.name}: {label}")
         return label, session.sample(transfer(model, photo.picture, chosen, seed=seed, **settings), "painting")[0]
 
-    instant = None  # most models have no pretrained inversion module, and so no style without learning
-    if model.inversion is not None:
-        instant = paint("2/3", instant_style(model, [painting]), "instant style, no learning")
+    shown, instant = {"learned": style}, None
+    if model.inversion is not None:  # most models have no pretrained inversion module, and so no instant style
+        shown["instant"] = instant_style(model, [painting])
+        instant = paint("2/3", shown["instant"], "instant style, no learning")
     learned = paint("2/3", style, "learned style")
     strengths = [paint("3/3", style, f"learned, strength {s:g}", strength=s) for s in _STRENGTHS]
     sources = [("the painting", painting.picture), ("the photo", photo.picture)]
     rows: list[list[tuple[str, Tensor] | None]] = [[*sources, instant, learned], [None, *strengths]]
+    settings = {"steps": steps, "seed": seed, "strengths": _STRENGTHS}
+    record = PictureRecord.of("demo", model, settings, shown, photo=photo)
     with reserve_path(out, "sheet", ".png") as sheet:
-        save_picture(make_sheet(rows), sheet)
+        save_picture(make_sheet(rows), sheet, texts=record.texts())
     seconds = time.perf_counter() - begin
     session.report(
         [f"{sheet}   the sheet: look at it", f"{style_file}   the style: use it with inst transfer --style"],

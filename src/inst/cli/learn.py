@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from inst.cli.session import (
     read_paintings,
     with_session,
 )
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
     from inst.learning import LearningStep
@@ -137,6 +138,8 @@ def _learn(
 ) -> None:
     from inst.images import save_picture
     from inst.learning import LearningDiverged, LearningState, learn
+    from inst.learning_run import preview_settings
+    from inst.record import PictureRecord
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
     if resume and not state_file.exists():
@@ -147,7 +150,7 @@ def _learn(
     run = learn(model, pictures, name=path.stem, resume=state, **settings)
     begin = saved_at = time.monotonic()
     step: LearningStep | None = None
-    interrupted = False  # `asked` alone can come too late to matter, or before there is anything to go on from
+    warned = interrupted = False  # `asked` alone can come too late to matter, or before there is anything to go on from
     with stop_signals() as asked, session.progress("learning", settings["steps"]) as move:
         try:
             while True:
@@ -155,16 +158,19 @@ def _learn(
                 note = f"loss {step.smoothed:.4f}"
                 move(step.step, step.total, note)
                 if step.preview is not None:
-                    save_picture(step.preview, _at_step(path, step.step, ".png"))
+                    shown = preview_settings(settings["seed"])
+                    record = PictureRecord.of("preview", model, shown, {"[C]": step.style()})
+                    save_picture(step.preview, _at_step(path, step.step, ".png"), texts=record.texts())
                 if save_every and step.step % save_every == 0:
                     step.style().save(_at_step(path, step.step, ".safetensors"))
-                if asked or time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
-                    step.state().save(state_file)
-                    saved_at = time.monotonic()
                 if asked:
                     step.best_style().save(path)
+                    step.state().save(state_file)
                     interrupted = True
                     break
+                if time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
+                    warned = _checkpoint(step, state_file, warned)
+                    saved_at = time.monotonic()
         except StopIteration as end:
             end.value.save(path)
             state_file.unlink(missing_ok=True)
@@ -182,6 +188,21 @@ def _learn(
         raise typer.Exit(INTERRUPTED)
     seconds = time.monotonic() - begin
     session.report([f"{path}"], style=str(path), steps=taken, seconds=round(seconds, 3))
+
+
+def _checkpoint(step: LearningStep, state_file: Path, warned: bool) -> bool:
+    """Write what `--resume` goes on from; where that cannot be, the last one stays, and learning goes on.
+
+    Returns:
+        Whether it was ever warned of: once is enough.
+    """
+    try:
+        step.state().save(state_file)
+    except InstError as error:
+        if not warned:
+            warnings.warn(f"{error} The learning goes on, without new checkpoints.", InstWarning, stacklevel=2)
+        return True
+    return warned
 
 
 def _at_step(path: Path, step: int, suffix: str) -> Path:

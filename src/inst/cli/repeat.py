@@ -13,12 +13,16 @@ from inst.cli.defaults import defaults_of
 from inst.cli.maker import Maker
 from inst.cli.pictures import OutOption
 from inst.cli.session import PANEL, Session, check_output, with_session
-from inst.errors import InstError, InstWarning
+from inst.cli.sheet import draw_sheet
+from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
     from inst.backbone import Backbone
     from inst.provenance import SourceFile
     from inst.record import ControlRecord, PictureRecord
+
+_MADE_BY = {"transfer": "transfer", "sheet": "transfer", "generate": "generate", "preview": "generate"}
+"""The function of `inst.styling` that makes each kind of picture."""
 
 
 @with_session
@@ -62,14 +66,20 @@ def repeat(
     settings = dict(record.settings)
     seed, flat = settings.pop("seed", 0), settings.pop("flatten", False)
     settings = _complete(picture, record, settings)
+    if not isinstance(flat, bool):
+        raise InstError(f"{picture} does not say whether its photo was laid over white: make it again in Python.")
     if not isinstance(seed, int):
         raise InstError(f"{picture} does not say which one of its seeds is its own: make it again in Python.")
+    if record.command == "sheet":
+        _check_sheet(picture, record, settings)
     seen = None if record.control is None else record.control.picture
     photo = _same_file(picture, "photo", record.photo, photo)
     mask = _same_file(picture, "mask", record.mask, mask)
     control_picture = _same_file(picture, "control-picture", seen, control_picture)
     check_output(out, [picture, photo, mask, control_picture], picture_format)
-    content = None if photo is None else read_photo(photo, flattened=flat)
+    content = None
+    if photo is not None and _MADE_BY[record.command] == "transfer":
+        content = read_photo(photo, flattened=flat)
     region = None
     if mask is not None and content is not None:
         height, width = content.picture.shape[1:]
@@ -81,22 +91,43 @@ def repeat(
     session.device, session.dtype = device or record.device, dtype or record.dtype
     model = session.load(looking=False)
     _compare(picture, record, model, session.backbone)
+    stem = f"{picture.stem}-again"
     maker = Maker(session, model, record.command, record.styles, content, region, record.mask, chosen)
-    maker.make(settings, seed, 1, out, f"{picture.stem}-again")
+    try:
+        if record.command == "sheet":
+            assert content is not None  # as `_complete` has found
+            draw_sheet(session, model, content, [*record.styles.values()], {**settings, "seed": seed}, out, stem)
+        else:
+            maker.make(settings, seed, 1, out, stem)
+    except UsageError as error:
+        raise InstError(f"The record in {picture} cannot be used: {error}") from None
 
 
 def _complete(picture: Path, record: PictureRecord, settings: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of what a record made in Python may leave out. Raises InstError where it can not be done."""
-    defaults: dict[str, Any] = {}
-    if record.command in ("transfer", "generate"):
-        defaults = defaults_of("inst.styling", record.command)
-        defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
-    if not defaults or not settings.keys() <= defaults.keys() | {"prompt"}:
+    if record.command == "demo":
+        raise InstError(f"{picture} was made by inst demo, which learns first: give that command again.")
+    function = _MADE_BY.get(record.command)
+    defaults = {} if function is None else defaults_of("inst.styling", function)
+    defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
+    known = {"prompt", *defaults}
+    if record.command == "sheet":
+        known = known - {"strength", "guidance"} | {"strengths", "guidances", "thumbnails"}
+    if function is None or not settings.keys() <= known:
         raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
-    what, said = ("photo", record.photo) if record.command == "transfer" else ("prompt", settings.get("prompt"))
+    what, said = ("photo", record.photo) if function == "transfer" else ("prompt", settings.get("prompt"))
     if said is None:
         raise InstError(f"{picture} does not say which {what} it was made of: make it again in Python.")
-    return defaults | settings
+    return {name: value for name, value in defaults.items() if name in known} | settings
+
+
+def _check_sheet(picture: Path, record: PictureRecord, settings: dict[str, Any]) -> None:
+    """Check what a sheet's settings have that a picture's have not. Raises InstError where it cannot be made again."""
+    for name in ("strengths", "guidances"):
+        if not settings.get(name) or not isinstance(settings[name], list):
+            raise InstError(f"{picture} does not say which {name} it shows: make it again with inst sheet.")
+    if not record.styles or not settings.pop("thumbnails", False):
+        raise InstError(f"{picture} does not carry the paintings that it shows: make it again with inst sheet.")
 
 
 def _backbone_of(picture: Path, record: PictureRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,13 @@ from inst.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from inst.backbone import Backbone
+    from inst.images import Photo
+    from inst.style import Style
+
 _TRANSFER = defaults_of("inst.styling", "transfer")
+_THUMBNAILS = 1_000_000
+"""Bytes of the paintings' thumbnails that a sheet's record holds at most: each is about 0.1 MB, with its cells 1 MB."""
 
 
 @with_session
@@ -37,20 +44,48 @@ def sheet(
     size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
 ) -> None:
     """Compare strengths and guidances (and styles) for one photo, on one labelled sheet."""
-    from inst.images import picture_format, read_photo, save_picture
+    from inst.images import picture_format, read_photo
+
+    check_output(out, [photo, *pictures_of(style)], picture_format)
+    settings = {
+        "strengths": _numbers("strengths", strengths),
+        "guidances": _numbers("guidances", guidances),
+        "steps": steps,
+        "tone": tone,
+        "seed": seed,
+        "size": size,
+    }
+    content = read_photo(photo, flattened=True)
+    model = session.load(looking=False)
+    styles = [read_style(model, one) for one in style]
+    draw_sheet(session, model, content, styles, settings, out, f"{photo.stem}-sheet")
+
+
+def draw_sheet(
+    session: Session,
+    model: Backbone,
+    photo: Photo,
+    styles: Sequence[Style],
+    settings: Mapping[str, Any],
+    out: Path | None,
+    stem: str,
+) -> None:
+    """Make a sheet, write it with its record, and report where it is.
+
+    Args:
+        settings: "strengths" and "guidances", sequences of numbers; the others are arguments of `inst.transfer`.
+    """
+    from inst.images import save_picture
+    from inst.record import PictureRecord
     from inst.sampling import complete
     from inst.sheets import make_sheet
     from inst.styling import transfer
 
-    check_output(out, [photo, *pictures_of(style)], picture_format)
-    across, down = _numbers("strengths", strengths), _numbers("guidances", guidances)
-    content = read_photo(photo, flattened=True)
-    model = session.load(looking=False)
-    styles = [read_style(model, one) for one in style]
-    settings: dict[str, Any] = {"steps": steps, "tone": tone, "seed": seed, "size": size}
+    across, down = settings["strengths"], settings["guidances"]
+    same = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
     # All are begun before one is made: whatever cannot be used is said at once.
     cells = [(one, guidance, strength) for one in styles for guidance in down for strength in across]
-    runs = [transfer(model, content.picture, one, strength=s, guidance=g, **settings) for one, g, s in cells]
+    runs = [transfer(model, photo.picture, one, strength=s, guidance=g, **same) for one, g, s in cells]
     pictures = []
     with session.progress("pictures", len(runs)) as move:
         for (_, guidance, strength), run in zip(cells, runs, strict=True):
@@ -59,12 +94,16 @@ def sheet(
     rows: list[list[tuple[str, Tensor] | None]] = []
     for one in styles:
         painting = one.painting()
-        beside = [None if painting is None else (one.name, painting), ("the photo", content.picture)]
+        beside = [None if painting is None else (one.name, painting), ("the photo", photo.picture)]
         for _, head in zip_longest(down, beside[: len(down)]):
             done = len(rows) * len(across)
             rows.append([head, *pictures[done : done + len(across)]])
-    with output_path(out, f"{photo.stem}-sheet", ".png") as path:
-        save_picture(make_sheet(rows), path)
+    whole = sum(len(one.thumbnail or b"") for one in styles) <= _THUMBNAILS
+    named = {f"[C{number}]": one for number, one in enumerate(styles, start=1)}
+    noted = {**settings, "flatten": True, "thumbnails": whole}
+    record = PictureRecord.of("sheet", model, noted, named, photo=photo, thumbnails=whole)
+    with output_path(out, stem, ".png") as path:
+        save_picture(make_sheet(rows), path, texts=record.texts())
     session.report([f"{path}"], sheet=str(path))
 
 

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inst.cli.session import JsonOption, QuietOption, Session, check_output, output_path, with_session
+from inst.cli.session import PANEL, Session, check_output, output_path, with_session
 from inst.errors import UsageError
+
+if TYPE_CHECKING:
+    from inst.style import Style
 
 app = typer.Typer(help="Look at style files, mix them, and exchange them with other programs.", no_args_is_help=True)
 
+FittingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Refuse a style of another text space than this backbone's, given as for inst transfer; by default none "
+        "is loaded.",
+        rich_help_panel=PANEL,
+    ),
+]
+
 
 @app.command()
+@with_session
 def info(
+    session: Session,
     style: Annotated[Path, typer.Argument(help="A style file.", show_default=False)],
-    as_json: JsonOption = False,
+    backbone: FittingOption = None,
 ) -> None:
     """Say what a style file holds and how it was learned."""
     from inst.style import Style
 
     one = Style.load(style)
+    _check_fit(session, backbone, [one])
     count, width = one.vectors.shape
     facts = {
         "name": one.name,
@@ -43,41 +60,45 @@ def info(
         f"{'paintings':<12}{paintings or 'not known'}",
         *(f"{key:<12}{value}" for key, value in one.about.items() if key not in ("name", "paintings", "mixed")),
     ]
-    Session(as_json=as_json).report(lines, **facts)
+    session.report(lines, **facts)
 
 
 @app.command()
+@with_session
 def mix(
+    session: Session,
     styles: Annotated[
         list[str], typer.Argument(help="Style files, each with its weight: a.safetensors=2 b.safetensors=1.")
     ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The style file to write; by default in outputs/.")
     ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    backbone: FittingOption = None,
 ) -> None:
     """Mix styles by weight into a new one. Without weights all count alike."""
     from inst.style import Style, check_style_name
 
     given = [_weighted(text) for text in styles]
     check_output(out, [path for path, _ in given], check_style_name)
-    mixture = Style.mix([(Style.load(path), weight) for path, weight in given])
+    parts = [(Style.load(path), weight) for path, weight in given]
+    _check_fit(session, backbone, [one for one, _ in parts])
+    mixture = Style.mix(parts)
     with output_path(out, "-".join(path.stem for path, _ in given), ".safetensors") as path:
         mixture.save(path)
-    Session(quiet=quiet, as_json=as_json).report([f"{path}"], style=str(path))
+    session.report([f"{path}"], style=str(path))
 
 
 @app.command("export")
+@with_session
 def export_(
+    session: Session,
     style: Annotated[Path, typer.Argument(help="A style file.", show_default=False)],
     to: Annotated[str, typer.Option("--to", help="diffusers, a1111, comfyui or a1111-png (a picture).")],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The file to write; by default in outputs/.")] = None,
     token: Annotated[
         str | None, typer.Option("--token", help="For diffusers: the word in the prompt; by default the style's name.")
     ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    backbone: FittingOption = None,
 ) -> None:
     """Write a style as an embedding (textual inversion) that another program reads."""
     from inst.style import Style
@@ -86,12 +107,13 @@ def export_(
     check_export(None, to, token)
     check_output(out, [style], lambda path: check_export(path, to, token))
     one = Style.load(style)
+    _check_fit(session, backbone, [one])
     with output_path(out, slug(token or one.name), FORMATS[to]) as path:
         word = export_style(one, path, to, token)
     lines = [f"{path}", f"In the prompt, write: {word}"]
     if to == "diffusers" and len(one.widths) > 1:
         lines.append("Load it once for each text encoder, as docs/styles-elsewhere.md shows.")
-    Session(quiet=quiet, as_json=as_json).report(lines, file=str(path), to=to, prompt=word)
+    session.report(lines, file=str(path), to=to, prompt=word)
 
 
 @app.command("import")
@@ -141,6 +163,18 @@ def import_(
     count, _ = style.vectors.shape
     lines = [f"{path}", f"{count} vector{'s' if count > 1 else ''} of width {style.width_text}"]
     session.report(lines, style=str(path), vectors=count, widths=style.widths)
+
+
+def _check_fit(session: Session, backbone: str | None, styles: Sequence[Style]) -> None:
+    """Load a backbone if one is named. Raises UsageError for a style of another text space, warns of another UNet."""
+    if backbone is None:
+        return
+    from inst.conditioning import name_styles
+
+    session.backbone = backbone
+    model = session.load(looking=False)
+    for one in styles:
+        name_styles(model, one)
 
 
 def _weighted(text: str) -> tuple[Path, float]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
 from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
 from inst.files import make_folder, write_bytes_atomically
 from inst.images import fit_size, read_photo, read_picture, resize, save_picture
+from inst.provenance import SourceFile, describe
 from inst.sheets import make_sheet
 
 SETTINGS = "compare.json"
@@ -122,7 +124,7 @@ def _compare(
                 if made:
                     if started is None:
                         started = _start(method, painting, styles, on_step)
-                    problem = _make(started, photo, path)
+                    problem = _make(method, started, painting, photo, path)
                 done = Compared(index, total, method.name, photo.stem, painting.stem, path, made, problem)
                 if problem:
                     problems.append(done)
@@ -139,13 +141,14 @@ def _start(method: Method, painting: Path, styles: Path, on_step: OnStep) -> Rep
         return error
 
 
-def _make(started: Repaint | InstError, photo: Path, path: Path) -> str | None:
+def _make(method: Method, started: Repaint | InstError, painting: Path, photo: Path, path: Path) -> str | None:
     """Make one result, or say in one line why there is none."""
     if isinstance(started, InstError):
         return str(started)
     try:
         result = started(read_photo(photo, flattened=True))
-        save_picture(result.picture, path, None, dict(result.texts))
+        texts = result.texts or _described("result of a comparison", [method], [photo], [painting])
+        save_picture(result.picture, path, None, texts)
     except InstError as error:
         return str(error)
     return None
@@ -195,7 +198,7 @@ def _copies(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return copies
 
 
-def write_sheets(out: Path, methods: Sequence[str], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:
+def write_sheets(out: Path, methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:
     """Write a sheet for each painting into `out/sheets`: a row for each photo, with the painting at the top left.
 
     Results that are not there leave their places empty. Returns the files.
@@ -210,10 +213,31 @@ def write_sheets(out: Path, methods: Sequence[str], photos: Sequence[Path], pain
         for photo in photos:
             name = f"{photo.stem}{SEPARATOR}{painting.stem}.png"
             head = None if rows else _cell(painting.stem, painting)
-            results = (_cell(method, out / method / name) for method in methods)
+            results = (_cell(method.name, out / method.name / name) for method in methods)
             rows.append([head, _cell(photo.stem, photo), *results])
-        written.append(save_picture(make_sheet(rows, _CELL * 3 // 2), folder / f"{painting.stem}.png"))
+        texts = _described("sheet of a comparison", methods, photos, [painting])
+        sheet = make_sheet(rows, _CELL * 3 // 2)
+        written.append(save_picture(sheet, folder / f"{painting.stem}.png", texts=texts))
     return written
+
+
+def _described(
+    kind: str, methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path]
+) -> Mapping[str, str]:
+    """What a picture of a comparison carries: what was compared, and with which settings."""
+    settings = {one.name: {key: value for key, value in one.settings.items() if key != PICTURES} for one in methods}
+    return describe(
+        kind, "inst compare or inst ablate", methods=settings, photos=_sources(photos), paintings=_sources(paintings)
+    )
+
+
+def _sources(files: Sequence[Path]) -> list[dict[str, str]]:
+    """Names and hashes of the files that can be read; of the others was said before what is wrong."""
+    found = []
+    for file in files:
+        with contextlib.suppress(InstError):
+            found.append(asdict(SourceFile.of(file)))
+    return found
 
 
 def _cell(label: str, path: Path) -> tuple[str, Tensor] | None:

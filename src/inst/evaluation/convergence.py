@@ -21,6 +21,7 @@ from inst.files import write_bytes_atomically
 from inst.image_encoders import how_to_give
 from inst.images import Photo
 from inst.learning import learn
+from inst.provenance import describe
 from inst.sampling import complete
 from inst.styling import generate, transfer
 
@@ -254,5 +255,7 @@ class Curves:
                 panel.set(xlabel=label, title=title)
         panels[0][0].legend()
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=110)
+        paintings = sorted({one.painting for one in self.points.values()})
+        texts = describe("plot of learning curves", "inst ablate", settings=self.settings, paintings=paintings)
+        figure.savefig(drawn, format="png", dpi=110, metadata=texts)
         return [*files, write_bytes_atomically(self.folder / "curves.png", drawn.getvalue())]

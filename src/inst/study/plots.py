@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from inst.provenance import describe
 from inst.study.factors import factor_name
 from inst.study.report import Report
 
@@ -23,13 +24,16 @@ def plot_report(report: Report) -> dict[str, bytes]:
         figures = {"votes": _votes(report), "seconds": _seconds(report)}
     if report.ranked:
         figures["factors"] = _factors(report)
+    votes = {name: one.votes for name, one in report.methods.items()}
+    made_of = {"title": report.title, "ours": report.ours, "votes": votes, "ranked": report.ranked}
+    # Without date and random names the same answers give the same file.
+    metadata = {"png": describe("plot of a user study", "inst study report", **made_of), "svg": {"Date": None}}
     files = {}
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
+        for kind, texts in metadata.items():
             encoded = io.BytesIO()
-            # Without date and random names the same answers give the same file.
             with rc_context({"svg.hashsalt": name}):
-                figure.savefig(encoded, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+                figure.savefig(encoded, format=kind, dpi=_DPI, metadata=texts)
             files[f"{name}.{kind}"] = encoded.getvalue()
     return files
 

@@ -1,0 +1,122 @@
+"""Arguments of a wrong type: one clear line before anything is computed, as for those of a wrong value."""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import inst
+from inst import UsageError
+from inst.arguments import checked
+from inst.control import Control
+from inst.images import make_thumbnail
+from inst.style import Style
+from tiny import tiny_controlnet
+
+THUMBNAIL = make_thumbnail(torch.zeros(3, 8, 8))
+
+
+def transfer(backbone: inst.Backbone, **wrong: Any) -> object:
+    photo = torch.zeros(3, 64, 64)
+    return inst.transfer(backbone, **{"photo": photo, "style": style(backbone), **wrong})
+
+
+def generate(backbone: inst.Backbone, **wrong: Any) -> object:
+    return inst.generate(backbone, **{"prompt": "[C]", "style": style(backbone), **wrong})
+
+
+def learn(backbone: inst.Backbone, **wrong: Any) -> object:
+    painting = inst.images.Photo(torch.zeros(3, 64, 64))
+    return inst.learn(backbone, **{"paintings": [painting], **wrong})
+
+
+def style(backbone: inst.Backbone) -> Style:
+    return Style(torch.ones(3, 32), backbone.fingerprint, thumbnail=THUMBNAIL)
+
+
+@pytest.mark.parametrize("wrong", [1.5, "20", "a", True, None, [1], torch.tensor(1), object(), 2.0])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        *((transfer, name) for name in ("steps", "seed", "size", "tile")),
+        *((generate, name) for name in ("steps", "seed", "size", "tile")),
+        *((learn, name) for name in ("steps", "seed", "batch_size", "crops", "vectors", "patience", "preview_every")),
+    ],
+)
+def test_whole_numbers(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+    if (wrong is None and name in ("size", "tile", "vectors")) or (wrong == [1] and name == "seed"):
+        return  # which have a meaning
+    with pytest.raises(UsageError, match="cannot be used: give a whole number") as caught:
+        function(tiny_backbone, **{name: wrong})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["a", "0.5", False, None, [0.5], torch.tensor(0.5), 1j])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        *((transfer, name) for name in ("strength", "guidance", "style_weight")),
+        *((generate, name) for name in ("guidance", "style_weight")),
+        *((learn, name) for name in ("lr", "dropout")),
+    ],
+)
+def test_numbers(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+    with pytest.raises(UsageError, match="cannot be used: give a number"):
+        function(tiny_backbone, **{name: wrong})
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "size", "tile", "strength", "guidance", "style_weight"])
+def test_numbers_that_no_computer_could_use(tiny_backbone: inst.Backbone, name: str) -> None:
+    with pytest.raises(UsageError, match="is too large to be used"):
+        transfer(tiny_backbone, **{name: 10**400})
+
+
+@pytest.mark.parametrize("wrong", [5, ["a", 5], [["a"]], b"a", {"a": 1}, [], torch.zeros(1)])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        *((transfer, name) for name in ("prompt", "negative_prompt", "inversion", "solver", "tone")),
+        *((generate, name) for name in ("prompt", "negative_prompt", "solver", "tone")),
+        (learn, "variant"),
+    ],
+)
+def test_texts(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+    with pytest.raises(UsageError):
+        function(tiny_backbone, **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", ["photo.png", Path("photo.png"), inst.images.Photo(torch.zeros(3, 8, 8)), 5, None])
+def test_pictures_and_styles(tiny_backbone: inst.Backbone, wrong: object) -> None:
+    with pytest.raises(UsageError, match="photo of the type"):
+        transfer(tiny_backbone, photo=wrong)
+    for given in (wrong, {"[C]": wrong}):
+        with pytest.raises(UsageError, match="style of the type"):
+            generate(tiny_backbone, style=given)
+    if not isinstance(wrong, inst.images.Photo):
+        with pytest.raises(UsageError, match="painting of the type"):
+            learn(tiny_backbone, paintings=[wrong])
+
+
+def test_sizes_weights_and_scales(tiny_backbone: inst.Backbone) -> None:
+    for size in ((64,), (64, "a"), (64, 64.0), (64, 64, 64), "64x64", {64}):
+        with pytest.raises(UsageError, match=r"The size .* cannot be used: give a whole number"):
+            generate(tiny_backbone, size=size)
+    with pytest.raises(UsageError, match="The weight 'a' cannot be used"):
+        Style.mix([(style(tiny_backbone), "a")])  # type: ignore[list-item]
+    control = Control(tiny_controlnet(tiny_backbone.unet), torch.zeros(3, 64, 64), scale="1")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="The control scale '1' cannot be used"):
+        generate(tiny_backbone, control=control)
+
+
+def test_numbers_of_other_libraries_are_numbers(tiny_backbone: inst.Backbone) -> None:
+    plain = inst.complete(transfer(tiny_backbone, steps=1, seed=3, strength=0.5, size=64))
+    given = {"steps": np.int64(1), "seed": np.uint8(3), "strength": np.float32(0.5), "size": np.int32(64)}
+    assert torch.equal(inst.complete(transfer(tiny_backbone, **given)), plain)
+    assert inst.complete(transfer(tiny_backbone, **(given | {"strength": Fraction(1, 2)}))).equal(plain)
+    assert type(checked("x", np.int64(3), "int")) is int
+    assert type(checked("x", np.float32(3), "float")) is float
+    run = learn(tiny_backbone, steps=np.int64(1), lr=np.float32(1e-3))
+    assert next(run).state().settings["steps"] == 1
