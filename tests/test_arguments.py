@@ -10,9 +10,9 @@ import torch
 
 import inst
 from inst import UsageError
-from inst.arguments import checked
+from inst.arguments import LARGEST_FACTOR, checked
 from inst.control import Control
-from inst.images import make_thumbnail
+from inst.images import fit_size, make_thumbnail
 from inst.style import Style
 from tiny import tiny_controlnet
 
@@ -74,6 +74,12 @@ def test_numbers_that_no_computer_could_use(tiny_backbone: inst.Backbone, name: 
         transfer(tiny_backbone, **{name: 10**400})
 
 
+@pytest.mark.parametrize("name", ["guidance", "style_weight"])
+def test_the_largest_factor_is_said(tiny_backbone: inst.Backbone, name: str) -> None:
+    with pytest.raises(UsageError, match=f"of 20000 cannot be used: .* to {LARGEST_FACTOR}"):
+        transfer(tiny_backbone, **{name: 20_000})
+
+
 @pytest.mark.parametrize("wrong", [5, ["a", 5], [["a"]], b"a", {"a": 1}, [], torch.zeros(1)])
 @pytest.mark.parametrize(
     ("function", "name"),
@@ -98,6 +104,10 @@ def test_pictures_and_styles(tiny_backbone: inst.Backbone, wrong: object) -> Non
     if not isinstance(wrong, inst.images.Photo):
         with pytest.raises(UsageError, match="painting of the type"):
             learn(tiny_backbone, paintings=[wrong])
+    for one in (inst.images.Photo(torch.zeros(3, 64, 64)), torch.zeros(3, 64, 64)):
+        for function in (inst.learn, inst.instant_style):
+            with pytest.raises(UsageError, match=r"Paintings of the type .* give a list"):
+                function(tiny_backbone, one)  # type: ignore[operator]
 
 
 def test_sizes_weights_and_scales(tiny_backbone: inst.Backbone) -> None:
@@ -118,5 +128,7 @@ def test_numbers_of_other_libraries_are_numbers(tiny_backbone: inst.Backbone) ->
     assert inst.complete(transfer(tiny_backbone, **(given | {"strength": Fraction(1, 2)}))).equal(plain)
     assert type(checked("x", np.int64(3), "int")) is int
     assert type(checked("x", np.float32(3), "float")) is float
+    assert fit_size(1000, 700, np.int16(512)) == fit_size(1000, 700, 512)  # 1000 x 512 is none
+    assert fit_size(1000, 700, np.uint8(64)) == fit_size(1000, 700, 64)
     run = learn(tiny_backbone, steps=np.int64(1), lr=np.float32(1e-3))
     assert next(run).state().settings["steps"] == 1

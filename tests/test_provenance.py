@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inst import InstError
-from inst.provenance import SourceFile, base_name, entry, plain, reason
+from inst.provenance import SourceFile, base_name, describe, entry, plain, reason
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,12 @@ def test_plain_values() -> None:
     for wrong in (math.nan, math.inf, torch.tensor([1.0, math.nan])):
         with pytest.raises(ValueError, match="only finite"):
             plain({"loss": wrong})
+
+
+def test_titles_and_labels_may_hold_a_slash() -> None:
+    made_of = {"title": "Ours / theirs?", "labels": ["oil/canvas"], "photo": "/home/ann/a.png"}
+    said = json.loads(describe("plot", "inst", **made_of)["inst"])
+    assert (said["title"], said["labels"], said["photo"]) == ("Ours / theirs?", ["oil/canvas"], "a.png")
 
 
 _words = st.text(st.characters(exclude_characters="/\\"))

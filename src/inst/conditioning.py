@@ -72,7 +72,10 @@ def check_prompts(
     if not prompts:
         raise UsageError("No prompt is given: give at least one text.")
     if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # NaN is not either
-        raise UsageError(f"A style weight of {style_weight} cannot be used: give 0 (no style), 1 (as learned) or more.")
+        raise UsageError(
+            f"A style weight of {style_weight} cannot be used: give 0 (no style), 1 (as learned) or more, up to "
+            f"{LARGEST_FACTOR}."
+        )
     backbone.tokenize([*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
     for prompt in prompts:
         unused = [name for name in styles if name not in prompt and name not in negative_prompt]

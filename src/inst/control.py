@@ -77,7 +77,10 @@ class Control:
                 f"move it there."
             )
         if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # NaN is not either
-            raise UsageError(f"A control scale of {self.scale} cannot be used: give 0 (none), 1 (as trained) or more.")
+            raise UsageError(
+                f"A control scale of {self.scale} cannot be used: give 0 (none), 1 (as trained) or more, up to "
+                f"{LARGEST_FACTOR}."
+            )
         if self.picture is None:
             return
         if self.picture.dim() != 3 or self.picture.shape[0] != 3 or 0 in self.picture.shape:

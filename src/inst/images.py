@@ -222,7 +222,8 @@ def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:
 
 def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return (width, height) of the same proportions, rounded, whose short side is `short_side`."""
-    if checked("size", short_side, "int") < 1:
+    short_side = checked("size", short_side, "int")  # also because NumPy's smaller integers overflow below
+    if short_side < 1:
         raise UsageError(f"A short side of {short_side} pixels cannot be made: give a positive number.")
     short = min(width, height)
     return round(width * short_side / short), round(height * short_side / short)

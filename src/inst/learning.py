@@ -162,7 +162,8 @@ def learn(
         raise UsageError(f'The variant "{variant}" is unknown: use one of {", ".join(VARIANTS)}.')
     if variant == "direct" and layers:
         raise UsageError(f"The variant direct has no layers, but {layers} are asked for: leave them out.")
-    if checked("steps between previews", preview_every, "int") < 0:
+    preview_every = checked("steps between previews", preview_every, "int")
+    if preview_every < 0:
         raise UsageError(f"Previews every {preview_every} steps are not possible: give 0 (none) or more.")
     if pretrained is None:
         pretrained = _misfit(backbone, variant, layers, vectors) is None
@@ -256,6 +257,8 @@ def instant_style(backbone: Backbone, paintings: Sequence[Painting], name: str |
 
 
 def _check_paintings(paintings: Sequence[Painting]) -> None:
+    if not isinstance(paintings, Sequence):
+        raise UsageError(f"Paintings of the type {type(paintings).__name__} cannot be used: give a list of them.")
     if not paintings:
         raise UsageError("No painting is given: give at least one.")
     for one in paintings:

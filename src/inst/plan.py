@@ -97,8 +97,9 @@ def make_plan(
             f"A picture of {width} x {height} pixels is too large: the limit is {LARGEST_PICTURE // 10**6} million."
         )
     if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # NaN is not either
-        raise UsageError(f"A guidance of {guidance} cannot be used: give 1 (none) or more, such as 3.")
-    if tile is not None and 0 != checked("size of tiles", tile, "int") < backbone.size_multiple:
+        raise UsageError(f"A guidance of {guidance} cannot be used: give 1 (none) to {LARGEST_FACTOR}, such as 3.")
+    tile = None if tile is None else checked("size of tiles", tile, "int")
+    if tile and tile < backbone.size_multiple:
         raise UsageError(
             f"Tiles of {tile} pixels cannot be used: give {backbone.size_multiple} or more, or 0 for none."
         )

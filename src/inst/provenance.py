@@ -26,7 +26,9 @@ KEYWORD = "inst"
 FORMAT = 1
 """The version of what this package writes there, and the newest that it reads."""
 
-PROSE = frozenset({"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note"})
+PROSE = frozenset(
+    {"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note", "title", "labels"}
+)
 """Keys whose texts are kept to the letter: they may hold a slash, and are no paths."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers")

@@ -17,6 +17,7 @@ from inst.evaluation.ablations import ABLATIONS
 from inst.evaluation.methods import FolderMethod, caption_style
 from inst.images import read_photo, read_picture
 from inst.record import read_record
+from tiny import save_family
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -91,6 +92,16 @@ def test_other_settings_and_other_pictures_are_refused(run: Run, given: list[obj
     assert code == 2
     assert "another picture" in err
     assert before == {name: Path("made", name).read_bytes() for name in files("made")}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"inst-instant": 1}', "no JSON", "5"])
+def test_settings_that_were_damaged_are_one_line(run: Run, given: list[object], content: str) -> None:
+    Path("made").mkdir()
+    Path("made/compare.json").write_text(content)
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "compare.json cannot be used" in err
+    assert files("made") == {"compare.json"}
 
 
 def test_a_style_of_other_settings_is_not_taken_for_this_one(run: Run, given: list[object]) -> None:
@@ -205,6 +216,29 @@ def test_sources_are_looked_at_before_anything_is_made(run: Run, given: list[obj
         assert said in err
         assert len(err.strip().splitlines()) == 1
         assert not Path(f"made-{number}").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that nobody can read from its beginning")
+def test_a_source_that_cannot_be_read_is_one_line(run: Run, given: list[object]) -> None:
+    Path("photos-here/secret.png").symlink_to("/proc/self/mem")
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "secret.png cannot be read" in err
+    assert not Path("made").exists()
+
+
+def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[object], tmp_path: Path) -> None:
+    blind = save_family(tmp_path / "blind", "sd1")
+    command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
+    for more, said in ((["--strength", "1.5"], "strength"), (["--tone", "loud"], "tone")):
+        code, _, err = run(*command, *more)
+        assert (code, err.strip().splitlines()[-1].startswith("Error: ")) == (2, True)
+        assert said in err
+    code, _, err = run(*command, "--backbone", blind)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "blind has no image encoder, which the variants" in err
+    assert "--image-encoder" in err
+    assert not Path("curves").exists()
 
 
 def test_learning_curves_need_points(run: Run, given: list[object]) -> None:

@@ -1,6 +1,7 @@
 """The study's file holds copies of the pictures that betray nothing, and the pairs of what is there."""
 
 import io
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_a_folder_of_inst_compare_is_used_whole(tmp_path: Path) -> None:
     made = create(folder, tmp_path / "study.db")
     assert made.pairs == {"adain": 4, "gatys": 4}
     assert made.left_out == []
+
+
+def test_a_method_without_a_usable_name_is_refused_with_the_reason(comparison: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(comparison, tmp_path / "comparison"))
+    for file in (folder / "adain").iterdir():
+        file.rename(file.with_name(file.name.replace("__", "-")))
+    for options in ({"ours": "adain"}, {"methods": ["adain"]}):
+        with pytest.raises(UsageError, match=r"adain is left out: none of its pictures .* is not PHOTO__PAINTING"):
+            create(folder, tmp_path / "study.db", **options)
 
 
 def test_combinations_are_chosen_of_what_can_be_compared(tmp_path: Path) -> None:

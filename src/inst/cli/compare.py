@@ -254,11 +254,12 @@ def _converge(
     transfer: dict[str, Any],
     clip: str | None,
 ) -> None:
-    from inst.evaluation.convergence import Curves, learning_curves
+    from inst.evaluation.convergence import Curves, check_curves, learning_curves
     from inst.evaluation.gram import GramDistance
 
     contents, sources = read_paintings(photos), read_paintings(paintings)
     backbone = session.load()
+    check_curves(backbone, transfer)  # first, because --clip is no remedy where it is the backbone that must look
     encoder = load_encoder(session, clip)
     settings = {
         "steps": steps,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -76,7 +75,7 @@ def compare(
     Raises:
         UsageError: two sources or two methods of one name, a name that cannot be a folder's, or a folder whose results
             were made with other settings or of other pictures; before anything is made.
-        InstError: a source is not there, or `out` cannot be written to.
+        InstError: a source cannot be read, or `out` cannot be written to.
     """
     names = [method.name for method in methods]
     for what, found in (
@@ -161,6 +160,8 @@ def _join_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
     try:
         if place.is_file():
             noted = json.loads(place.read_text())
+            if not isinstance(noted, dict) or not all(isinstance(one, dict) for one in noted.values()):
+                raise ValueError("it does not hold the settings of each method")
     except (OSError, ValueError) as error:
         raise InstError(f"{place} cannot be used ({error}): give another folder.") from None
     for method in methods:
@@ -189,9 +190,10 @@ def _copies(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
     for source in sources:
         if not source.is_file():
             raise InstError(f"{source}: no such file.")
+        same = SourceFile.of(source).sha256  # or an error, for one that cannot be read
         if source.stem not in present:
             copies[folder / source.name] = source
-        elif not filecmp.cmp(present[source.stem], source, shallow=False):
+        elif SourceFile.of(present[source.stem]).sha256 != same:
             raise UsageError(
                 f"{present[source.stem]} is another picture than {source}: give another folder for the results."
             )

@@ -17,6 +17,7 @@ from torch import Tensor
 from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
 from inst.evaluation.clip import PictureTextEncoder, cosine
+from inst.evaluation.methods import check_transfer
 from inst.files import write_bytes_atomically
 from inst.image_encoders import how_to_give
 from inst.images import Photo
@@ -63,6 +64,21 @@ class CurvePoint:
     accuracy: float
 
 
+def check_curves(backbone: Backbone, transferred: Mapping[str, Any]) -> None:
+    """Check what `learning_curves` is given, before anything is learned.
+
+    Raises:
+        UsageError: arguments that `inst.transfer` cannot use.
+        InstError: the backbone has no image encoder.
+    """
+    if backbone.image_encoder is None:
+        raise InstError(
+            f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
+            f"through: give one ({how_to_give(backbone)})."
+        )
+    check_transfer(backbone, transferred)
+
+
 def learning_curves(
     backbone: Backbone,
     paintings: Sequence[Photo],
@@ -99,21 +115,17 @@ def learning_curves(
         The points of one learning after the other, in the order of their steps.
 
     Raises:
-        UsageError: two paintings of one name.
+        UsageError: two paintings of one name, or as `check_curves`.
         InstError: the backbone has no image encoder; or what `learn` raises.
     """
-    if backbone.image_encoder is None:
-        raise InstError(
-            f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
-            f"through: give one ({how_to_give(backbone)})."
-        )
+    if transferred is None:
+        transferred = {"tone": "none"}
+    check_curves(backbone, transferred)
     names = [painting.name for painting in paintings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
     if encoder is None:
         encoder = PictureTextEncoder.of_backbone(backbone)
-    if transferred is None:
-        transferred = {"tone": "none"}
     if variants is None:
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:

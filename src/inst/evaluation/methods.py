@@ -93,8 +93,7 @@ class StyleMethod:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Begun and not run: what cannot be used is said now, and not after every style has been learned.
-        transfer(self.backbone, _BLANK.picture, caption_style(self.backbone, "a", _BLANK), **self.arguments)
+        check_transfer(self.backbone, self.arguments)  # now, and not after every style has been learned
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -121,6 +120,11 @@ class StyleMethod:
             return Repainted(pictures[0], record.texts())
 
         return repaint
+
+
+def check_transfer(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for arguments that `inst.transfer` cannot use with any photo and style."""
+    transfer(backbone, _BLANK.picture, caption_style(backbone, "a", _BLANK), **arguments)  # begun and not run
 
 
 def learned(backbone: Backbone, name: str = "learned", **arguments: Any) -> StyleMaker:

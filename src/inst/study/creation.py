@@ -137,10 +137,11 @@ def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collecti
                 f"{PAINTINGS}, and one for each method."
             )
     found = collect(folder, methods=None if methods is None else [ours, *methods])
+    left_out = "".join(f" {one}." for one in found.problems if "is left out" in one)
     if ours not in found.methods:
-        raise UsageError(f"{folder} holds no method {ours}: it has {', '.join(found.methods)}.")
+        raise UsageError(f"{folder} holds no method {ours}: it has {', '.join(found.methods)}.{left_out}")
     if len(found.methods) == 1:
-        raise UsageError(f"{folder} holds no method beside {ours}: there is nothing to compare it with.")
+        raise UsageError(f"{folder} holds no method beside {ours}: there is nothing to compare it with.{left_out}")
     return found
 
 
