@@ -67,10 +67,13 @@ def export(parts: dict[str, Path], out: Path) -> int:
                 shutil.copy2(out / name, made)
         for file in made.rglob("*.safetensors"):
             _to_half(file)
-        for name in ("text_encoder", "image_encoder"):
-            # With "float16" here transformers would load these parts in fp16 beside others in fp32.
-            config = json.loads((made / name / "config.json").read_text())
-            _write_json(made / name / "config.json", {**config, "dtype": "float32"})
+        for config in made.glob("*/config.json"):
+            content = json.loads(config.read_text())
+            content.pop("_name_or_path", None)  # where a warm start began: a place on the machine that trained it
+            if config.parent.name in ("text_encoder", "image_encoder"):
+                # With "float16" here transformers would load these parts in fp16 beside others in fp32.
+                content["dtype"] = "float32"
+            _write_json(config, content)
         _write_json(made / "model_index.json", INDEX)
         for file in made.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)

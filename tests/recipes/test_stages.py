@@ -115,6 +115,9 @@ def test_a_decoder_goes_on_over_the_same_latents(runs: Path, shards: Path, rando
         torch.testing.assert_close(after.encode(picture).latent_dist.mean, latents)
         assert (after.decode(latents).sample - before.decode(latents).sample).abs().max() > 1e-5
     assert after.config.scaling_factor == before.config.scaling_factor
+    parts = ["--tokenizer", runs / "tokenizer", "--autoencoder", tmp_path / "vae", "--pair", runs / "pair"]
+    export.main([str(part) for part in (*parts, "--unet", runs / "unet", "--out", tmp_path / "tiny")])
+    assert str(runs) not in (tmp_path / "tiny" / "vae" / "config.json").read_text(), "says where it was trained"
 
 
 def test_an_interrupted_stage_resumes_exactly(
