@@ -22,6 +22,9 @@ from inst.sheets import make_sheet
 SETTINGS = "compare.json"
 _CELL = 160  # pixels of a picture's short side on a sheet
 
+_MadeOf = tuple[Mapping[str, Mapping[str, Any]], Sequence[SourceFile], Sequence[SourceFile]]
+"""Settings by method, photos, paintings."""
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -111,6 +114,7 @@ def _compare(
         write_bytes_atomically(place, source.read_bytes())
     write_bytes_atomically(out / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())
     styles = make_folder(out / "styles")
+    sources = {path: SourceFile.of(path) for path in (*photos, *paintings)}
 
     total, index, problems = len(methods) * len(photos) * len(paintings), 0, []
     for method in methods:
@@ -123,7 +127,8 @@ def _compare(
                 if made:
                     if started is None:
                         started = _start(method, painting, styles, on_step)
-                    problem = _make(method, started, painting, photo, path)
+                    made_of = {method.name: settings[method.name]}, [sources[photo]], [sources[painting]]
+                    problem = _make(started, photo, path, made_of)
                 done = Compared(index, total, method.name, photo.stem, painting.stem, path, made, problem)
                 if problem:
                     problems.append(done)
@@ -140,13 +145,13 @@ def _start(method: Method, painting: Path, styles: Path, on_step: OnStep) -> Rep
         return error
 
 
-def _make(method: Method, started: Repaint | InstError, painting: Path, photo: Path, path: Path) -> str | None:
+def _make(started: Repaint | InstError, photo: Path, path: Path, made_of: _MadeOf) -> str | None:
     """Make one result, or say in one line why there is none."""
     if isinstance(started, InstError):
         return str(started)
     try:
         result = started(read_photo(photo, flattened=True))
-        texts = result.texts or _described("result of a comparison", [method], [photo], [painting])
+        texts = result.texts or _described("result of a comparison", *made_of)
         save_picture(result.picture, path, None, texts)
     except InstError as error:
         return str(error)
@@ -209,6 +214,7 @@ def write_sheets(out: Path, methods: Sequence[Method], photos: Sequence[Path], p
         InstError: the folder cannot be written to.
     """
     folder = make_folder(out / "sheets")
+    settings, contents = {method.name: method.settings for method in methods}, _sources(photos)
     written = []
     for painting in paintings:
         rows: list[list[tuple[str, Tensor] | None]] = []
@@ -217,28 +223,35 @@ def write_sheets(out: Path, methods: Sequence[Method], photos: Sequence[Path], p
             head = None if rows else _cell(painting.stem, painting)
             results = (_cell(method.name, out / method.name / name) for method in methods)
             rows.append([head, _cell(photo.stem, photo), *results])
-        texts = _described("sheet of a comparison", methods, photos, [painting])
+        texts = _described("sheet of a comparison", settings, contents, _sources([painting]))
         sheet = make_sheet(rows, _CELL * 3 // 2)
         written.append(save_picture(sheet, folder / f"{painting.stem}.png", texts=texts))
     return written
 
 
 def _described(
-    kind: str, methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path]
+    kind: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    photos: Sequence[SourceFile],
+    paintings: Sequence[SourceFile],
 ) -> Mapping[str, str]:
-    """What a picture of a comparison carries: what was compared, and with which settings."""
-    settings = {one.name: {key: value for key, value in one.settings.items() if key != PICTURES} for one in methods}
+    """What a picture of a comparison carries: what was compared, and with which settings, by method."""
+    methods = {name: {key: one[key] for key in one if key != PICTURES} for name, one in settings.items()}
     return describe(
-        kind, "inst compare or inst ablate", methods=settings, photos=_sources(photos), paintings=_sources(paintings)
+        kind,
+        "inst compare or inst ablate",
+        methods=methods,
+        photos=[asdict(one) for one in photos],
+        paintings=[asdict(one) for one in paintings],
     )
 
 
-def _sources(files: Sequence[Path]) -> list[dict[str, str]]:
+def _sources(files: Sequence[Path]) -> list[SourceFile]:
     """Names and hashes of the files that can be read; of the others was said before what is wrong."""
     found = []
     for file in files:
         with contextlib.suppress(InstError):
-            found.append(asdict(SourceFile.of(file)))
+            found.append(SourceFile.of(file))
     return found
 
 

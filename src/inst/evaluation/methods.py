@@ -192,11 +192,13 @@ class FolderMethod:
         return {"folder": self.folder.name, PICTURES: marks}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
+        # Reversed, so that of two endings the first counts.
+        pictures = {one.stem: one for one in reversed(pictures_in(self.folder))}
+
         def repaint(photo: Photo) -> Repainted:
             stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
-            found = next((one for one in pictures_in(self.folder) if one.stem == stem), None)
-            if found is None:
+            if stem not in pictures:
                 raise InstError(f"{self.folder} holds no picture named {stem}.")
-            return Repainted(read_picture(found))
+            return Repainted(read_picture(pictures[stem]))
 
         return repaint
