@@ -10,6 +10,7 @@ import typer
 
 from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, judge, load_encoder, metric_names
+from inst.cli.pictures import StrengthOption, ToneOption
 from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, read_paintings, with_session
 from inst.errors import InstError, UsageError
 from inst.files import pictures_in
@@ -29,8 +30,6 @@ PaintingsArgument = Annotated[
     list[Path], typer.Option("--paintings", help="Paintings, or folders of them.", show_default=False)
 ]
 LearningSteps = Annotated[int, typer.Option("--learning-steps", help="Steps of each learning, at most.")]
-StrengthOption = Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")]
-ToneOption = Annotated[str, typer.Option("--tone", help="painting, photo or none.")]
 FiguresOption = Annotated[bool, typer.Option("--figures/--no-figures", help="Judge the pictures afterwards.")]
 
 

@@ -36,6 +36,10 @@ OutOption = Annotated[
     Path | None,
     typer.Option("-o", "--out", help="The picture to write (.png, .jpg, .webp), or a folder; by default in outputs/."),
 ]
+StrengthOption = Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")]
+ToneOption = Annotated[
+    str, typer.Option("--tone", help="Colours: painting (the painting's), photo (its own), or none (as they come).")
+]
 StepsOption = Annotated[int, typer.Option("--steps", help="Sampling steps.")]
 GuidanceOption = Annotated[float, typer.Option("--guidance", help="How strongly the prompt leads; 1 is none.")]
 NegativeOption = Annotated[str, typer.Option("--negative-prompt", help="What the result shall not be.")]
@@ -53,14 +57,10 @@ def transfer(
     photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
     style: StyleOption,
     out: OutOption = None,
-    strength: Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")] = _TRANSFER[
-        "strength"
-    ],
+    strength: StrengthOption = _TRANSFER["strength"],
     steps: StepsOption = _TRANSFER["steps"],
     guidance: GuidanceOption = _TRANSFER["guidance"],
-    tone: Annotated[
-        str, typer.Option("--tone", help="Colours: of the painting, of the photo, or none (as they come).")
-    ] = _TRANSFER["tone"],
+    tone: ToneOption = _TRANSFER["tone"],
     prompt: Annotated[str | None, typer.Option("--prompt", help="What the photo shows; [C] is the style.")] = None,
     negative_prompt: NegativeOption = _TRANSFER["negative_prompt"],
     seed: SeedOption = _TRANSFER["seed"],

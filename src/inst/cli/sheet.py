@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
+from inst.cli.pictures import StepsOption, ToneOption
 from inst.cli.session import SeedOption, Session, check_output, output_path, pictures_of, read_style, with_session
 from inst.errors import UsageError
 
@@ -38,8 +39,8 @@ def sheet(
     ] = None,
     strengths: Annotated[str, typer.Option("--strengths", help="The columns.")] = "0.3,0.5,0.7",
     guidances: Annotated[str, typer.Option("--guidances", help="The rows.")] = "2,4,6",
-    steps: Annotated[int, typer.Option("--steps", help="Sampling steps.")] = _TRANSFER["steps"],
-    tone: Annotated[str, typer.Option("--tone", help="painting, photo or none.")] = _TRANSFER["tone"],
+    steps: StepsOption = _TRANSFER["steps"],
+    tone: ToneOption = _TRANSFER["tone"],
     seed: SeedOption = _TRANSFER["seed"],
     size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
 ) -> None:
