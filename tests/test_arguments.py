@@ -1,5 +1,6 @@
 """Arguments of a wrong type: one clear line before anything is computed, as for those of a wrong value."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,83 @@ def test_pictures_and_styles(tiny_backbone: inst.Backbone, wrong: object) -> Non
         for function in (inst.learn, inst.instant_style):
             with pytest.raises(UsageError, match=r"Paintings of the type .* give a list"):
                 function(tiny_backbone, one)  # type: ignore[operator]
+
+
+NOT_THESE = ["a", 5, 0.5, True, [1], {"a": 1}, Path("a"), b"a", object(), np.ones((64, 64)), torch.float32]
+
+
+@pytest.mark.parametrize("wrong", NOT_THESE)
+def test_backbones_masks_controls_and_states(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+    control = Control(tiny_controlnet(tiny_backbone.unet), torch.zeros(3, 64, 64))
+    for said, call in (
+        ("A backbone", lambda: inst.transfer(wrong, torch.zeros(3, 64, 64), style(tiny_backbone))),
+        ("A backbone", lambda: inst.generate(wrong, "[C]", style(tiny_backbone))),
+        ("A backbone", lambda: learn(wrong)),
+        ("A backbone", lambda: inst.instant_style(wrong, [inst.images.Photo(torch.zeros(3, 64, 64))])),
+        ("A backbone", lambda: inst.load_controlnet("folder", wrong)),
+        ("A mask", lambda: transfer(tiny_backbone, mask=wrong)),
+        ("A control", lambda: transfer(tiny_backbone, control=wrong)),
+        ("A control", lambda: generate(tiny_backbone, control=wrong)),
+        ("A control", lambda: transfer(tiny_backbone, control=control.model)),
+        ("A ControlNet", lambda: transfer(tiny_backbone, control=replace(control, model=wrong))),
+        ("A control picture", lambda: generate(tiny_backbone, control=replace(control, picture=wrong))),
+        ("A state to go on from", lambda: learn(tiny_backbone, resume=wrong)),
+        ("A run", lambda: inst.complete(wrong)),
+        ("A run", lambda: inst.complete(style(tiny_backbone))),  # type: ignore[arg-type]
+        ("A style", lambda: Style.mix([(wrong, 1)])),
+        ("A style", lambda: Style.mix([(style(tiny_backbone), 1), (wrong, 1)])),
+        ("Vectors", lambda: Style(wrong, "text space")),
+    ):
+        with pytest.raises(UsageError, match=f"^{said} of the type .* cannot be used: ") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["a"], b"a", torch.zeros(2)])
+def test_names_of_files(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+    for call in (
+        lambda: inst.read_photo(wrong),
+        lambda: inst.images.read_picture(wrong),
+        lambda: inst.images.read_mask(wrong),
+        lambda: Style.load(wrong),
+        lambda: style(tiny_backbone).save(wrong),
+        lambda: inst.load_controlnet(wrong, tiny_backbone),
+        lambda: inst.Backbone.load(wrong),
+        lambda: inst.Backbone.load(config=[] if wrong is None else wrong),
+        lambda: inst.Backbone.load(image_encoder=True if wrong is None else wrong),
+    ):
+        with pytest.raises(UsageError, match=r"of the type .* cannot be used: give its name, a text or a pathlib"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [1.5, ["cpu"], torch.zeros(2, 2), Path("cpu")])
+def test_devices_and_precisions(wrong: Any) -> None:
+    for given in ({"device": wrong}, {"dtype": wrong}):
+        with pytest.raises(UsageError, match=r"of the type .* cannot be used: give"):
+            inst.Backbone.load(**given)
+
+
+def test_mixtures_are_of_pairs(tiny_backbone: inst.Backbone) -> None:
+    one = style(tiny_backbone)
+    wrong: Any
+    for wrong in (one, "ab", {one: 1}, [one, one], [(one,)], [(one, 1, 2)], ["ab"], [5]):
+        with pytest.raises(UsageError, match="pairs of a style and its weight"):
+            Style.mix(wrong)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 2), [1, 2], object(), b"a"])
+def test_what_else_learning_is_told(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+    for name in ("layers", "vectors", "pretrained", "name", "variant"):
+        with pytest.raises(UsageError, match=f"^The {name} .* cannot be used: give") as caught:
+            learn(tiny_backbone, **{name: wrong})
+        assert "\n" not in str(caught.value)
+
+
+def test_masks_and_placeholders_of_another_kind(tiny_backbone: inst.Backbone) -> None:
+    with pytest.raises(UsageError, match="mask's values cannot be used"):
+        transfer(tiny_backbone, mask=torch.zeros(64, 64, dtype=torch.complex64))
+    with pytest.raises(UsageError, match='"1" is no placeholder'):
+        transfer(tiny_backbone, style={1: style(tiny_backbone)})
 
 
 def test_sizes_weights_and_scales(tiny_backbone: inst.Backbone) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from typing import Any
 
@@ -44,3 +45,14 @@ def checked(name: str, value: Any, kind: str) -> Any:
     found = repr(value).split("\n")[0]
     found = found if len(found) <= 60 else f"{found[:57]}..."
     raise UsageError(f"The {name} {found} cannot be used: give {wanted}.")
+
+
+def check_type(what: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> None:
+    """Raise UsageError, which says `what` cannot be used and the `remedy`, unless an argument is of this type."""
+    if not isinstance(value, kind):
+        raise UsageError(f"{what} of the type {type(value).__name__} cannot be used: {remedy}.")
+
+
+def check_path(what: str, value: Any) -> None:
+    """Raise UsageError unless an argument, which `what` says in the singular, can name a file or folder."""
+    check_type(what, value, (str, os.PathLike), "give its name, a text or a pathlib.Path")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from inst.arguments import LARGEST_FACTOR, checked
+from inst.arguments import LARGEST_FACTOR, check_type, checked
 from inst.backbone import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.inversion import coarse_word
@@ -20,15 +20,16 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
     Warns with `InstWarning` where a style was learned with another denoiser over the same text space.
 
     Raises:
-        UsageError: no style, a name that is no placeholder, or a style of another text space.
+        UsageError: no style, a name that is no placeholder, a style of another text space, or something that is no
+            backbone or no style.
     """
+    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     styles = dict(style) if isinstance(style, Mapping) else {"[C]": style}
     if not styles:
         raise UsageError('No style is given: give one, or several by placeholder: {"[C1]": one, "[C2]": other}.')
     check_placeholders(styles)
     for one in styles.values():
-        if not isinstance(one, Style):
-            raise UsageError(f"A style of the type {type(one).__name__} cannot be used: read one with inst.Style.load.")
+        check_type("A style", one, Style, "read one with inst.Style.load")
         warning = one.check(backbone)
         if warning is not None:
             warnings.warn(warning, InstWarning, stacklevel=3)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from inst.arguments import LARGEST_FACTOR, checked
+from inst.arguments import LARGEST_FACTOR, check_path, check_type, checked
+from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
 from inst.folders import load_weights
 from inst.images import resize, to_image
@@ -25,7 +26,6 @@ from inst.tiles import pad_to_multiple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inst.backbone import Backbone
     from inst.sampling import Denoise
     from inst.text import Frame, TextEmbedding
 
@@ -68,8 +68,9 @@ class Control:
 
         Raises:
             UsageError: it cannot: no picture where one is needed or one that does not fit, a scale that is negative or
-                not finite, a ControlNet of another model.
+                not finite, a ControlNet of another model, or something else than a ControlNet and a tensor.
         """
+        check_type("A ControlNet", self.model, ControlNetModel, "load one with inst.load_controlnet")
         check_controlnet(self.model, backbone)
         if self.model.device.type != backbone.device.type:
             raise UsageError(
@@ -83,6 +84,7 @@ class Control:
             )
         if self.picture is None:
             return
+        check_type("A control picture", self.picture, Tensor, "give a tensor (Photo.picture)")
         if self.picture.dim() != 3 or self.picture.shape[0] != 3 or 0 in self.picture.shape:
             raise UsageError(
                 f"A control picture of the shape {list(self.picture.shape)} cannot be used: give [3, H, W]."
@@ -156,6 +158,8 @@ def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
         InstError: the folder is missing, incomplete, broken, or holds something else.
         UsageError: it was made for another model.
     """
+    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    check_path("A ControlNet", path)
     folder = find_folder(path)
     if folder is None:
         raise InstError(f"{path}: no such folder; give a ControlNet's folder in the diffusers layout.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from inst.arguments import check_type
 from inst.errors import InstWarning, UsageError, first_line
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -36,6 +37,9 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=device).cpu()  # which the device of tensors without values cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f'The device "{device}" cannot be used ({first_line(error)}): try "cpu".') from None
+    except TypeError:
+        kind = type(device).__name__
+        raise UsageError(f'A device of the type {kind} cannot be used: give its name, such as "cpu".') from None
     return device
 
 
@@ -51,6 +55,7 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     Differences: decoded pictures 61 dB PSNR or better, predicted noise at most 0.7 %, pictures after 10 steps 52 dB.
     """
     if dtype is not None:
+        check_type("A precision", dtype, (str, torch.dtype), f"give one of {', '.join(DTYPES)}")
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if chosen is None or chosen not in DTYPES.values():
             raise UsageError(f'The precision "{dtype}" is unknown: use one of {", ".join(DTYPES)}.')

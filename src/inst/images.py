@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_path, checked
 from inst.colour import extend, flatten, split_alpha, to_srgb
 from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
@@ -57,6 +57,7 @@ def read_photo(path: str | Path, *, flattened: bool = False) -> Photo:
     Raises:
         InstError: as `open_picture` does.
     """
+    check_path("A picture", path)
     path = Path(path)
     with _open(path) as (file, image):
         colours, alpha = to_srgb(image)
@@ -83,6 +84,7 @@ def open_picture(path: str | Path) -> Image.Image:
         InstError: the file is missing, empty, truncated, no picture, or too large to be harmless (Pillow's limit of 179
             million pixels).
     """
+    check_path("A picture", path)
     with _open(Path(path)) as (_, image):
         return flatten(*to_srgb(image))
 
@@ -101,6 +103,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
         InstError: as `open_picture` does.
         UsageError: the mask's proportions are not those of `size`.
     """
+    check_path("A mask", path)
     path = Path(path)
     with _open(path) as (_, image):
         colours, alpha = split_alpha(image)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_type, checked
 from inst.backbone import Backbone
 from inst.errors import InstError, InstWarning, UsageError
 from inst.image_encoders import how_to_give
@@ -147,7 +147,13 @@ def learn(
     Warns:
         InstWarning: the variant is "direct" because there is no image encoder, not because it was asked for.
     """
-    _check_paintings(paintings)
+    _check_given(backbone, paintings)
+    if resume is not None:
+        check_type("A state to go on from", resume, LearningState, "read one with inst.learning.LearningState.load")
+    layers = None if layers is None else checked("layers", layers, "int")
+    vectors = None if vectors is None else checked("vectors", vectors, "int")
+    pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
+    name = None if name is None else checked("name", name, "str")
     if variant is None:
         variant = "direct" if backbone.image_encoder is None else "attention"
         if variant == "direct":
@@ -158,7 +164,7 @@ def learn(
                 InstWarning,
                 stacklevel=2,
             )
-    if variant not in VARIANTS:
+    if checked("variant", variant, "str") not in VARIANTS:
         raise UsageError(f'The variant "{variant}" is unknown: use one of {", ".join(VARIANTS)}.')
     if variant == "direct" and layers:
         raise UsageError(f"The variant direct has no layers, but {layers} are asked for: leave them out.")
@@ -238,7 +244,8 @@ def instant_style(backbone: Backbone, paintings: Sequence[Painting], name: str |
         UsageError: no painting.
         InstError: the backbone has no pretrained inversion module.
     """
-    _check_paintings(paintings)
+    _check_given(backbone, paintings)
+    name = None if name is None else checked("name", name, "str")
     if backbone.inversion is None:
         raise InstError(
             f"The backbone {backbone.name} has no pretrained inversion module, which an instant style needs: "
@@ -256,16 +263,14 @@ def instant_style(backbone: Backbone, paintings: Sequence[Painting], name: str |
     )
 
 
-def _check_paintings(paintings: Sequence[Painting]) -> None:
+def _check_given(backbone: Backbone, paintings: Sequence[Painting]) -> None:
+    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     if not isinstance(paintings, Sequence):
         raise UsageError(f"Paintings of the type {type(paintings).__name__} cannot be used: give a list of them.")
     if not paintings:
         raise UsageError("No painting is given: give at least one.")
     for one in paintings:
-        if not isinstance(one, Photo):
-            raise UsageError(
-                f"A painting of the type {type(one).__name__} cannot be used: read it with inst.read_photo."
-            )
+        check_type("A painting", one, Photo, "read it with inst.read_photo")
 
 
 def _misfit(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from inst.arguments import check_path
 from inst.backbone import Backbone
 from inst.devices import autoencoder_dtype, choose_device, choose_dtype
 from inst.errors import InstError, UsageError, first_line
@@ -34,6 +35,11 @@ def load_backbone(
     low_memory: bool = False,
 ) -> Backbone:
     """Load a backbone; see `inst.Backbone.load`, which is this function's public name."""
+    check_path("A model", name)
+    if config is not None:
+        check_path("A configuration", config)
+    if image_encoder is not None and image_encoder is not False:
+        check_path("An image encoder", image_encoder)
     device = choose_device(device)
     dtype = choose_dtype(device, dtype)
     source = find_source(name, download=download)

@@ -96,7 +96,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
 def check_placeholders(names: Mapping[str, object]) -> None:
     """Raise UsageError for a name that no prompt could contain, such as `C` instead of `[C]`."""
     for name in names:
-        if not PLACEHOLDER.fullmatch(name):
+        if not isinstance(name, str) or not PLACEHOLDER.fullmatch(name):
             raise UsageError(f'"{name}" is no placeholder: write a word in square brackets, such as "[C]".')
 
 

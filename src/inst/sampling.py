@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_type, checked
 from inst.errors import InstError, UsageError
 from inst.text import TextEmbedding
 
@@ -290,7 +290,11 @@ def complete(generator: Generator[_Step, None, _Result], on_step: Callable[[_Ste
     """Run a generator such as a solver's to its end and return its result, showing every step to `on_step`.
 
     The generator is closed when `on_step` raises, so that it can put its things in order at once.
+
+    Raises:
+        UsageError: no generator, such as the style of `inst.instant_style`, which is complete.
     """
+    check_type("A run", generator, Generator, "give what inst.learn, inst.transfer or inst.generate returns")
     try:
         while True:
             try:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_path, check_type, checked
 from inst.errors import InstError, UsageError
 from inst.files import write_bytes_atomically
 from inst.images import decode_picture
@@ -72,6 +72,7 @@ class Style:
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check_type("Vectors", self.vectors, Tensor, "give a tensor")
         if self.vectors.dim() != 2 or 0 in self.vectors.shape:
             raise ValueError(f"a style's vectors have the shape [n, d], not {list(self.vectors.shape)}")
         widths = tuple(self.widths) or (self.vectors.shape[1],)
@@ -114,6 +115,7 @@ class Style:
         Raises:
             InstError: the file is missing, empty, truncated or otherwise damaged, or is no style file.
         """
+        check_path("A style file", path)
         path = Path(path)
         try:
             with path.open("rb") as file:
@@ -227,9 +229,14 @@ class Style:
         of the heaviest; there is no inversion module.
 
         Raises:
-            UsageError: no style, a weight that is negative or not finite, all weights 0, or styles of different text
-                spaces or numbers of vectors.
+            UsageError: something else than pairs of a style and a weight, no style, a weight that is negative or not
+                finite, all weights 0, or styles of different text spaces or numbers of vectors.
         """
+        pairs = isinstance(styles, Sequence) and all(isinstance(one, tuple | list) and len(one) == 2 for one in styles)
+        if not pairs:
+            raise UsageError("A mixture is made of pairs of a style and its weight: give a list of them.")
+        for style, _ in styles:
+            check_type("A style", style, cls, "read one with inst.Style.load")
         weights = [checked("weight", weight, "float") for _, weight in styles]
         total = sum(weights)
         if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):  # no comparison holds for NaN
@@ -270,6 +277,7 @@ class Style:
 
 def check_style_name(path: str | Path) -> None:
     """Raise UsageError unless a file's name ends as a style's must: .safetensors."""
+    check_path("A style file", path)
     if Path(path).suffix.lower() != ".safetensors":
         raise UsageError(f"{path} cannot be a style file: give a name that ends in .safetensors.")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_type, checked
 from inst.backbone import Backbone
 from inst.conditioning import check_prompts, complete_prompt, embed_prompts, name_styles, read_prompts
 from inst.control import Control, check_kind
@@ -107,6 +107,7 @@ def transfer(
     if mask is not None:
         check_mask(mask, height, width)
     if control is not None:
+        check_type("A control", control, Control, "make one with inst.Control")
         check_kind(control.kind, given=control.picture is not None, photo=True)
         control.check(backbone, (height, width))
     out = fit_size(width, height, backbone.native_size if size is None else size)
@@ -199,6 +200,7 @@ def generate(
     paintings = _paintings(styles) if tone == "painting" else []
     out = square(backbone.native_size if size is None else size)
     if control is not None:
+        check_type("A control", control, Control, "make one with inst.Control")
         check_kind(control.kind, given=control.picture is not None, photo=False)
         control.check(backbone, None if size is None else (out[1], out[0]))
         if size is None and control.picture is not None:
@@ -221,8 +223,7 @@ def generate(
 
 
 def _check_photos(photo: Tensor) -> Tensor:
-    if not isinstance(photo, Tensor):
-        raise UsageError(f"A photo of the type {type(photo).__name__} cannot be used: give a tensor (Photo.picture).")
+    check_type("A photo", photo, Tensor, "give a tensor (Photo.picture)")
     photos = photo[None] if photo.dim() == 3 else photo
     if photos.dim() != 4 or photos.shape[1] != 3 or 0 in photos.shape:
         raise UsageError(f"A photo of the shape {list(photo.shape)} cannot be used: give [3, H, W] or [B, 3, H, W].")
