@@ -15,6 +15,7 @@ from typer.main import get_command
 import inst
 from inst.cli import app
 from inst.loading import BUNDLED
+from tiny import save_family
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +70,15 @@ def test_doctor_in_json(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone
     assert report["backbone"]["parameters"]["unet"] == unet
     assert all(0 < seconds < 60 for seconds in report["speed"].values())
     assert 0 < report["memory"]["computer"]["free"] <= report["memory"]["computer"]["total"]
+
+
+def test_doctor_counts_both_text_encoders(tmp_path: Path) -> None:
+    folder = save_family(tmp_path / "sdxl", "sdxl")
+    found = run("doctor", "--backbone", folder, "--device", "cpu", "--json")
+    backbone = inst.Backbone.load(folder, "cpu")
+    assert backbone.text_encoder_2 is not None
+    counted = json.loads(found.stdout)["backbone"]["parameters"]
+    assert counted["text_encoder_2"] == sum(weight.numel() for weight in backbone.text_encoder_2.parameters())
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -142,6 +152,7 @@ def test_the_backbone_is_loaded_with_what_is_given_and_else_the_defaults(
     with pytest.raises(inst.InstError, match="that will do"):
         COMMANDS["doctor"].main(arguments, standalone_mode=False)
     expected = {name: parameter.default for name, parameter in signature.parameters.items()}
+    expected["image_encoder"] = False  # doctor looks at no painting
     for option in set(given) - {"--quiet"}:
         name = "name" if option == "--backbone" else option.removeprefix("--").replace("-", "_")
         expected[name] = SHARED[option] or True

@@ -156,6 +156,7 @@ def test_it_is_fetched_only_where_a_painting_is_looked_at(
         ["transfer", "painting.png", *style, *few, "-o", "made.png"],
         ["generate", "[C]", *style, *few, "-o", "made.png"],
         ["repeat", "made.png"],
+        ["doctor"],
         ["sheet", "painting.png", *style, *few, "-o", "sheet.png"],
         ["learn", "painting.png", "--variant", "direct", *few, "--crops", "1", "-o", "learned.safetensors"],
         ["style", "import", "embedding.safetensors", "-o", "imported.safetensors"],

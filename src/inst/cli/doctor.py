@@ -44,7 +44,7 @@ def doctor(session: Session) -> None:
     try:
         with torch.inference_mode():
             start = time.perf_counter()
-            backbone = session.load()
+            backbone = session.load(looking=False)
             report["backbone"] = {"load_seconds": time.perf_counter() - start, **_describe_backbone(backbone)}
             with session.waiting("measuring the speed"):
                 report["speed"] = _measure_speed(backbone)
@@ -83,7 +83,7 @@ def _measure_memory(device: torch.device) -> dict[str, dict[str, int]]:
 def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
     parts = {
         name: sum(weight.numel() for weight in getattr(backbone, name).parameters())
-        for name in ("vae", "unet", "text_encoder", "image_encoder", "inversion")
+        for name in ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder", "inversion")
         if getattr(backbone, name) is not None
     }
     return {"fingerprint": backbone.fingerprint, "parameters": parts}
