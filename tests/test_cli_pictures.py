@@ -311,7 +311,13 @@ def test_style_commands_check_a_style_against_a_backbone_where_one_is_named(
 
     monkeypatch.setattr(inst.Backbone, "load", None)  # nothing loads one that is not named
     for name, *more in commands:
-        assert run("style", name, "other.safetensors", *more, "--quiet", "--device", "cpu") == (0, "", "")
+        assert run("style", name, "other.safetensors", *more, "--quiet") == (0, "", "")
+        Path("out.safetensors").unlink(missing_ok=True)
+        for option in ("--device=cpu", "--dtype=float32", "--image-encoder=clip", "--config=sd1", "--low-memory"):
+            code, out, err = run("style", name, "other.safetensors", *more, option)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f"{option.partition('=')[0]} is about a backbone, and none is loaded: add --backbone" in err
+            assert not Path("out.safetensors").exists()
 
 
 def test_a_sheet_has_a_picture_for_every_strength_and_guidance(

@@ -125,6 +125,13 @@ class Session:
             self._loaded = Backbone.load(self.backbone, **given)
         return self._loaded
 
+    def refuse_loading(self) -> None:
+        """Raise UsageError where an option says how to load a backbone, for a command that loads none by itself."""
+        names = [name for name in _LOAD if name != "name" and getattr(self, name) != _LOAD[name]]
+        if names:
+            option = f"--{names[0].replace('_', '-')}"
+            raise UsageError(f"{option} is about a backbone, and none is loaded: add --backbone, or leave it out.")
+
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show that something is under way that has no steps."""

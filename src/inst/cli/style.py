@@ -166,8 +166,16 @@ def import_(
 
 
 def _check_fit(session: Session, backbone: str | None, styles: Sequence[Style]) -> None:
-    """Load a backbone if one is named. Raises UsageError for a style of another text space, warns of another UNet."""
+    """Load a backbone if one is named, and check that the styles fit it.
+
+    Raises:
+        UsageError: a style of another text space, or options for a backbone that is not named.
+
+    Warns:
+        InstWarning: a style was learned with another UNet.
+    """
     if backbone is None:
+        session.refuse_loading()
         return
     from inst.conditioning import name_styles
 
