@@ -109,6 +109,11 @@ def test_mistakes_are_one_line(folder: Path, run: Run) -> None:
         ((folder / "nothing",), 1, "no such folder"),
         ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "cannot be made"),
         ((folder, "--metrics", "clip", "--clip", folder / "photos"), 1, "CLIP cannot be read"),
+        (
+            (folder, "--metrics", "colour,clip", "--clip", "nobody/nothing", "-o", folder / "out"),
+            1,
+            "CLIP cannot be read",
+        ),
     ):
         failed = run("evaluate", *arguments)
         assert failed.returncode == code, failed.stderr
@@ -116,6 +121,7 @@ def test_mistakes_are_one_line(folder: Path, run: Run) -> None:
         assert failed.stderr.count("\n") == 1
         assert failed.stdout == ""
     assert Image.open(folder / "photos" / "cat.png").size == (40, 32)
+    assert not (folder / "out").exists()
 
 
 def test_the_help_names_every_metric() -> None:

@@ -218,6 +218,22 @@ def test_sources_are_looked_at_before_anything_is_made(run: Run, given: list[obj
         assert not Path(f"made-{number}").exists()
 
 
+@pytest.mark.parametrize("command", [["compare", "--methods", "inst-instant"], ["ablate", "strength"]])
+def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
+    run: Run, given: list[object], command: list[str]
+) -> None:
+    judged = [one for one in given if one != "--no-figures"]
+    for clip in ("nobody/nothing", "photos-here"):
+        code, out, err = run(*command, "-o", "made", *judged, "--clip", clip)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"CLIP cannot be read from {clip}" in err
+        assert not Path("made").exists()
+    # Where it is not measured with, it need not be there.
+    for more in (["--no-figures"], ["--metrics", "colour"]):
+        code, _, err = run(*command, "-o", "made", *judged, *more, "--clip", "nobody/nothing")
+        assert code == 0, err
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that nobody can read from its beginning")
 def test_a_source_that_cannot_be_read_is_one_line(run: Run, given: list[object]) -> None:
     Path("photos-here/secret.png").symlink_to("/proc/self/mem")

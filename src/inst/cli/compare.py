@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.evaluate import ClipOption, MetricsOption, judge, load_encoder, metric_names
+from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, judge, load_encoder, metric_names
 from inst.cli.pictures import StrengthOption, ToneOption
 from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, read_paintings, with_session
 from inst.errors import InstError, UsageError
@@ -215,6 +215,8 @@ def _run(
     from inst.sampling import complete
 
     contents, sources, names = pictures_of(photos), pictures_of(paintings), metric_names(metrics)
+    if figures:
+        check_clip(session, clip, names)  # and not after every picture was made
     methods, missing = make_methods()
     latest = (0, len(methods) * len(contents) * len(sources))
     with session.progress("painting") as move:

@@ -84,6 +84,7 @@ def evaluate(
 
     names = metric_names(metrics)
     collection = collect(results, paintings, photos, prompts)
+    check_clip(session, clip, names)
     settings = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
     judged = judge(session, collection, out, metrics=names, clip=clip, shown=shown, **settings)
     session.report(judged.lines, **judged.facts)
@@ -108,6 +109,18 @@ def load_encoder(session: Session, clip: str | None) -> PictureTextEncoder:
     if clip is None:
         return PictureTextEncoder.of_backbone(session.load())
     return PictureTextEncoder.load_clip(clip, choose_device(session.device), session.download)
+
+
+def check_clip(session: Session, clip: str | None, metrics: Sequence[str]) -> None:
+    """Load CLIP, if `--clip` names one that is measured with, and let go of it again, before anything else is done.
+
+    Raises:
+        InstError: it cannot be had.
+    """
+    from inst.evaluation.clip import PictureTextEncoder
+
+    if clip is not None and "clip" in metrics:
+        PictureTextEncoder.load_clip(clip, "cpu", session.download)
 
 
 @dataclass(frozen=True)
