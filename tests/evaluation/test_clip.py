@@ -1,11 +1,13 @@
 """The shared space of pictures and texts, against transformers' own CLIP."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from inst import Backbone
@@ -44,6 +46,16 @@ def test_long_prompts_are_cut_as_clip_cuts_them(clip_folder: Path) -> None:
     encoder = PictureTextEncoder.load_clip(clip_folder)
     assert encoder.texts is not None
     assert encoder.texts(["river " * 60]).shape == (1, 16)
+
+
+def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+    """As of a CLIP's image encoder alone, which has no projection, or no text encoder."""
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
+    weights = load_file(copy / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InstError, match=r"CLIP cannot be read from .* \(it has no visual_projection\.weight\)"):
+        PictureTextEncoder.load_clip(copy)
 
 
 @pytest.mark.parametrize(

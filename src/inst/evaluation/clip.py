@@ -93,11 +93,15 @@ class PictureTextEncoder:
                 raise ValueError("it has no config.json")  # transformers would make a CLIP of the usual size first
             with quiet():
                 options = {"local_files_only": not download}
-                model = CLIPModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **options)
+                model, report = CLIPModel.from_pretrained(
+                    place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+                )
                 tokenizer = CLIPTokenizerFast.from_pretrained(place, **options)
                 found = cached_file(place, "preprocessor_config.json", **options)
             if not 0.9 * model.config.text_config.vocab_size <= len(tokenizer) <= model.config.text_config.vocab_size:
                 raise ValueError("its tokenizer is missing or of another model")  # transformers makes an empty one
+            if report["missing_keys"]:
+                raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers draws it at random
         except (OSError, ValueError, RuntimeError) as error:
             raise InstError(
                 f"CLIP cannot be read from {name} ({first_line(error)}): give its folder, or a name on the model hub "
