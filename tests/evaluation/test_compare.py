@@ -1,5 +1,6 @@
 """Comparisons, ablations and learning curves through the command line, on a tiny backbone: what is on the disk."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -366,7 +367,8 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
     with Image.open(drawn) as image:
         said = json.loads(image.text["inst"])
     assert (said["kind"], said["settings"]) == ("plot of learning curves", settings)
-    assert said["paintings"] == [painting.name]
+    digest = hashlib.sha256((tmp_path / "1.png").read_bytes()).hexdigest()
+    assert said["paintings"] == [{"name": painting.name, "sha256": digest}]
     assert len(whole.table()) == 2 + 4 * 2
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):

@@ -22,7 +22,7 @@ from inst.files import write_bytes_atomically
 from inst.image_encoders import how_to_give
 from inst.images import Photo
 from inst.learning import learn
-from inst.provenance import describe
+from inst.provenance import SourceFile, describe
 from inst.sampling import complete
 from inst.styling import generate, transfer
 
@@ -267,7 +267,12 @@ class Curves:
                 panel.set(xlabel=label, title=title)
         panels[0][0].legend()
         drawn = io.BytesIO()
-        paintings = sorted({one.painting for one in self.points.values()})
-        texts = describe("plot of learning curves", "inst ablate", settings=self.settings, paintings=paintings)
+        paintings = dict.fromkeys(SourceFile(one.painting, one.sha256) for one in self.points.values())
+        texts = describe(
+            "plot of learning curves",
+            "inst ablate",
+            settings=self.settings,
+            paintings=[asdict(one) for one in paintings],
+        )
         figure.savefig(drawn, format="png", dpi=110, metadata=texts)
         return [*files, write_bytes_atomically(self.folder / "curves.png", drawn.getvalue())]
