@@ -295,6 +295,41 @@ def test_learning_curves_obey_the_options_that_they_know(
     assert before == Path("curves/curves.json").read_bytes()
 
 
+def test_learning_curves_go_without_sources_that_are_broken(
+    run: Run, given: list[object], weights_file: Callable[[str], Path]
+) -> None:
+    weights_file("vgg19")
+    command = [
+        "ablate",
+        "convergence",
+        "-o",
+        "curves",
+        "--every",
+        "1",
+        *(one for one in given if one != "--no-figures"),
+    ]
+    for path in ("photos-here/b.png", "paintings-here/p.png"):
+        Path(path).write_bytes(b"no picture")
+    code, out, err = run(*command, "--learning-steps", "1", "--json")
+    assert code == 1
+    assert [line.split()[2] for line in err.splitlines()] == ["photos-here/b.png", "paintings-here/p.png"]
+    assert json.loads(out)["left_out"] == [line.removeprefix("Left out: ") for line in err.splitlines()]
+    stored = json.loads(Path("curves/curves.json").read_text())
+    assert {point["painting"] for point in stored["points"]} == {"q.png"}
+    assert len(stored["settings"]["photos"]) == 1
+
+
+def test_learning_curves_need_a_photo_and_a_painting(run: Run, given: list[object]) -> None:
+    command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
+    code, _, err = run(*command, "--paintings", "lost.png", "--paintings", "paintings-here")
+    assert (code, "lost.png: no such file" in err, err.count("\n")) == (1, True, 1)
+    for path in Path("photos-here").iterdir():
+        path.write_bytes(b"")
+    code, _, err = run(*command)
+    assert (code, "b.png is empty" in err, err.count("\n")) == (1, True, 1)
+    assert not Path("curves").exists()
+
+
 def test_names_that_clash_are_refused(run: Run, given: list[object]) -> None:
     picture(Path("photos-here/a.jpg"), 5)
     assert "Two photos are called a" in run("compare", "-o", "made", "--methods", "inst-instant", *given)[2]

@@ -11,13 +11,14 @@ import typer
 from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, judge, load_encoder, metric_names
 from inst.cli.pictures import StrengthOption, ToneOption
-from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, read_paintings, with_session
+from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, with_session
 from inst.errors import InstError, UsageError
 from inst.files import pictures_in
 
 if TYPE_CHECKING:
     from inst.evaluation.compare import Compared
     from inst.evaluation.methods import Method
+    from inst.images import Photo
 
 _TRANSFER = defaults_of("inst.styling", "transfer")
 _LEARN = defaults_of("inst.learning", "learn")
@@ -258,7 +259,8 @@ def _converge(
     from inst.evaluation.convergence import Curves, check_curves, learning_curves
     from inst.evaluation.gram import GramDistance
 
-    contents, sources = read_paintings(photos), read_paintings(paintings)
+    left_out: list[str] = []
+    contents, sources = _readable(pictures_of(photos), left_out), _readable(pictures_of(paintings), left_out)
     backbone = session.load()
     check_curves(backbone, transfer)  # first, because --clip is no remedy where it is the backbone that must look
     encoder = load_encoder(session, clip)
@@ -271,6 +273,8 @@ def _converge(
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }
     curves = Curves.open(out, settings, sources)
+    for line in left_out:  # now, while there is time to mend it
+        session.note(f"Left out: {line}")
     distance = GramDistance.load().to(backbone.device)
     with session.progress("learning") as move:
         run = learning_curves(
@@ -289,4 +293,28 @@ def _converge(
             curves.add(point)
             move(point.step, steps, f"{point.painting}, {point.variant}")
     files = curves.write()
-    session.report([*curves.table(), "", *(f"{file}" for file in files)], files=[str(file) for file in files])
+    lines = [*curves.table(), "", *(f"{file}" for file in files)]
+    session.report(lines, files=[str(file) for file in files], left_out=left_out)
+    if left_out:
+        raise typer.Exit(InstError.exit_code)
+
+
+def _readable(files: Sequence[Path], problems: list[str]) -> list[Photo]:
+    """Read photos or paintings; what is wrong with broken ones is added to the problems.
+
+    Raises:
+        InstError: a file is not there, or none can be read.
+    """
+    from inst.images import read_photo
+
+    read: list[Photo] = []
+    for file in files:
+        try:
+            read.append(read_photo(file, flattened=True))
+        except InstError as error:
+            if not file.is_file():
+                raise
+            problems.append(str(error))
+    if not read:
+        raise InstError(problems[-1])
+    return read
