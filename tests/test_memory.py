@@ -15,6 +15,7 @@ import torch
 from inst import Backbone, complete, generate, instant_style, learn, transfer
 from inst.conditioning import embed_prompts
 from inst.images import Photo
+from inst.learning_data import look_at
 from inst.learning_start import fresh_inversion
 from inst.loading import assemble, read_parts
 from inst.memory import Offload
@@ -124,11 +125,11 @@ def test_in_learning_activations_are_computed_again_instead_of_kept(plain: Backb
 class Moves:
     """What `Offload` does to the parts of a backbone, which stay where they are."""
 
-    def __init__(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, *offloaded: str) -> None:
         self.moves: list[tuple[str, str]] = []
         self.here: set[str] = set()
         self.running: list[tuple[str, frozenset[str]]] = []
-        names = ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder")
+        names = offloaded or ("vae", "unet", "text_encoder", "text_encoder_2", "image_encoder")
         parts = {name: getattr(backbone, name) for name in names if getattr(backbone, name) is not None}
         for name, part in parts.items():
             monkeypatch.setattr(part, "to", lambda device, name=name: self._move(name, torch.device(device)))
@@ -183,6 +184,34 @@ def test_in_learning_what_the_gradient_goes_through_stays_on_the_device(
         pass
     assert graph == [needed] * 4
     assert moves.moves == []
+
+
+@pytest.mark.parametrize("offloaded", [["image_encoder"], []])
+def test_the_image_encoder_leaves_before_anything_is_learned_or_painted(
+    tiny_backbone: Backbone,
+    tiny_backbone_folder: Path,
+    painting: Photo,
+    offloaded: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without low memory, when it alone comes and goes, and with it."""
+    backbone = Backbone.load(tiny_backbone_folder, "cpu", "float32")
+    moves = Moves(backbone, monkeypatch, *offloaded)
+    beside: dict[str, set[bool]] = {"unet": set(), "vae": set()}
+    for name, seen in beside.items():
+        part = getattr(backbone, name)
+        run = "decode" if name == "vae" else "forward"
+        monkeypatch.setattr(part, run, follow(getattr(part, run), lambda s=seen: s.add("image_encoder" in moves.here)))
+
+    def styles(of: Backbone) -> list[Style]:
+        return [complete(learn(of, [painting], steps=3, validate_every=2)), instant_style(of, [painting])]  # type: ignore[arg-type]
+
+    for found, expected in zip(styles(backbone), styles(tiny_backbone), strict=True):
+        assert torch.equal(found.vectors, expected.vectors)
+        complete(transfer(backbone, painting.picture, found, **SETTINGS))
+    assert beside == {"unet": {False}, "vae": {False}}
+    assert moves.moves.count(("image_encoder", "cuda")) == 2  # once for the learning, once for the instant style
+    assert ("image_encoder", frozenset({"image_encoder"})) in moves.running
 
 
 def follow(function: Any, before: Any) -> Any:
@@ -259,7 +288,7 @@ def test_nothing_is_computed_where_the_weights_are_not(meta_parts: Parts) -> Non
     assert fresh_inversion(backbone, "direct").base.is_meta
 
 
-def test_the_image_encoder_comes_with_the_first_painting(meta_parts: Parts) -> None:
+def test_the_image_encoder_comes_and_goes_with_the_paintings(meta_parts: Parts) -> None:
     backbone = assemble(meta_parts, torch.device("meta"), torch.float32, "there and here")
     assert all(next(part.parameters()).is_meta for part in (backbone.vae, backbone.unet, *backbone.text_encoders))
     if backbone.image_encoder is not None:
@@ -267,6 +296,9 @@ def test_the_image_encoder_comes_with_the_first_painting(meta_parts: Parts) -> N
         assert backbone.embed_picture(torch.zeros(1, 3, 64, 64))[0].is_meta
         backbone.encode(torch.zeros(1, 3, 64, 64))
         assert next(backbone.image_encoder.parameters()).is_meta
+        with torch.no_grad():
+            look_at(backbone, [Photo(torch.zeros(3, 64, 64))])
+        assert not next(backbone.image_encoder.parameters()).is_meta
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Backbone(TextEncoderMixin):
             not share a space.
         inversion: the pretrained inversion module (fp32, whatever `dtype`), or None.
         device: where the parts run, and where results are. On an accelerator the image encoder comes there when it is
-            first used; with `low_memory` every part comes and goes.
+            used, and leaves when paintings have been looked at; with `low_memory` every part comes and goes.
         dtype: the precision of the parts; the autoencoder may differ (see `inst.devices.autoencoder_dtype`).
         fingerprint: identifies the text space: styles fit every backbone with the same fingerprint.
         denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with.

@@ -12,6 +12,7 @@ from torch import Tensor
 from inst.backbone import Backbone
 from inst.images import Photo, resize
 from inst.inversion import Inversion
+from inst.memory import put_away
 from inst.prompts import TokenizedPrompts
 from inst.sampling import add_noise
 from inst.text import TextEmbedding
@@ -163,6 +164,8 @@ class Validation:
 def look_at(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Tensor, Tensor]:
     """The pooled embeddings [V, P] and patch tokens [V, N, W] of the views of all paintings, as many of each.
 
+    The image encoder, which the rest of a learning or transfer does without, leaves the accelerator again.
+
     Raises:
         InstError: the backbone has no image encoder.
     """
@@ -174,6 +177,7 @@ def look_at(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Tensor, Ten
         for square in views(*_size(painting.picture), size, count)
     ]
     seen = [backbone.embed_picture(torch.stack(some)) for some in _batches(cut)]
+    put_away(backbone.image_encoder)
     return torch.cat([pooled for pooled, _ in seen]), torch.cat([tokens for _, tokens in seen])
 
 

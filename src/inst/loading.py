@@ -159,7 +159,7 @@ def assemble(
         parts.vae.enable_slicing()
         parts.unet.enable_gradient_checkpointing()
     if device.type != "cpu":
-        # What looks at paintings is not needed for painting: it comes with the first painting, and stays.
+        # What looks at paintings is not needed for painting: it comes when one is looked at (see `look_at`).
         waiting = set(models) - {"inversion"} if low_memory else {"image_encoder"}
         Offload([model for kind, model in models.items() if kind in waiting], device)
         for kind in models.keys() - waiting:

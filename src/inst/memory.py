@@ -42,11 +42,25 @@ class Offload(ModelHook):  # type: ignore[misc]  # accelerate has no annotations
         elif module not in self.in_graph:
             self.in_graph.append(module)
         with torch.inference_mode(False), torch.no_grad():  # weights of inference mode could never be learned through
-            for other in [one for one in self.here if one is not module and one not in self.in_graph]:
-                other.to(_AWAY)
-                self.here.remove(other)
-                clear_device_cache()
+            for other in [one for one in self.here if one is not module]:
+                self.send_away(other)
             if module not in self.here:
                 module.to(self.device)
                 self.here.append(module)
         return args, kwargs
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def send_away(self, module: nn.Module) -> None:
+        """Send `module` back to the CPU, until it is called again; not while the backward pass needs it."""
+        if module in self.here and module not in self.in_graph:
+            module.to(_AWAY)
+            self.here.remove(module)
+            clear_device_cache()
+
+
+def put_away(module: nn.Module | None) -> None:
+    """Send a part away that is not needed for now, where `Offload` brings it again when it is; else it stays."""
+    hook = getattr(module, "_hf_hook", None)  # where accelerate keeps a module's hook
+    if module is not None and isinstance(hook, Offload):
+        hook.send_away(module)
