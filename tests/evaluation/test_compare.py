@@ -247,7 +247,14 @@ def test_a_source_that_cannot_be_read_is_one_line(run: Run, given: list[object])
 def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[object], tmp_path: Path) -> None:
     blind = save_family(tmp_path / "blind", "sd1")
     command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
-    for more, said in ((["--strength", "1.5"], "strength"), (["--tone", "loud"], "tone")):
+    twin = picture(tmp_path / "elsewhere" / "p.png", 3)
+    for more, said in (
+        (["--strength", "1.5"], "strength"),
+        (["--tone", "loud"], "tone"),
+        (["--learning-steps", "0"], "0 steps cannot be used"),
+        (["--seed", str(2**63 - 1), "--seeds", "2"], f"The seed {2**63} cannot be used"),
+        (["--paintings", twin], "Two paintings are called p.png"),
+    ):
         code, _, err = run(*command, *more)
         assert (code, err.strip().splitlines()[-1].startswith("Error: ")) == (2, True)
         assert said in err

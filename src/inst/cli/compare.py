@@ -262,7 +262,8 @@ def _converge(
     left_out: list[str] = []
     contents, sources = _readable(pictures_of(photos), left_out), _readable(pictures_of(paintings), left_out)
     backbone = session.load()
-    check_curves(backbone, transfer)  # first, because --clip is no remedy where it is the backbone that must look
+    # First, because --clip is no remedy where it is the backbone that must look.
+    check_curves(backbone, sources, transfer, steps=steps, every=every, seeds=seeds)
     encoder = load_encoder(session, clip)
     settings = {
         "steps": steps,

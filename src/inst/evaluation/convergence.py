@@ -17,7 +17,7 @@ from torch import Tensor
 from inst.backbone import Backbone
 from inst.errors import InstError, UsageError
 from inst.evaluation.clip import PictureTextEncoder, cosine
-from inst.evaluation.methods import check_transfer
+from inst.evaluation.methods import check_transfer, learned
 from inst.files import write_bytes_atomically
 from inst.image_encoders import how_to_give
 from inst.images import Photo
@@ -64,11 +64,19 @@ class CurvePoint:
     accuracy: float
 
 
-def check_curves(backbone: Backbone, transferred: Mapping[str, Any]) -> None:
+def check_curves(
+    backbone: Backbone,
+    paintings: Sequence[Photo],
+    transferred: Mapping[str, Any],
+    *,
+    steps: int,
+    every: int,
+    seeds: Sequence[int],
+) -> None:
     """Check what `learning_curves` is given, before anything is learned.
 
     Raises:
-        UsageError: arguments that `inst.transfer` cannot use.
+        UsageError: two paintings of one name, or arguments that `inst.learn` or `inst.transfer` cannot use.
         InstError: the backbone has no image encoder.
     """
     if backbone.image_encoder is None:
@@ -76,7 +84,17 @@ def check_curves(backbone: Backbone, transferred: Mapping[str, Any]) -> None:
             f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
             f"through: give one ({how_to_give(backbone)})."
         )
+    names = [painting.name for painting in paintings]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
+    for seed in seeds:
+        learned(backbone, **_learning(steps, every, seed))  # begun and not run
     check_transfer(backbone, transferred)
+
+
+def _learning(steps: int, every: int, seed: int) -> dict[str, Any]:
+    """The arguments of `learn` that every variant has: none stops early."""
+    return {"steps": steps, "validate_every": every, "patience": steps, "seed": seed}
 
 
 def learning_curves(
@@ -115,15 +133,12 @@ def learning_curves(
         The points of one learning after the other, in the order of their steps.
 
     Raises:
-        UsageError: two paintings of one name, or as `check_curves`.
-        InstError: the backbone has no image encoder; or what `learn` raises.
+        UsageError: as `check_curves` does.
+        InstError: the backbone has no image encoder; or what `learn` raises while it runs.
     """
     if transferred is None:
         transferred = {"tone": "none"}
-    check_curves(backbone, transferred)
-    names = [painting.name for painting in paintings]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"Two paintings are called {twice[0]}: their points are told apart by it, so rename one.")
+    check_curves(backbone, paintings, transferred, steps=steps, every=every, seeds=seeds)
     if encoder is None:
         encoder = PictureTextEncoder.of_backbone(backbone)
     if variants is None:
@@ -136,8 +151,7 @@ def learning_curves(
             for variant in variants:
                 if done is not None and done(painting.name, variant, seed):
                     continue
-                settings: dict[str, Any] = {"steps": steps, "validate_every": every, "patience": steps, "seed": seed}
-                run = learn(backbone, [painting], **settings, **VARIANTS[variant])
+                run = learn(backbone, [painting], **_learning(steps, every, seed), **VARIANTS[variant])
                 measuring = 0.0
                 for step in run:
                     if step.validation is None:
