@@ -145,7 +145,7 @@ def learning_curves(
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:
         for painting in paintings:
-            target = painting.picture[None]
+            target = painting.picture[None].to(backbone.device)
             with torch.inference_mode():
                 embedded = encoder.pictures(target)
             for variant in variants:
@@ -161,7 +161,7 @@ def learning_curves(
                     shown = [complete(transfer(backbone, photo.picture, style, **transferred)) for photo in photos]
                     made = complete(generate(backbone, "[C]", style, seed=range(pictures)))
                     with torch.inference_mode():
-                        gram = torch.cat([gram_distance(one, target) for one in shown]).mean().item()
+                        gram = torch.cat([gram_distance(one.to(backbone.device), target) for one in shown]).mean().item()
                         accuracy = cosine(encoder.pictures(made), embedded).mean().item()
                     yield CurvePoint(
                         painting=painting.name,
