@@ -91,7 +91,7 @@ def test_other_settings_and_other_pictures_are_refused(run: Run, given: list[obj
     picture(Path("photos-here/a.png"), 99)
     code, _, err = run(*command)
     assert code == 2
-    assert "another picture" in err
+    assert "photos/a.png is another picture than photos-here/a.png, and made/inst-instant/a__p.png and others" in err
     assert before == {name: Path("made", name).read_bytes() for name in files("made")}
 
 
@@ -123,6 +123,35 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(run: Run, given: list
     assert "inst-instant/b__p.png" in err
     assert "q.png" in err
     assert {name for name in files("made") if name.startswith("inst-instant")} == {"inst-instant/a__p.png"}
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_source_that_was_broken_is_mended_and_the_comparison_goes_on(
+    run: Run, given: list[object], ending: str
+) -> None:
+    for path in ("photos-here/b.png", "paintings-here/q.png"):
+        Path(path).write_bytes(b"no picture")
+    command = ["compare", "-o", "made", "--methods", "inst-instant", *given]
+    assert run(*command)[0] == 1
+    made = Path("made/inst-instant/a__p.png").stat().st_mtime_ns
+    for number, path in enumerate((Path("photos-here/b.png"), Path("paintings-here/q.png"))):
+        path.unlink()
+        picture(path.with_suffix(f".{ending}"), 30 + number)
+    code, _, err = run(*command)
+    assert code == 0, err
+    for folder, name in (("photos", f"b.{ending}"), ("paintings", f"q.{ending}")):
+        assert Path("made", folder, name).read_bytes() == Path(f"{folder}-here", name).read_bytes()
+        assert len(list(Path("made", folder).iterdir())) == 2
+    assert {f"inst-instant/{photo}__{painting}.png" for photo in "ab" for painting in "pq"} <= files("made")
+    assert Path("made/inst-instant/a__p.png").stat().st_mtime_ns == made
+
+    # What is no copy of ours is never replaced.
+    Path("mine").mkdir()
+    picture(Path("mine/photos/b.png"), 40)
+    code, _, err = run("compare", "-o", "mine", "--methods", "inst-instant", *given)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "or delete mine/photos/b.png" in err
+    assert files("mine") == {"photos/b.png"}
 
 
 def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from inst.errors import InstError, UsageError
 from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
 from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
-from inst.files import make_folder, write_bytes_atomically
+from inst.files import make_folder, pictures_in, write_bytes_atomically
 from inst.images import fit_size, read_photo, read_picture, resize, save_picture
 from inst.provenance import SourceFile, describe
 from inst.sheets import make_sheet
@@ -77,7 +77,8 @@ def compare(
 
     Raises:
         UsageError: two sources or two methods of one name, a name that cannot be a folder's, or a folder whose results
-            were made with other settings or of other pictures; before anything is made.
+            were made with other settings or of other pictures; before anything is made. A copy of another picture that
+            no result was made of, such as one of a broken file, is replaced.
         InstError: a source cannot be read, or `out` cannot be written to.
     """
     names = [method.name for method in methods]
@@ -106,11 +107,13 @@ def _compare(
     methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path], out: Path, on_step: OnStep
 ) -> Comparison:
     # All is checked before anything is written, so that what is refused leaves no trace.
-    copies = {**_copies(photos, out / PHOTOS), **_copies(paintings, out / PAINTINGS)}
+    copies = {**_copies(photos, out, PHOTOS), **_copies(paintings, out, PAINTINGS)}
     settings = _join_settings(out, methods)
     for folder in (out, out / PHOTOS, out / PAINTINGS):
         make_folder(folder)
-    for place, source in copies.items():
+    for place, (source, former) in copies.items():
+        if former is not None and former != place:  # beside the new one it would be a second source of the name
+            former.unlink(missing_ok=True)  # first, because names that differ in case may be one file
         write_bytes_atomically(place, source.read_bytes())
     write_bytes_atomically(out / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())
     styles = make_folder(out / "styles")
@@ -188,21 +191,40 @@ def _goes_on(noted: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     return same and all(now.get(name) == mark for name, mark in before.items())
 
 
-def _copies(sources: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The copies to make beside the results, by place; refuse a folder that has another picture of the same name."""
+def _copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tuple[Path, Path | None]]:
+    """The copies to make in `out/kind`, by place: of which file, and the copy of another picture that it replaces.
+
+    Such a copy is replaced where `out` is the folder of a comparison that has no result of it; else refused.
+    """
+    folder = out / kind
     present = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
-    copies = {}
+    copies: dict[Path, tuple[Path, Path | None]] = {}
     for source in sources:
         if not source.is_file():
             raise InstError(f"{source}: no such file.")
         same = SourceFile.of(source).sha256  # or an error, for one that cannot be read
-        if source.stem not in present:
-            copies[folder / source.name] = source
-        elif SourceFile.of(present[source.stem]).sha256 != same:
-            raise UsageError(
-                f"{present[source.stem]} is another picture than {source}: give another folder for the results."
-            )
+        former = present.get(source.stem)
+        if former is not None:
+            if SourceFile.of(former).sha256 == same:
+                continue
+            another = f"{former} is another picture than {source}"
+            if not (out / SETTINGS).is_file():  # then it is no copy of ours
+                raise UsageError(f"{another}: give another folder for the results, or delete {former}.")
+            named = f"{source.stem}{SEPARATOR}" if kind == PHOTOS else f"{SEPARATOR}{source.stem}"
+            if made := _results(out, named, first=kind == PHOTOS):
+                raise UsageError(
+                    f"{another}, and {made[0]}{' and others were' if made[1:] else ' was'} made of it: give another "
+                    f"folder for the results, or delete those of {source.stem} and give the same command again."
+                )
+        copies[folder / source.name] = source, former
     return copies
+
+
+def _results(out: Path, named: str, *, first: bool) -> list[Path]:
+    """The pictures of all methods in `out` whose names without endings begin, or else end, with `named`."""
+    methods = [one for one in sorted(out.iterdir()) if one.is_dir() and one.name not in NOT_METHODS]
+    pictures = (path for method in methods for path in pictures_in(method))
+    return [path for path in pictures if (path.stem.startswith(named) if first else path.stem.endswith(named))]
 
 
 def write_sheets(out: Path, methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:
