@@ -216,6 +216,8 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(run: Run, given: list[objec
         (["--methods", ""], "No methods are given"),
         (["--methods", "inst-instant", "--outputs", "photos=photos-here"], "cannot be a method's name"),
         (["--metrics", "beauty"], "no metric beauty"),
+        (["--methods", "inst-instant", "--captions", "texts.txt"], "--captions is for the method sdm"),
+        (["--methods", "inst-instant", "--clip", "clip"], "--clip is for the figures"),
         (["--methods", "inst", "--tone", "loud"], "tone"),
         (["--methods", "inst", "--strength", "1.5"], "strength"),
         (["--methods", "inst", "--learning-steps", "-1"], "steps"),
@@ -258,10 +260,13 @@ def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert f"CLIP cannot be read from {clip}" in err
         assert not Path("made").exists()
+    code, _, err = run(*command, "-o", "made", *judged, "--no-figures", "--clip", "nobody/nothing")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--clip is for the figures" in err
+    assert not Path("made").exists()
     # Where it is not measured with, it need not be there.
-    for more in (["--no-figures"], ["--metrics", "colour"]):
-        code, _, err = run(*command, "-o", "made", *judged, *more, "--clip", "nobody/nothing")
-        assert code == 0, err
+    code, _, err = run(*command, "-o", "made", *judged, "--metrics", "colour", "--clip", "nobody/nothing")
+    assert code == 0, err
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that nobody can read from its beginning")

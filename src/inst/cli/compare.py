@@ -72,6 +72,8 @@ def compare(
             f'The method "{unknown[0]}" is unknown: use some of {", ".join(METHODS)}; give another system\'s pictures '
             f"with --outputs NAME=FOLDER."
         )
+    if captions is not None and "sdm" not in names:
+        raise UsageError("--captions is for the method sdm, which is not among --methods: add it, or leave it out.")
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
     folders = _folders(outputs or [])
@@ -215,6 +217,8 @@ def _run(
     from inst.evaluation.compare import compare, write_sheets
     from inst.sampling import complete
 
+    if clip is not None and not figures:
+        raise UsageError("--clip is for the figures, which --no-figures leaves out: give one of the two.")
     contents, sources, names = pictures_of(photos), pictures_of(paintings), metric_names(metrics)
     if figures:
         check_clip(session, clip, names)  # and not after every picture was made
