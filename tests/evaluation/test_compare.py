@@ -174,6 +174,23 @@ def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) ->
     assert "other settings" in err
 
 
+def test_folders_without_a_picture_are_named_and_the_rest_is_made(run: Run, given: list[object]) -> None:
+    Path("empty").mkdir()
+    picture(Path("theirs/a__p.png"), 50)
+    options = ["--photos", "empty", "--outputs", "none=empty", *given]
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *options)
+    assert code == 1
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [
+        ["Left out", "empty holds no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif)"],
+        ["Left out", "none is left out"],
+    ]
+    assert {f"inst-instant/{photo}__{painting}.png" for photo in "ab" for painting in "pq"} <= files("made")
+    assert not Path("made/none").exists()
+    code, _, err = run("compare", "-o", "more", "--methods", "", "--outputs", "other=theirs", *options)
+    assert (code, "more/other/a__p.png" in err, "none is left out" in err) == (1, False, True)
+    assert Path("more/other/a__p.png").is_file()
+
+
 def test_another_systems_pictures_are_found_by_their_whole_name(tmp_path: Path) -> None:
     wanted, other = picture(tmp_path / "made/a[1]__p.png", 1), picture(tmp_path / "made/a[1]__p.2.png", 2)
     photo, painting = (read_photo(picture(tmp_path / name, 3)) for name in ("a[1].png", "p.png"))
@@ -238,7 +255,7 @@ def test_sources_are_looked_at_before_anything_is_made(run: Run, given: list[obj
         (
             (["--photos", "lost.png"], "lost.png: no such file"),
             (["--paintings", "nowhere"], "nowhere: no such file"),
-            (["--outputs", "other=empty"], "empty holds no picture"),
+            (["--methods", "", "--outputs", "other=empty"], "other is left out: empty holds no picture"),
             (["--captions", "lost.txt", "--methods", "sdm"], "lost.txt cannot be read"),
         )
     ):
@@ -351,9 +368,10 @@ def test_learning_curves_go_without_sources_that_are_broken(
     ]
     for path in ("photos-here/b.png", "paintings-here/p.png"):
         Path(path).write_bytes(b"no picture")
-    code, out, err = run(*command, "--learning-steps", "1", "--json")
+    Path("empty").mkdir()
+    code, out, err = run(*command, "--photos", "empty", "--learning-steps", "1", "--json")
     assert code == 1
-    assert [line.split()[2] for line in err.splitlines()] == ["photos-here/b.png", "paintings-here/p.png"]
+    assert [line.split()[2] for line in err.splitlines()] == ["empty", "photos-here/b.png", "paintings-here/p.png"]
     assert json.loads(out)["left_out"] == [line.removeprefix("Left out: ") for line in err.splitlines()]
     stored = json.loads(Path("curves/curves.json").read_text())
     assert {point["painting"] for point in stored["points"]} == {"q.png"}

@@ -76,10 +76,11 @@ def compare(
         raise UsageError("--captions is for the method sdm, which is not among --methods: add it, or leave it out.")
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
-    folders = _folders(outputs or [])
+    folders, empty = _folders(outputs or [])
 
     def made() -> tuple[list[Method], list[str]]:
         built, missing = _built_in(session, names, transfer, learning, captions)
+        missing += empty
         if missing and not built and not folders:
             raise InstError(missing[0])
         return [*built, *folders], missing
@@ -184,18 +185,38 @@ def _built_in(
     return [made[name] for name in names if name in made], missing
 
 
-def _folders(outputs: Sequence[str]) -> list[Method]:
+def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
+    """The methods of `--outputs`, and why some are left out: folders without a picture."""
     from inst.evaluation.methods import FolderMethod
 
     found: list[Method] = []
+    empty: list[str] = []
     for text in outputs:
         name, equals, folder = text.partition("=")
         if not equals or not name or not Path(folder).is_dir():
             raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there: give --outputs stytr2=FOLDER.')
-        if not pictures_in(Path(folder)):
-            raise InstError(f"{folder} holds no picture: give the folder of {name}'s pictures PHOTO__PAINTING.png.")
-        found.append(FolderMethod(name, Path(folder)))
-    return found
+        if pictures_in(Path(folder)):
+            found.append(FolderMethod(name, Path(folder)))
+        else:
+            empty.append(f"{name} is left out: {folder} holds no picture PHOTO__PAINTING.png")
+    return found, empty
+
+
+def _sources(places: Sequence[Path], problems: list[str]) -> list[Path]:
+    """The pictures of files and folders; what is wrong with folders that have none is added to the problems.
+
+    Raises:
+        InstError: there is no picture at all.
+    """
+    files: list[Path] = []
+    for place in places:
+        try:
+            files += pictures_of([place])
+        except InstError as error:
+            problems.append(str(error))
+    if places and not files:
+        raise InstError(problems[-1])
+    return files
 
 
 def _run(
@@ -219,7 +240,8 @@ def _run(
 
     if clip is not None and not figures:
         raise UsageError("--clip is for the figures, which --no-figures leaves out: give one of the two.")
-    contents, sources, names = pictures_of(photos), pictures_of(paintings), metric_names(metrics)
+    left_out: list[str] = []
+    contents, sources, names = _sources(photos, left_out), _sources(paintings, left_out), metric_names(metrics)
     if figures:
         check_clip(session, clip, names)  # and not after every picture was made
     methods, missing = make_methods()
@@ -236,7 +258,7 @@ def _run(
 
         problems = complete(compare(methods, contents, sources, out, preparing), done)
     sheets = write_sheets(out, methods, contents, sources)
-    left_out = [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
+    left_out += [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
     for line in left_out:
         session.note(f"Left out: {line}")
     lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
@@ -264,7 +286,8 @@ def _converge(
     from inst.evaluation.gram import GramDistance
 
     left_out: list[str] = []
-    contents, sources = _readable(pictures_of(photos), left_out), _readable(pictures_of(paintings), left_out)
+    contents = _readable(_sources(photos, left_out), left_out)
+    sources = _readable(_sources(paintings, left_out), left_out)
     backbone = session.load()
     # First, because --clip is no remedy where it is the backbone that must look.
     check_curves(backbone, sources, transfer, steps=steps, every=every, seeds=seeds)
