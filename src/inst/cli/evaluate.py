@@ -85,7 +85,7 @@ def evaluate(
     names = metric_names(metrics)
     collection = collect(results, paintings, photos, prompts)
     check_clip(session, clip, names)
-    settings = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
+    settings: dict[str, Any] = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
     judged = judge(session, collection, out, metrics=names, clip=clip, shown=shown, **settings)
     session.report(judged.lines, **judged.facts)
     if judged.problems:
@@ -140,11 +140,13 @@ def judge(
     metrics: Sequence[str],
     clip: str | None,
     shown: int = _PAGE["shown"],
+    said: Sequence[str] = (),
     **settings: Any,
 ) -> Judged:
     """Judge pictures by metrics (`metric_names`), with a progress bar, and write the reports and the page into `out`.
 
-    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out or squashed is said on stderr.
+    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out or squashed is said on stderr. The
+    problems in `said`, which the caller has told of, are in the files alone, and not among `Judged.problems`.
     """
     from inst.devices import choose_device
     from inst.evaluation.evaluate import evaluate
@@ -176,12 +178,13 @@ def judge(
         lines.append("  ".join([row.label.ljust(first), *cells]))
     for note in done.notes:
         session.note(note)
-    for problem in done.problems[:_NAMED]:
-        session.note(f"Left out: {problem}")
-    if len(done.problems) > _NAMED:
-        session.note(f"Left out: {len(done.problems) - _NAMED} more, named in {files[0]}")
+    problems = tuple(problem for problem in done.problems if problem not in said)
+    for problem in problems[:_NAMED]:
+        session.left_out(problem)
+    if len(problems) > _NAMED:
+        session.note(f"Left out: {len(problems) - _NAMED} more, named in {files[0]}")
     return Judged(
         lines=[*lines, "", f"{files[-1]}   the page: open it in a browser"],
         facts={**as_json(done), "page": str(files[-1])},
-        problems=tuple(done.problems),
+        problems=problems,
     )

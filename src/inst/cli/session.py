@@ -181,6 +181,10 @@ class Session:
         if not self.quiet:
             self._screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def left_out(self, line: str) -> None:
+        """Say on stderr what was left out. A line that says by itself that it "is left out" is printed as it is."""
+        self.note(line if "is left out" in line else f"Left out: {line}")
+
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Session`; its argument `session` gets what they say.
