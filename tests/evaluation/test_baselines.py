@@ -97,6 +97,15 @@ def test_gatys_moves_the_textures_to_the_painting_and_without_a_weight_stays_at_
         method = Gatys(network, size=32, steps=15, style_weight=weight)
         return method.start(painting, tmp_path, quiet)(content).picture
 
+    told: list[tuple[int, int]] = []
+    repaint = Gatys(network, size=32, steps=6).start(painting, tmp_path, lambda step, total: told.append((step, total)))
+    assert told == []
+    for count in (1, 2):
+        repaint(content)
+        assert told[:2] == [(1, 6), (2, 6)]
+        assert told[-1] == (6, 6)  # the last one may be told of more than once
+        assert sorted(set(told)) == [(step, 6) for step in range(1, 7)]
+        assert told.count((1, 6)) == count
     assert distance(run(100.0)) < 0.5 * distance(content.picture)
     assert torch.allclose(run(0.0), content.picture, atol=1e-6)
     with pytest.raises(UsageError, match="style weight of -1"):

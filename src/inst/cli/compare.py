@@ -42,7 +42,10 @@ def compare(
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The folder to write to; what is there already is not made again.")
     ] = OUTPUTS / "compare",
-    methods: Annotated[str, typer.Option("--methods", help="With commas between them.")] = ",".join(METHODS),
+    methods: Annotated[
+        str,
+        typer.Option("--methods", help="With commas between them. On a CPU gatys takes minutes for each picture."),
+    ] = ",".join(METHODS),
     outputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -249,7 +252,7 @@ def _run(
     with session.progress("painting") as move:
 
         def preparing(step: int, total: int) -> None:
-            move(*latest, f"learning {step}/{total}")
+            move(*latest, f"step {step}/{total}")
 
         def done(one: Compared) -> None:
             nonlocal latest

@@ -73,7 +73,7 @@ def compare(
         paintings: files, as the photos.
         out: a folder, made if it is not there. Results go to `out/METHOD/PHOTO__PAINTING.png`, copies of the sources
             to `out/photos` and `out/paintings`, styles to `out/styles`.
-        on_step: is told how far a method's preparation for a painting is.
+        on_step: is told how far a method's preparation for a painting is, or a picture that takes long.
 
     Raises:
         UsageError: two sources or two methods of one name, a name that cannot be a folder's, or a folder whose results

@@ -55,7 +55,7 @@ class Gatys:
             targets = [gram_matrix(features) for features in self.network(self._seen(painting))]
 
         def repaint(photo: Photo) -> Repainted:
-            return Repainted(self._optimise(self._seen(photo), targets)[0])
+            return Repainted(self._optimise(self._seen(photo), targets, on_step)[0])
 
         return repaint
 
@@ -63,7 +63,7 @@ class Gatys:
         return at_size(photo, self.size).to(self.network.conv0.weight.device)
 
     @torch.enable_grad()
-    def _optimise(self, photo: Tensor, targets: list[Tensor]) -> Tensor:
+    def _optimise(self, photo: Tensor, targets: list[Tensor], on_step: OnStep) -> Tensor:
         with torch.no_grad():
             content = self.network(photo)[3]
         picture = photo.clone().requires_grad_()
@@ -71,7 +71,10 @@ class Gatys:
             [picture], max_iter=self.steps, max_eval=self.steps, history_size=20, line_search_fn="strong_wolfe"
         )
 
+        taken = 0
+
         def loss() -> Tensor:
+            nonlocal taken
             optimiser.zero_grad()
             features = self.network(picture)
             kept = (features[3] - content).square().mean() / content.square().mean()
@@ -81,6 +84,8 @@ class Gatys:
             ]
             total = kept + self.style_weight * torch.stack(styled).mean()
             total.backward()
+            taken += 1
+            on_step(min(taken, self.steps), self.steps)  # a line search may end a little late
             return total
 
         optimiser.step(loss)

@@ -26,7 +26,7 @@ from inst.styling import transfer
 
 _BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
 OnStep = Callable[[int, int], object]
-"""Told (steps taken, steps in all) while a method prepares."""
+"""Told (steps taken, steps in all) while a method prepares, or makes a picture that takes many steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Method(Protocol):
         Args:
             painting: laid over white.
             folder: exists; for files worth keeping for a later call, such as learned styles.
-            on_step: is told how far the preparation is.
+            on_step: is told how far the preparation is, and later, where a picture takes minutes, how far that one is.
         """
         ...
 
