@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -33,11 +34,12 @@ def mistake(found: subprocess.CompletedProcess[str], code: int, reason: str) -> 
 
 def test_from_pictures_to_a_report(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
-    study, rehearsed = tmp_path / "study.db", tmp_path / "rehearsed.db"
+    study, rehearsed = tmp_path / "our first study.db", tmp_path / "rehearsed.db"
     made = run("create", "--from", folder, "-o", study, "--checks", 1)
     assert made.returncode == 0, made.stderr
     assert "8 pairs: 4 inst / adain, 4 inst / gatys" in made.stdout
     assert "shown all of them, not 26" in made.stderr
+    assert shlex.split(made.stdout.splitlines()[-1])[1:] == ["inst", "study", "serve", str(study)]  # to be pasted
     before = study.read_bytes()
     simulated = run("simulate", study, "--participants", 3, "--kills", 0, "-o", rehearsed, "--json")
     assert simulated.returncode == 0, simulated.stderr

@@ -171,6 +171,14 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["comparison", "empty"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_named(comparison: Path) -> None:
+    with pytest.raises(InstError) as caught:
+        create(comparison, Path("/proc/self/study.db"))
+    assert str(caught.value).startswith("/proc/self/study.db cannot be written (")
+    assert str(caught.value).endswith("): choose another place.")
+
+
 def test_votes_are_never_overwritten(make_study: Callable[..., Path]) -> None:
     path = make_study()
     before = path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -92,7 +93,7 @@ def create(
             f"{pairs} pairs: "
             + ", ".join(f"{count} {ours} / {method}" for method, count in made.pairs.items())
             + f"; {made.bytes / 1e6:.1f} MB of pictures.",
-            f"Next: inst study serve {out}",
+            f"Next: inst study serve {shlex.quote(str(out))}",
         ],
         study=str(out),
         pairs=made.pairs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import secrets
@@ -124,7 +125,8 @@ def create_study(
     except sqlite3.OperationalError as error:
         raise InstError(f"{path} cannot be written ({error}): choose another place.") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that is read-only says so even of what is not there
+            unfinished.unlink(missing_ok=True)
     yield state
 
 

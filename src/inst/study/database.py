@@ -107,6 +107,7 @@ class Database:
 
     Raises:
         InstError: the file is missing, no study, or of another version.
+        sqlite3.Error: the new file cannot be made; the caller knows what it is to be called in the end.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
@@ -118,6 +119,8 @@ class Database:
             # Autocommit: transactions begin and end where `transaction` says so.
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
+            if create:
+                raise
             raise InstError(f"{path} cannot be opened ({error}).") from None
         self._connection.row_factory = sqlite3.Row
         try:
@@ -129,6 +132,8 @@ class Database:
             self._connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as error:
             self._connection.close()
+            if create:
+                raise
             raise InstError(f"{path} is no study ({error}): give the file of inst study create.") from None
         except BaseException:
             self._connection.close()
