@@ -188,6 +188,19 @@ def test_one_picture_has_figures_but_no_interval(folder: Path, metrics: Metrics)
     assert any("demo" in note for note in done.notes)
 
 
+def test_where_one_painting_only_can_be_read_the_wrong_one_is_the_demos(folder: Path, metrics: Metrics) -> None:
+    for name in ("green", "blue"):
+        (folder / "paintings" / f"{name}.png").write_bytes(b"broken")
+    done = run(collect(folder), only_colour(metrics), batch=1)
+    wrong = rows_of(done)["good, wrong painting"]
+    assert len(wrong.pairs) == 3
+    assert wrong.figures["colour"].value > rows_of(done)["good"].figures["colour"].value
+    (note,) = (one for one in done.notes if "demo" in one)
+    assert note.startswith("Only one painting can be read: the wrong painting is ")
+    alone = run(collect(folder / "good" / "cat__red.png", folder / "paintings" / "red.png"), only_colour(metrics))
+    assert alone.notes[0] == note.replace("Only one painting can be read", "There is one painting only")
+
+
 def test_pictures_without_photos_and_with_prompts(folder: Path, tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
     from inst.evaluation.clip import PictureTextEncoder
 

@@ -87,14 +87,7 @@ class _Run:
         self.tallies: dict[tuple[Kind, str], Tally] = {}
         self.notes: list[str] = []
         self._paintings = list(dict.fromkeys(pair.painting for pair in collection.pairs))
-        self._kept: dict[Path, tuple[Image.Image, Described] | None] = {}
-        if len(self._paintings) == 1:
-            own = self._paintings[0]
-            stranger = next(one for one in demo.PAINTINGS if one.stem != own.stem)
-            self.notes.append(f"There is one painting only: the wrong painting is {stranger.stem}, of InST's demo.")
-            self._strangers = [stranger]
-        else:
-            self._strangers = self._paintings
+        self._kept: dict[Path, tuple[Image.Image, Described]] = {}
 
     def close(self) -> None:
         self.reader.close()
@@ -110,9 +103,10 @@ class _Run:
     def judge(self, numbers: Sequence[int]) -> None:
         """Judge pairs of one painting."""
         painting_file = self.collection.pairs[numbers[0]].painting
-        own, other = self._painting(painting_file), self._stranger(painting_file)
+        own = self._painting(painting_file)
         if own is None:
             return
+        other = self._stranger(painting_file)
         for size, members in self._templates(numbers).items():
             pairs = [self.collection.pairs[number] for number, _ in members]
             prompts = [pair.prompt for pair in pairs]
@@ -168,19 +162,26 @@ class _Run:
     def _painting(self, path: Path) -> tuple[Image.Image, Described] | None:
         if path not in self._kept:
             image = self.reader.read(path)
+            if image is None:
+                return None
             while len(self._kept) >= 3:  # this one, the one before, and the next
                 del self._kept[next(iter(self._kept))]
-            self._kept[path] = None if image is None else (image, self.judging.describe([image]))
+            self._kept[path] = image, self.judging.describe([image])
         return self._kept[path]
 
     def _stranger(self, path: Path) -> Described | None:
-        """The next painting that can be read, and after the last one the first."""
-        place = self._strangers.index(path) if path in self._strangers else -1
-        for step in range(1, len(self._strangers) + 1):
-            other = self._strangers[(place + step) % len(self._strangers)]
-            if other != path and (found := self._painting(other)) is not None:
+        """The next painting that can be read, and after the last one the first; where there is no other, the demo's."""
+        place = self._paintings.index(path)
+        for other in (*self._paintings[place + 1 :], *self._paintings[:place]):
+            if (found := self._painting(other)) is not None:
                 return found[1]
-        return None
+        stranger = next(one for one in demo.PAINTINGS if one.stem != path.stem)
+        why = "There is one painting only" if len(self._paintings) == 1 else "Only one painting can be read"
+        note = f"{why}: the wrong painting is {stranger.stem}, of InST's demo."
+        if note not in self.notes:
+            self.notes.append(note)
+        found = self._painting(stranger)
+        return found and found[1]
 
     def _add(
         self,
