@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inst.errors import InstError
@@ -28,12 +28,21 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Hidden ones are left out: macOS puts a file `._shot.jpg`, which is no picture, beside `shot.jpg` on other disks.
     """
-    named = (one for one in folder.iterdir() if one.suffix.lower() in PICTURE_ENDINGS and not one.name.startswith("."))
-    return sorted(one for one in named if not one.is_dir())
+    return [folder / name for name in picture_names(folder)]
 
 
-def write_bytes_atomically(path: str | Path, data: bytes | memoryview) -> Path:
+def picture_names(folder: Path) -> list[str]:
+    """The names of what `pictures_in` finds: of a hundred thousand pictures they take a fifth of the paths' memory."""
+    with os.scandir(folder) as found:
+        # No `Path` of each: it would have Python remember the name as one that comes up often.
+        named = (one for one in found if os.path.splitext(one.name)[1].lower() in PICTURE_ENDINGS)
+        return sorted(one.name for one in named if not one.name.startswith(".") and not one.is_dir())
+
+
+def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable[bytes]) -> Path:
     """Write a file: whole, or not at all. What stood there before stays until the new content is safe on the disk.
+
+    Several pieces of `data` are written one after the other, so that they need not be in memory all at once.
 
     A link is followed, so that it stays a link; a file that is replaced keeps its permissions. Returns `path`.
 
@@ -56,7 +65,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview) -> Path:
             with unfinished.open("xb") as file:
                 if target.exists():
                     unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
-                file.write(data)
+                file.writelines([data] if isinstance(data, bytes | memoryview) else data)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(target)

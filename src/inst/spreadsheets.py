@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What a text begins with that a spreadsheet may run (OWASP, "CSV Injection"); the last four are full-width."""
@@ -18,9 +17,20 @@ def to_csv(rows: Iterable[Sequence[object]]) -> str:
     Args:
         rows: the heading first; of texts, numbers, and None for an empty cell. Numbers stay as they are.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_quoted(cell) for cell in row] for row in rows)
-    return text.getvalue()
+    return "".join(csv_lines(rows))
+
+
+def csv_lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """The lines of `to_csv`, one by one, for tables that are not to be in memory as a whole."""
+    writer = csv.writer(_Passing(), lineterminator="\n")
+    return (writer.writerow([_quoted(cell) for cell in row]) for row in rows)
+
+
+class _Passing:
+    """A file for `csv.writer`, whose `writerow` returns what the file's `write` does: the line."""
+
+    def write(self, line: str) -> str:
+        return line
 
 
 def _quoted(cell: object) -> object:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import tracemalloc
 import weakref
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
@@ -21,7 +22,7 @@ from PIL import Image
 
 import inst
 from inst.errors import InstError
-from inst.evaluation import judging
+from inst.evaluation import judging, page
 from inst.evaluation.clip import PictureTextEncoder
 from inst.evaluation.collection import Collection, Pair, collect
 from inst.evaluation.colour import ColourDistance
@@ -257,6 +258,41 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch)
     assert opened >= 3000
     assert most <= 3 * 10 + 10
     assert [len(row.pairs) for row in done.rows] == [1500] * 4
+
+
+def test_a_pair_is_kept_in_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the collection, and while the reports and the page are written; what does not grow with them is taken off."""
+    image = Image.new("RGB", (32, 32))
+    monkeypatch.setattr(judging, "open_picture", lambda path: image)
+    monkeypatch.setattr(page, "open_picture", lambda path: image)
+
+    def most(paintings: int) -> tuple[int, int]:
+        """Bytes of the collection, and those that writing takes at the most."""
+        here = tmp_path / f"{paintings}"
+        for kind in ("photos", "paintings", "made", "out"):
+            (here / kind).mkdir(parents=True)
+        for photo in range(100):
+            (here / "photos" / f"photo-{photo}.png").touch()
+            for painting in range(paintings):
+                (here / "paintings" / f"painting-{painting}.png").touch()
+                (here / "made" / f"photo-{photo}__painting-{painting}.png").touch()
+        gc.collect()
+        tracemalloc.start()
+        collection = collect(here)
+        collected = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        done = run(collection, Metrics((MEAN,)), batch=100, replicates=100)
+        tracemalloc.start()
+        write_reports(done, here / "out")
+        write_page(done, here / "out", shown=2)
+        written = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return collected, written
+
+    _, few, many = most(1), most(5), most(45)  # the first is for what is loaded on the way
+    collected, written = ((after - before) / 4000 for before, after in zip(few, many, strict=True))
+    assert collected < 250
+    assert written < 100
 
 
 def test_a_corrupt_picture_among_ten_thousand(tmp_path: Path) -> None:

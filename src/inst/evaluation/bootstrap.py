@@ -53,7 +53,7 @@ def _factors(photos: NDArray[np.int64], paintings: NDArray[np.int64]) -> list[ND
     (photo_names, photo), (painting_names, painting) = (
         np.unique(labels, return_inverse=True) for labels in (photos, paintings)
     )
-    pairs = len(np.unique(np.stack([photo, painting]), axis=1).T)
+    pairs = len(np.unique(photo * len(painting_names) + painting))
     if len(photo_names) == len(painting_names) == 1:
         return []
     if pairs == len(photo_names):

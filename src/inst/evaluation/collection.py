@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from inst.errors import InstError, UsageError
-from inst.files import PICTURE_ENDINGS, pictures_in
+from inst.files import PICTURE_ENDINGS, picture_names, pictures_in
 
 SEPARATOR = "__"
 """Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""
@@ -20,7 +23,7 @@ _COMPLETE = 0.5
 """From this share of all photos x paintings on, the other combinations count as missing rather than not wanted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A photo and a painting, and what the methods made of them.
 
@@ -52,33 +55,71 @@ class Collection:
     problems: tuple[str, ...] = ()
 
 
+class _Place(NamedTuple):
+    """Where a method's pictures are, and how they end; `stem` is None for pictures that are called as their pair is."""
+
+    folder: Path
+    ending: str
+    stem: str | None = None
+
+
+class _Results(Mapping[str, Path]):
+    """Each method's picture of a pair. The paths are put together when they are asked for.
+
+    There may be a hundred thousand pairs, so what they have in common, `places`, is shared by them.
+    """
+
+    __slots__ = ("_name", "_places")
+
+    def __init__(self, name: str, places: Mapping[str, _Place]) -> None:
+        self._name, self._places = name, places
+
+    def __getitem__(self, method: str) -> Path:
+        place = self._places[method]
+        return place.folder / f"{place.stem or self._name}{place.ending}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 @dataclass
 class _Finder:
     photos: dict[str, Path] | None
     paintings: dict[str, Path]
     problems: list[str]
-    found: dict[tuple[str, str], dict[str, Path]] = field(default_factory=dict)
+    found: dict[tuple[str, str], Mapping[str, _Place]] = field(default_factory=dict)
+    _shared: dict[tuple[tuple[str, _Place], ...], Mapping[str, _Place]] = field(default_factory=dict)
 
-    def add(self, method: str, path: Path) -> None:
-        places = [i for i in range(len(path.stem)) if path.stem.startswith(SEPARATOR, i)]
-        read = [(path.stem[place + len(SEPARATOR) :], path.stem[:place]) for place in places]
+    def add(self, method: str, folder: Path, name: str) -> None:
+        stem, ending = os.path.splitext(name)
+        places = [i for i in range(len(stem)) if stem.startswith(SEPARATOR, i)]
+        read = [(sys.intern(stem[place + len(SEPARATOR) :]), sys.intern(stem[:place])) for place in places]
         fitting = [(painting, photo) for painting, photo in read if self._knows(painting, photo)]
+        made = self.found.get(fitting[0], {}) if fitting else {}
         if not fitting:
-            self.problems.append(f"{path}: {self._why_not(path.stem)}")
+            self.problems.append(f"{folder / name}: {self._why_not(stem)}")
         elif len(fitting) > 1 and self.photos is not None:
-            self.problems.append(f"{path}: its name stands for several pairs of photo and painting: rename one of them")
-        elif (taken := self.found.setdefault(fitting[0], {}).setdefault(method, path)) is not path:
-            self.problems.append(f"{path}: {taken.name} has the same name; that one is taken")
+            self.problems.append(
+                f"{folder / name}: its name stands for several pairs of photo and painting: rename one of them"
+            )
+        elif method in made:
+            self.problems.append(f"{folder / name}: {stem}{made[method].ending} has the same name; that one is taken")
+        else:
+            made = {**made, method: _Place(folder, ending)}
+            self.found[fitting[0]] = self._shared.setdefault(tuple(made.items()), made)
 
-    def add_method(self, method: str, paths: Sequence[Path]) -> bool:
+    def add_method(self, method: str, folder: Path, names: Sequence[str]) -> bool:
         """Take in a method's pictures; where not one of them fits, say so in one line, and return False."""
         said = len(self.problems)
-        for path in paths:
-            self.add(method, path)
+        for name in names:
+            self.add(method, folder, name)
         if any(method in made for made in self.found.values()):
             return True
         self.problems[said:] = [
-            f"{method} is left out: none of its pictures ({len(paths)}) belongs to these photos and paintings; "
+            f"{method} is left out: none of its pictures ({len(names)}) belongs to these photos and paintings; "
             f"the first, {self.problems[said]}"
         ]
         return False
@@ -132,8 +173,8 @@ def collect(
         _add_single(finder, results)
         there = [results.stem]
     else:
-        files = _methods(results, methods, problems)
-        there = [method for method, pictures in files.items() if finder.add_method(method, pictures)]
+        found = _methods(results, methods, problems)
+        there = [method for method, folder, names in found if finder.add_method(method, folder, names)]
     if not finder.found:
         raise InstError(problems[-1] if problems else f"{results} holds no picture named PHOTO{SEPARATOR}PAINTING.")
     problems += _missing(finder, there)
@@ -153,7 +194,7 @@ def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
         prompt = prompt_of(name, photo, painting)
         if said and prompt is None:
             finder.problems.append(f'{prompts}: it has no prompt for "{name}"')
-        pairs.append(Pair(name, source, finder.paintings[painting], made, prompt))
+        pairs.append(Pair(name, source, finder.paintings[painting], _Results(name, made), prompt))
     return tuple(pairs)
 
 
@@ -161,29 +202,30 @@ def _add_single(finder: _Finder, result: Path) -> None:
     photos = [("", Path())] if finder.photos is None else list(finder.photos.items())
     paintings = list(finder.paintings)
     if len(paintings) > 1 or len(photos) > 1:  # folders: the name has to say which
-        finder.add(result.stem, result)
+        finder.add(result.stem, result.parent, result.name)
     else:
-        finder.found[paintings[0], photos[0][0]] = {result.stem: result}
+        place = _Place(result.parent, result.suffix, result.stem)
+        finder.found[paintings[0], photos[0][0]] = {result.stem: place}
 
 
-def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -> dict[str, list[Path]]:
-    """Each method's pictures."""
-    direct = pictures_in(results)
+def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -> list[tuple[str, Path, Sequence[str]]]:
+    """Each method with its folder and its pictures' names."""
+    direct = picture_names(results)
     folders = [one for one in sorted(results.iterdir()) if one.is_dir() and not one.name.startswith(".")]
     folders = [one for one in folders if one.name not in NOT_METHODS]
-    if any(SEPARATOR in path.stem for path in direct) or not folders:
+    if any(SEPARATOR in os.path.splitext(name)[0] for name in direct) or not folders:
         if not direct:
             raise InstError(f"{results} holds no picture: give a folder of pictures PHOTO{SEPARATOR}PAINTING.png.")
-        return {results.resolve().name: direct}
+        return [(results.resolve().name, results, direct)]
     if wanted is not None:
         names = [one.name for one in folders]
         if strange := [one for one in wanted if one not in names]:
             raise UsageError(f"{results} holds no method {strange[0]}: it has {', '.join(names)}.")
         folders = [one for one in folders if one.name in wanted]
-    methods = {}
+    methods: list[tuple[str, Path, Sequence[str]]] = []
     for folder in folders:
-        if pictures := pictures_in(folder):
-            methods[folder.name] = pictures
+        if pictures := picture_names(folder):
+            methods.append((folder.name, folder, pictures))
         elif wanted is not None or not any(folder.iterdir()):  # what holds other things, such as reports, is no method
             problems.append(f"{folder} holds no picture: the method is left out")
     return methods
@@ -214,14 +256,14 @@ def _missing(finder: _Finder, methods: Sequence[str]) -> list[str]:
     used = {photo for _, photo in finder.found}
     paintings = {painting for painting, _ in finder.found}
     photos = used if finder.photos is None else finder.photos.keys()
-    expected = set(finder.found)
-    if len(expected) >= _COMPLETE * len(photos) * len(finder.paintings):
-        expected = {(painting, photo) for photo in used for painting in paintings}
+    expected = sorted(finder.found)
+    if len(finder.found) >= _COMPLETE * len(photos) * len(finder.paintings):
+        expected = [(painting, photo) for painting in sorted(paintings) for photo in sorted(used)]
     return [
         *(
             f"{method}: there is no picture {photo}{SEPARATOR}{painting}"
             for method in methods
-            for painting, photo in sorted(expected)
+            for painting, photo in expected
             if method not in finder.found.get((painting, photo), {})
         ),
         *(f'no picture was made in the style of "{one}"' for one in sorted(finder.paintings.keys() - paintings)),

@@ -52,7 +52,7 @@ def evaluate(
 
     Photos and paintings are brought to a short side of `size` pixels, results to the size of their photo. Pictures are
     read as they are needed and features of Inception kept on disk: beside the networks and `batch` pictures only the
-    figures themselves are held, some 100 bytes a picture and row.
+    figures themselves are held, 8 bytes each, and up to a kilobyte for each pair of photo and painting.
 
     Args:
         collection: from `inst.evaluation.collection.collect`.

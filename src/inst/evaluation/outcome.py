@@ -109,8 +109,8 @@ class Tally:
     def row(self, collection: Collection, columns: Sequence[Column], replicates: int, seed: int) -> Row:
         """The finished row: means, intervals by bootstrap, and the figures of the set."""
         keys = [column.key for column in columns if column.against != "set"]
-        pairs = np.array(self.pairs, dtype=np.int64)
-        values = np.array(self.values, dtype=np.float64).reshape(len(pairs), len(keys))
+        pairs = np.asarray(self.pairs)  # which share the memory
+        values = np.asarray(self.values).reshape(len(pairs), len(keys))
         photos, paintings = _labels([collection.pairs[number] for number in pairs])
         finite = np.isfinite(values)
         figures: dict[str, Figure] = {}

@@ -64,10 +64,11 @@ def write_page(evaluation: Evaluation, folder: str | Path, shown: int = 100, tit
 
 
 def _choose(evaluation: Evaluation, shown: int) -> list[int]:
-    judged = sorted({int(pair) for row in evaluation.rows if row.kind == "method" for pair in row.pairs})
-    if len(judged) <= shown:
-        return judged
-    return [judged[int(place)] for place in np.linspace(0, len(judged) - 1, shown)]
+    judged = np.unique(np.concatenate([row.pairs for row in evaluation.rows if row.kind == "method"]))
+    if len(judged) > shown:
+        judged = judged[np.linspace(0, len(judged) - 1, shown).astype(int)]
+    chosen: list[int] = judged.tolist()
+    return chosen
 
 
 def _known(evaluation: Evaluation) -> list[Column]:
@@ -196,11 +197,9 @@ def _values(
     places = [keys.index(one.key) for one in columns]
     values: dict[int, dict[int, list[float | None]]] = {pair: {} for pair in pairs}
     for method, row in enumerate(methods):
-        rows = {int(pair): place for place, pair in enumerate(row.pairs)}
-        for pair in pairs:
-            if pair in rows:
-                known = [float(row.values[rows[pair], place]) for place in places]
-                values[pair][method] = [round(one, 6) if math.isfinite(one) else None for one in known]
+        for line in np.flatnonzero(np.isin(row.pairs, pairs)):
+            known = row.values[line, places].tolist()
+            values[int(row.pairs[line])][method] = [round(one, 6) if math.isfinite(one) else None for one in known]
     return values
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from inst.evaluation.metrics import Column
 from inst.evaluation.outcome import Evaluation, Figure
 from inst.files import write_bytes_atomically
-from inst.spreadsheets import to_csv
+from inst.spreadsheets import csv_lines
 
 FIGURES, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
 
@@ -25,13 +25,13 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         InstError: the folder cannot be written to.
     """
     folder = Path(folder)
-    texts = {
-        FIGURES: json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n",
-        TABLE: to_csv(_table(evaluation)),
-        PICTURES: to_csv(_picture_lines(evaluation)),
-        MARKDOWN: as_markdown(evaluation),
+    texts: dict[str, Iterable[str]] = {
+        FIGURES: [json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"],
+        TABLE: csv_lines(_table(evaluation)),
+        PICTURES: csv_lines(_picture_lines(evaluation)),
+        MARKDOWN: [as_markdown(evaluation)],
     }
-    return [write_bytes_atomically(folder / name, text.encode()) for name, text in texts.items()]
+    return [write_bytes_atomically(folder / name, (one.encode() for one in text)) for name, text in texts.items()]
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
