@@ -135,6 +135,13 @@ def test_a_method_may_be_called_like_a_control(folder: Path, metrics: Metrics) -
         assert (len(row.pairs), row.figures) == (9, before[was].figures)
 
 
+def test_numbers_in_names_sort_as_numbers(folder: Path, metrics: Metrics) -> None:
+    for name in ("steps-200", "steps-25", "steps-9", "idle-0.05", "2"):
+        shutil.copytree(folder / "idle", folder / name)
+    rows = [row.label for row in run(collect(folder), only_colour(metrics)).rows if row.kind == "method"]
+    assert rows == ["2", "good", "idle", "idle-0.05", "steps-9", "steps-25", "steps-200"]
+
+
 def test_the_figures_depend_neither_on_the_batch_nor_on_other_methods(folder: Path, metrics: Metrics) -> None:
     together = rows_of(run(collect(folder), metrics, batch=8))
     apart = rows_of(run(collect(folder / "good", folder / "paintings", folder / "photos"), metrics, batch=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -204,7 +205,7 @@ class _Run:
 
     def finish(self, replicates: int, seed: int) -> Evaluation:
         order = {"method": 0, "photo": 1, "painting": 2, "wrong": 3}
-        tallies = sorted(self.tallies.values(), key=lambda one: (order[one.kind], one.label))
+        tallies = sorted(self.tallies.values(), key=lambda one: (order[one.kind], _numbers_apart(one.label)))
         problems = [
             *self.collection.problems,
             *self.metrics.problems,
@@ -232,6 +233,12 @@ class _Run:
             "similarity": None if encoder is None else encoder.source,
         }
         return Evaluation(self.collection, self.metrics.columns, rows, tuple(problems), tuple(self.notes), settings)
+
+
+def _numbers_apart(label: str) -> list[str | float]:
+    """A key to sort by that takes numbers as such: vectors-16 comes after vectors-8."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", label)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _select(described: Described, places: list[int]) -> Described:
