@@ -237,6 +237,12 @@ def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return _interpolate(picture, size).clamp(-1, 1)
 
 
+def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
+    """Resize as `resize` does, in its proportions, so that the short side is `short_side` pixels."""
+    width, height = fit_size(picture.shape[-1], picture.shape[-2], short_side)
+    return resize(picture, (height, width))
+
+
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize [H, W] in [0, 1], a mask or an opacity, as `resize` does."""
     return _interpolate(mask[None], size)[0].clamp(0, 1)

@@ -15,6 +15,10 @@ import inst
 from inst import demo
 from inst.errors import UsageError
 from inst.evaluation.ablations import ABLATIONS
+from inst.evaluation.bootstrap import mean_intervals
+from inst.evaluation.clip import PictureTextEncoder
+from inst.evaluation.convergence import CurvePoint, curve_controls, learning_curves
+from inst.evaluation.curves import Curves
 from inst.evaluation.methods import FolderMethod, caption_style
 from inst.images import read_photo, read_picture
 from inst.record import read_record
@@ -331,7 +335,8 @@ def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[o
         (["--tone", "loud"], "tone"),
         (["--learning-steps", "0"], "0 steps cannot be used"),
         (["--seed", str(2**63 - 1), "--seeds", "2"], f"The seed {2**63} cannot be used"),
-        (["--paintings", twin], "Two paintings are called p.png"),
+        (["--paintings", twin], "Two paintings are called p:"),
+        (["--photos", picture(tmp_path / "elsewhere" / "a.webp", 4)], "Two photos are called a:"),
     ):
         code, _, err = run(*command, *more)
         assert (code, err.strip().splitlines()[-1].startswith("Error: ")) == (2, True)
@@ -398,8 +403,10 @@ def test_learning_curves_go_without_sources_that_are_broken(
     Path("empty").mkdir()
     code, out, err = run(*command, "--photos", "empty", "--learning-steps", "1", "--json")
     assert code == 1
-    assert [line.split()[2] for line in err.splitlines()] == ["empty", "photos-here/b.png", "paintings-here/p.png"]
-    assert json.loads(out)["left_out"] == [line.removeprefix("Left out: ") for line in err.splitlines()]
+    *left_out, note = err.splitlines()
+    assert [line.split()[2] for line in left_out] == ["empty", "photos-here/b.png", "paintings-here/p.png"]
+    assert json.loads(out)["left_out"] == [line.removeprefix("Left out: ") for line in left_out]
+    assert note == "There is one painting only: the wrong painting is starry-night, of InST's demo."
     stored = json.loads(Path("curves/curves.json").read_text())
     assert {point["painting"] for point in stored["points"]} == {"q.png"}
     assert len(stored["settings"]["photos"]) == 1
@@ -453,12 +460,7 @@ def test_every_ablation_can_be_made() -> None:
 
 
 def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
-    from inst.evaluation.convergence import Curves, learning_curves
-
     painting, photo = (read_photo(picture(tmp_path / f"{n}.png", n)) for n in (1, 2))
-
-    def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (x.mean((1, 2, 3)) - y.mean()).abs()
 
     def run(curves: Curves, most: int | None) -> int:
         made = learning_curves(
@@ -490,7 +492,7 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
     assert (said["kind"], said["settings"]) == ("plot of learning curves", settings)
     digest = hashlib.sha256((tmp_path / "1.png").read_bytes()).hexdigest()
     assert said["paintings"] == [{"name": painting.name, "sha256": digest}]
-    assert len(whole.table()) == 2 + 4 * 2
+    assert len((tmp_path / "whole" / "curves.md").read_text().splitlines()) == 2 + 4 * 2
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):
         Curves.open(tmp_path / "whole", {**settings, "steps": 8})
@@ -504,3 +506,104 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
     assert grams() == grams(transferred={"tone": "none"}) != grams(transferred={"tone": "painting"})
     with pytest.raises(UsageError, match="rename one"):
         next(learning_curves(tiny_backbone, [painting, painting], [photo], distance))
+
+
+def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x.mean((1, 2, 3)) - y.mean()).abs()
+
+
+def cells(curves: Curves) -> list[list[str]]:
+    """The table of curves.md, without its heading."""
+    lines = next(path for path in curves.write() if path.suffix == ".md").read_text().splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_curves_are_told_beside_what_can_be_had_without_learning(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+    sources = [read_photo(picture(tmp_path / f"{n}.png", n), flattened=True) for n in range(3)]
+    photo = read_photo(picture(tmp_path / "photo.png", 7), flattened=True)
+    options = {"steps": 1, "every": 1, "pictures": 1, "variants": ["direct"], "size": 64}
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(point: CurvePoint, pictures: list[torch.Tensor]) -> None:
+        kept[point.painting] = pictures[0]
+
+    points = {
+        one.painting: one for one in learning_curves(tiny_backbone, sources, [photo], distance, keep=keep, **options)
+    }
+    for source, other in zip(sources, [*sources[1:], sources[0]], strict=True):
+        assert points[source.name].gram == pytest.approx(distance(kept[source.name], source.picture).item(), abs=1e-5)
+        wrong = distance(kept[source.name], other.picture).item()
+        assert points[source.name].wrong_gram == pytest.approx(wrong, abs=1e-5)
+    (alone,) = learning_curves(tiny_backbone, sources[:1], [photo], distance, keep=keep, **options)
+    theirs = read_picture(demo.PAINTINGS[0])
+    assert alone.wrong_gram == pytest.approx(distance(kept[alone.painting], theirs).item(), abs=1e-3)
+
+    encoder = PictureTextEncoder.of_backbone(tiny_backbone)
+    unchanged, painted = curve_controls(tiny_backbone, sources[0], [photo], distance, encoder, 64)
+    assert [unchanged.control, painted.control] == ["photo unchanged", "painting unchanged"]
+    assert unchanged.gram == pytest.approx(distance(photo.picture[None], sources[0].picture).item(), abs=0.02)
+    assert painted.gram < 0.02  # nothing is left out, since both are of one shape
+    assert painted.accuracy > unchanged.accuracy
+
+
+def test_curves_are_told_with_intervals_over_their_paintings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grams = rng.uniform(0.5, 1.5, (6, 3))  # paintings x seeds
+
+    def curves(paintings: int) -> Curves:
+        opened = Curves.open(tmp_path / f"{paintings}", {"steps": 2, "similarity": "mini"})
+        for (place, seed), gram in np.ndenumerate(grams[:paintings]):
+            opened.add(CurvePoint(f"{place}.png", f"{place}", "direct", seed, 2, 1.0, 0.1, gram, 2 * gram, 0.5))
+        return opened
+
+    (row,) = cells(curves(6))
+    ((low, high),) = mean_intervals(grams.mean(1)[:, None], np.arange(6), np.arange(6)) or []
+    assert row[:3] == ["direct", "2", "1"]
+    assert row[4] == f"{grams.mean():.3f} [{low:.3f}, {high:.3f}]"
+    assert row[5] == f"{2 * grams.mean():.3f} [{2 * low:.3f}, {2 * high:.3f}]"
+    (row,) = cells(curves(1))
+    assert row[4] == f"{grams[0].mean():.3f}"  # seeds say nothing about other paintings
+
+
+def test_learning_curves_and_evaluate_tell_the_same_distance(
+    run: Run, common: list[object], weights_file: Callable[[str], Path]
+) -> None:
+    weights_file("vgg19")
+    picture(Path("photos-here/a.png"), 1, (300, 200))
+    picture(Path("paintings-here/p.png"), 2, (512, 600))
+    command = ["ablate", "convergence", "--photos", "photos-here", "--paintings", "paintings-here", "-o", "curves"]
+    assert run(*command, "--learning-steps", "1", "--every", "1", *common)[0] == 0
+    sources = ["--photos", "photos-here", "--paintings", "paintings-here"]
+    assert run("evaluate", "curves/direct-0", *sources, "-o", "figures", "--metrics", "gram")[0] == 0
+    (figures,) = (
+        row for row in json.loads(Path("figures/figures.json").read_text())["rows"] if row["kind"] == "method"
+    )
+    (point,) = (p for p in json.loads(Path("curves/curves.json").read_text())["points"] if p["variant"] == "direct")
+    assert figures["figures"]["gram"]["value"] == pytest.approx(point["gram"], rel=0.02)  # by two ways to resize
+
+
+def test_learning_curves_end_in_pictures_and_sheets(
+    run: Run, given: list[object], weights_file: Callable[[str], Path]
+) -> None:
+    weights_file("vgg19")
+    command = ["ablate", "convergence", "-o", "curves", "--every", "1", "--seeds", "2"]
+    command += [one for one in given if one != "--no-figures"]
+    code, out, err = run(*command)
+    assert code == 0, err
+    starts = [f"{start}-{seed}" for start in ("attention", "pooled", "direct") for seed in (0, 1)]
+    made = {f"{start}/{photo}__{painting}.png" for start in starts for photo in "ab" for painting in "pq"}
+    assert files("curves") >= {*made, "sheets/p.png", "sheets/q.png"}
+    assert "| *photo unchanged* |" in out
+    assert "curves/sheets/p.png" in out
+    with Image.open("curves/direct-1/a__p.png") as image:
+        said = json.loads(image.text["inst"])
+    assert (said["point"]["seed"], said["point"]["step"], said["photo"]["name"]) == (1, 2, "a.png")
+
+    before = {name: Path("curves", name).read_bytes() for name in files("curves") if "sheets" not in name}
+    shutil.rmtree("curves/sheets")
+    code, again, err = run(*command)
+    assert (code, again) == (0, out), err
+    assert {name: Path("curves", name).read_bytes() for name in before if name != "curves.png"} == {
+        name: content for name, content in before.items() if name != "curves.png"
+    }
+    assert "curves/sheets/p.png" in again

@@ -260,7 +260,7 @@ def _run(
             move(*latest, f"{one.method}: {one.painting}")
 
         problems = complete(compare(methods, contents, sources, out, preparing), done)
-    sheets = write_sheets(out, methods, contents, sources)
+    sheets = write_sheets(out, {method.name: method.settings for method in methods}, contents, sources)
     left_out += [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
     for line in left_out:
         session.left_out(line)
@@ -287,19 +287,23 @@ def _converge(
     transfer: dict[str, Any],
     clip: str | None,
 ) -> None:
-    from inst.evaluation.convergence import Curves, check_curves, learning_curves
+    from inst.evaluation.compare import write_sheets
+    from inst.evaluation.convergence import VARIANTS, check_curves, curve_controls, learning_curves, wrong_painting
+    from inst.evaluation.curves import Curves, column
     from inst.evaluation.gram import GramDistance
 
     left_out: list[str] = []
-    contents = _readable(_sources(photos, left_out), left_out)
-    sources = _readable(_sources(paintings, left_out), left_out)
+    photo_files = _readable(_sources(photos, left_out), left_out)
+    painting_files = _readable(_sources(paintings, left_out), left_out)
+    contents, sources = list(photo_files.values()), list(painting_files.values())
     backbone = session.load()
     # First, because --clip is no remedy where it is the backbone that must look.
-    check_curves(backbone, sources, transfer, steps=steps, every=every, seeds=seeds)
+    check_curves(backbone, sources, contents, transfer, steps=steps, every=every, seeds=seeds)
     encoder = load_encoder(session, clip)
     settings = {
         "steps": steps,
         "every": every,
+        "short_side": _CURVES["size"],
         "transfer": transfer,
         "backbone": f"{backbone.fingerprint} {backbone.denoiser_fingerprint}",
         "photos": [photo.sha256 for photo in contents],
@@ -308,7 +312,14 @@ def _converge(
     curves = Curves.open(out, settings, sources)
     for line in left_out:  # now, while there is time to mend it
         session.left_out(line)
+    if len(sources) == 1:
+        stranger = Path(wrong_painting(sources, sources[0]).name).stem
+        session.note(f"There is one painting only: the wrong painting is {stranger}, of InST's demo.")
     distance = GramDistance.load().to(backbone.device)
+    for source in sources:
+        if not curves.has_controls(source.name):
+            for control in curve_controls(backbone, source, contents, distance, encoder, _CURVES["size"]):
+                curves.add(control)
     with session.progress("learning") as move:
         run = learning_curves(
             backbone,
@@ -318,32 +329,37 @@ def _converge(
             steps=steps,
             every=every,
             seeds=seeds,
+            size=_CURVES["size"],
             transferred=transfer,
             encoder=encoder,
             done=curves.has,
+            keep=lambda point, pictures: curves.save(point, contents, pictures),
         )
         for point in run:
             curves.add(point)
             move(point.step, steps, f"{point.painting}, {point.variant}")
     files = curves.write()
-    lines = [*curves.table(), "", *(f"{file}" for file in files)]
+    lines = [*files[0].read_text().splitlines(), ""]
+    names = [name for variant in VARIANTS if (out / (name := column(variant, seeds[0]))).is_dir()]
+    files += write_sheets(out, dict.fromkeys(names, settings), [*photo_files], [*painting_files])
+    lines += map(str, files)
     session.report(lines, files=[str(file) for file in files], left_out=left_out)
     if left_out:
         raise typer.Exit(InstError.exit_code)
 
 
-def _readable(files: Sequence[Path], problems: list[str]) -> list[Photo]:
-    """Read photos or paintings; what is wrong with broken ones is added to the problems.
+def _readable(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo]:
+    """Read photos or paintings, by file; what is wrong with broken ones is added to the problems.
 
     Raises:
         InstError: a file is not there, or none can be read.
     """
     from inst.images import read_photo
 
-    read: list[Photo] = []
+    read: dict[Path, Photo] = {}
     for file in files:
         try:
-            read.append(read_photo(file, flattened=True))
+            read[file] = read_photo(file, flattened=True)
         except InstError as error:
             if not file.is_file():
                 raise

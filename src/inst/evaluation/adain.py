@@ -15,7 +15,7 @@ from inst.errors import UsageError
 from inst.evaluation._loading import load_frozen
 from inst.evaluation.methods import OnStep, Repaint, Repainted
 from inst.evaluation.vgg import VGG19Features
-from inst.images import Photo, fit_size, resize
+from inst.images import Photo, resize_short_side
 from inst.tone import adain, channel_statistics
 
 
@@ -97,14 +97,8 @@ class AdaIN:
         return repaint
 
     def _seen(self, photo: Photo) -> Tensor:
-        return at_size(photo, self.size).to(self.encoder.conv0.weight.device)
+        return resize_short_side(photo.picture[None], self.size).to(self.encoder.conv0.weight.device)
 
     @torch.no_grad()
     def _features(self, picture: Tensor) -> Tensor:
         return self.encoder(picture)[3]
-
-
-def at_size(photo: Photo, size: int) -> Tensor:
-    """The picture [1, 3, H, W] with a short side of `size` pixels."""
-    width, height = fit_size(photo.picture.shape[2], photo.picture.shape[1], size)
-    return resize(photo.picture[None], (height, width))

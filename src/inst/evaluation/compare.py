@@ -15,7 +15,7 @@ from inst.errors import InstError, UsageError
 from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
 from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
 from inst.files import make_folder, pictures_in, write_bytes_atomically
-from inst.images import fit_size, read_photo, read_picture, resize, save_picture
+from inst.images import read_photo, read_picture, resize_short_side, save_picture
 from inst.provenance import SourceFile, describe
 from inst.sheets import make_sheet
 
@@ -227,25 +227,27 @@ def _results(out: Path, named: str, *, first: bool) -> list[Path]:
     return [path for path in pictures if (path.stem.startswith(named) if first else path.stem.endswith(named))]
 
 
-def write_sheets(out: Path, methods: Sequence[Method], photos: Sequence[Path], paintings: Sequence[Path]) -> list[Path]:
+def write_sheets(
+    out: Path, methods: Mapping[str, Mapping[str, Any]], photos: Sequence[Path], paintings: Sequence[Path]
+) -> list[Path]:
     """Write a sheet for each painting into `out/sheets`: a row for each photo, with the painting at the top left.
 
-    Results that are not there leave their places empty. Returns the files.
+    `methods` are their settings by name. Results that are not there leave their places empty. Returns the files.
 
     Raises:
         InstError: the folder cannot be written to.
     """
     folder = make_folder(out / "sheets")
-    settings, contents = {method.name: method.settings for method in methods}, _sources(photos)
+    contents = _sources(photos)
     written = []
     for painting in paintings:
         rows: list[list[tuple[str, Tensor] | None]] = []
         for photo in photos:
             name = f"{photo.stem}{SEPARATOR}{painting.stem}.png"
             head = None if rows else _cell(painting.stem, painting)
-            results = (_cell(method.name, out / method.name / name) for method in methods)
+            results = (_cell(method, out / method / name) for method in methods)
             rows.append([head, _cell(photo.stem, photo), *results])
-        texts = _described("sheet of a comparison", settings, contents, _sources([painting]))
+        texts = _described("sheet of a comparison", methods, contents, _sources([painting]))
         sheet = make_sheet(rows, _CELL * 3 // 2)
         written.append(save_picture(sheet, folder / f"{painting.stem}.png", texts=texts))
     return written
@@ -283,5 +285,4 @@ def _cell(label: str, path: Path) -> tuple[str, Tensor] | None:
         picture = read_picture(path)
     except InstError:
         return None
-    width, height = fit_size(picture.shape[2], picture.shape[1], _CELL)
-    return label, resize(picture[None], (height, width))[0]
+    return label, resize_short_side(picture, _CELL)

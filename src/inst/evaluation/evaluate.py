@@ -176,7 +176,7 @@ class _Run:
         for other in (*self._paintings[place + 1 :], *self._paintings[:place]):
             if (found := self._painting(other)) is not None:
                 return found[1]
-        stranger = next(one for one in demo.PAINTINGS if one.stem != path.stem)
+        stranger = demo.another_painting(path.stem)
         why = "There is one painting only" if len(self._paintings) == 1 else "Only one painting can be read"
         note = f"{why}: the wrong painting is {stranger.stem}, of InST's demo."
         if note not in self.notes:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from inst.errors import UsageError
-from inst.evaluation.adain import at_size
 from inst.evaluation.gram import gram_matrix
 from inst.evaluation.methods import OnStep, Repaint, Repainted
 from inst.evaluation.vgg import VGG19Features
-from inst.images import Photo
+from inst.images import Photo, resize_short_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class Gatys:
         return repaint
 
     def _seen(self, photo: Photo) -> Tensor:
-        return at_size(photo, self.size).to(self.network.conv0.weight.device)
+        return resize_short_side(photo.picture[None], self.size).to(self.network.conv0.weight.device)
 
     @torch.enable_grad()
     def _optimise(self, photo: Tensor, targets: list[Tensor], on_step: OnStep) -> Tensor:
