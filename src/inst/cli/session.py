@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -183,7 +184,7 @@ class Session:
 
     def left_out(self, line: str) -> None:
         """Say on stderr what was left out. A line that says by itself that it "is left out" is printed as it is."""
-        self.note(line if "is left out" in line else f"Left out: {line}")
+        self.note(line if re.search("(is|are) left out", line) else f"Left out: {line}")
 
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:

@@ -132,24 +132,24 @@ def load_metrics(
         wanted -= {"lpips-vgg", "lpips-alex", "cfsd", "artfid"}
     problems: list[str] = []
 
-    def attempt(name: str, load: Callable[[], Any]) -> Any:
+    def attempt(names: Sequence[str], load: Callable[[], Any]) -> Any:
         try:
             return load()
         except InstError as error:
-            problems.append(f"{name} is left out: {error}")
+            problems.append(f"{', '.join(names)} {'are' if names[1:] else 'is'} left out: {error}")
             return None
 
     pairs: list[PairMetric] = []
     nets: tuple[tuple[Literal["vgg", "alex"], str], ...] = (("vgg", "VGG"), ("alex", "Alex"))
     for net, title in nets:
         load = partial(LPIPS.load, net=net)
-        if f"lpips-{net}" in wanted and (lpips := attempt(f"lpips-{net}", load)):
+        if f"lpips-{net}" in wanted and (lpips := attempt([f"lpips-{net}"], load)):
             lpips.to(device)
             means = "Perceptual distance to the photo: 0 for the photo itself."
             column = Column(f"lpips-{net}", f"LPIPS {title}", "lower", "photo", means)
             pairs.append(PairMetric(column, lpips.network, lpips.compare))
     styles = [name for name in ("cfsd", "gram", "mean-std") if name in wanted]
-    if styles and (vgg := attempt(", ".join(styles), lambda: VGG19Features.load().to(device))):
+    if styles and (vgg := attempt(styles, lambda: VGG19Features.load().to(device))):
         pairs += [_of_vgg19(name, vgg) for name in styles]
     if "colour" in wanted:
         colour = ColourDistance().to(device)
@@ -158,12 +158,12 @@ def load_metrics(
         )
         column = Column("colour", "Colour histogram", "lower", "painting", means)
         pairs.append(PairMetric(column, colour.network, colour.compare))
-    seen = attempt("clip", encoder) if encoder and "clip" in wanted else None
+    seen = attempt(["clip"], encoder) if encoder and "clip" in wanted else None
     if seen is not None:
         means = f"Accuracy: cosine with the painting, in the space of {seen.source}."
         column = Column(f"{seen.name.lower()}-image", f"{seen.name} image similarity", "higher", "painting", means)
         pairs.append(PairMetric(column, seen.pictures, cosine))
-    inception = attempt("fid", lambda: InceptionFID.load().to(device)) if "fid" in wanted else None
+    inception = attempt(["fid"], lambda: InceptionFID.load().to(device)) if "fid" in wanted else None
     sets = () if inception is None else _FID
     if inception and "artfid" in wanted and any(metric.column.key == "lpips-alex" for metric in pairs):
         sets = (*sets, *_ARTFID)
