@@ -17,16 +17,19 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from data import Pictures, exact_crops, load_shards
+from data import CANVAS, Pictures, exact_crops, load_shards
 from files import guarded, need, write_folder
-from inst.errors import InstError
+from inst.errors import UsageError
 from inst.evaluation.lpips import LPIPS
 from inst.folders import load_weights
+from options import real, whole
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
 LATENT_CHANNELS = 8
+GROUPS = 16
+"""Groups of channels that are normalised together; they divide every width."""
 KL_WEIGHT = 1e-4
 SCALE_WEIGHT = 0.25
 ADVERSARIAL_WEIGHT = 0.04
@@ -40,7 +43,7 @@ def build(widths: tuple[int, ...]) -> AutoencoderKL:
         block_out_channels=widths,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=16,
+        norm_num_groups=GROUPS,
         mid_block_add_attention=False,
         sample_size=256,
         scaling_factor=1.0,
@@ -128,20 +131,24 @@ def normalise(vae: AutoencoderKL, pictures: Pictures, batch: int, generator: tor
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = arguments("Train mini's autoencoder.")
-    parser.add_argument("--batch", type=int, default=64, help="crops a step and process")
-    parser.add_argument("--crop", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
-    parser.add_argument("--widths", type=int, nargs=4, default=[48, 96, 160, 192])
-    parser.add_argument("--lpips-weight", type=float, default=0.5)
+    parser.add_argument("--batch", type=whole(2), default=64, help="crops a step and process")
+    parser.add_argument("--crop", type=whole(32, CANVAS, multiple=16), default=128, help="side in pixels")
+    parser.add_argument("--rate", type=real(), default=5e-4, help="peak learning rate")
+    parser.add_argument("--widths", type=whole(GROUPS, multiple=GROUPS), nargs=4, default=[48, 96, 160, 192])
+    parser.add_argument("--lpips-weight", type=real(), default=0.5)
     parser.add_argument(
-        "--adversarial-from", type=float, default=0.5, help="share of the run after which the discriminator takes part"
+        "--adversarial-from",
+        type=real(1),
+        default=0.5,
+        help="share of the run after which the discriminator takes part",
     )
     parser.add_argument("--warm-start", type=Path, help="begin with the autoencoder of this folder")
     parser.add_argument("--decoder-only", action="store_true", help="leave the latents of --warm-start as they are")
     parser.add_argument("--perceptual", type=Path, help="VGG-16 and LPIPS weights (default: fetched)")
     options = parser.parse_args(given)
     if options.decoder_only and not options.warm_start:
-        raise InstError("--decoder-only goes on from a trained autoencoder: give --warm-start FOLDER")
+        raise UsageError("--decoder-only goes on from a trained autoencoder: give --warm-start FOLDER")
+    box = TimeBox(options.minutes, options.steps)
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
@@ -178,7 +185,7 @@ def main(given: Sequence[str] | None = None) -> None:
         {"vae": making, "discriminator": judging},
         {"vae": EMA(vae, 0.999)},
         generator,
-        TimeBox(options.minutes, options.steps),
+        box,
         settings_of(options) | {"pictures": len(pictures)},
     )
     training.resume()

@@ -42,6 +42,13 @@ def styled(captions: Sequence[str]) -> list[str]:
     return [*_WHOLE, *(form.format(text) for text in bare for form in _AFTER)]
 
 
+def room(tokenizer: Any) -> int:
+    """The most vectors that `[C]` can have in prompts of `tokenizer`: those beside the longest text after a `[C]`."""
+    after = [sentence.partition("[C]")[2] for sentence in (*_WHOLE, *_AFTER)]
+    longest = max(len(ids) for ids in tokenizer(after, add_special_tokens=False)["input_ids"])
+    return max(0, tokenizer.model_max_length - 2 - longest)
+
+
 class CaptionBank:
     """The tokens of up to `variants` captions of every picture, on the device, to draw from in every step.
 

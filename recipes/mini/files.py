@@ -50,7 +50,7 @@ def guarded(main: Callable[[], None]) -> None:
     try:
         main()
     except InstError as error:
-        message, code = str(error), 1
+        message, code = str(error), error.exit_code
     except OSError as error:
         reason = error.strerror or first_line(error)
         message, code = f"{error.filename or 'a file'}: {reason}; mend that and run the same command again", 1

@@ -43,6 +43,7 @@ from inst.evaluation.inception import InceptionFID
 from inst.evaluation.lpips import LPIPS
 from inst.files import write_bytes_atomically
 from inst.loading import find_source
+from options import whole
 from sample import sheet
 
 COLUMNS = 6
@@ -200,20 +201,13 @@ def _padded(row: Tensor, label: str) -> tuple[Tensor, list[str]]:
     return torch.cat([row, torch.ones(missing, *row.shape[1:])]), [label] * len(row) + [""] * missing
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
     parser.add_argument("--backbone", default="mini", help="mini, or a folder in the diffusers layout")
-    parser.add_argument("--samples", type=_positive, default=0, help="pictures to generate for the Frechet distance")
+    parser.add_argument("--samples", type=whole(2), default=0, help="pictures to generate for the Frechet distance")
     parser.add_argument("--out", type=Path, default=Path("outputs/measure"), help="folder for figures.json, sheet.png")
-    parser.add_argument("--batch", type=_positive, help="pictures at a time (default 8; 64 with --full)")
+    parser.add_argument("--batch", type=whole(1), help="pictures at a time (default 8; 64 with --full)")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--full", action="store_true", help="the whole hold-out rather than samples of it (for a GPU)")
     extent.add_argument("--quick", action="store_true", help="a smoke test: figures that mean nothing, in a minute")

@@ -34,17 +34,23 @@ from inst.evaluation.inception import InceptionFID
 from inst.evaluation.vgg import VGG16Features
 from inst.folders import load_weights
 from inst.text import encode_text
+from options import real, whole
 from sample import sheet
+from tokenizer import load as load_tokenizer
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
 SIZE, PATCH = 224, 16
 GRID = SIZE // PATCH
+HEAD = 32
+"""Width of an attention head of both encoders."""
 TEXTURE_BLOCKS = 4
 """VGG-16 blocks whose local means and root mean squares the patch tokens predict."""
 _TEXTURE_WIDTH = 2 * (64 + 128 + 256 + 512)
 CONTENT_WEIGHT, TEXTURE_WEIGHT = 0.5, 0.5
 TEMPERATURE_FLOOR = 0.02
+SMALLEST_BATCH = 4
+"""The features of half of a batch are brought to unit variance, for which it takes two."""
 
 
 def build_text(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModelWithProjection:
@@ -54,7 +60,7 @@ def build_text(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextMod
             hidden_size=width,
             intermediate_size=4 * width,
             num_hidden_layers=layers,
-            num_attention_heads=width // 32,
+            num_attention_heads=width // HEAD,
             max_position_embeddings=tokenizer.model_max_length,
             projection_dim=width,
             bos_token_id=tokenizer.bos_token_id,
@@ -71,7 +77,7 @@ def build_vision(width: int, layers: int) -> CLIPVisionModelWithProjection:
             hidden_size=width,
             intermediate_size=4 * width,
             num_hidden_layers=layers,
-            num_attention_heads=width // 32,
+            num_attention_heads=width // HEAD,
             image_size=SIZE,
             patch_size=PATCH,
             projection_dim=width,
@@ -86,7 +92,7 @@ def start_from(folder: Path, text: CLIPTextModelWithProjection, vision: nn.Modul
 
     Returns the number of tokens that were not found there; their rows stay as they are.
     """
-    earlier = CLIPTokenizer.from_pretrained(need(folder / "tokenizer")).get_vocab()
+    earlier = load_tokenizer(folder / "tokenizer").get_vocab()
     old = load_weights(CLIPTextModelWithProjection, need(folder / "text_encoder"), torch.float32)
     table, old_table = text.get_input_embeddings().weight, old.get_input_embeddings().weight
     pairs = [(row, earlier[token]) for token, row in tokenizer.get_vocab().items() if token in earlier]
@@ -172,14 +178,16 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = arguments("Train mini's text and image encoders.")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--warm-start", type=Path, help="begin with the encoders of this folder (and its `tokenizer/`)")
-    parser.add_argument("--batch", type=int, default=2048, help="pairs a step and process")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--text-layers", type=int, default=4)
-    parser.add_argument("--image-layers", type=int, default=6)
+    parser.add_argument("--batch", type=whole(SMALLEST_BATCH), default=2048, help="pairs a step and process")
+    parser.add_argument("--rate", type=real(), default=1e-3)
+    parser.add_argument("--width", type=whole(HEAD, multiple=HEAD), default=256)
+    parser.add_argument("--text-layers", type=whole(1), default=4)
+    parser.add_argument("--image-layers", type=whole(1), default=6)
     parser.add_argument("--vgg", type=Path, help="VGG-16 weights (default: fetched)")
     parser.add_argument("--inception", type=Path, help="Inception weights (default: fetched)")
     options = parser.parse_args(given)
+    box = TimeBox(options.minutes, options.steps)
+    tokenizer = load_tokenizer(options.tokenizer)
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
@@ -187,7 +195,6 @@ def main(given: Sequence[str] | None = None) -> None:
     everything = load_shards(options.data)
     pictures, apart = everything.train(), everything.held_out()
     pictures = pictures.to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(need(options.tokenizer))
     bank = CaptionBank(pictures.captions, tokenizer, device)
     bank_apart = CaptionBank(apart.captions, tokenizer, device, variants=1)
 
@@ -228,11 +235,11 @@ def main(given: Sequence[str] | None = None) -> None:
         {"learned": adam},
         {"learned": EMA(learned, 0.998)},
         generator,
-        TimeBox(options.minutes, options.steps),
+        box,
         settings_of(options) | {"pictures": len(pictures)},
     )
     training.resume()
-    whole = apart.to(device).at_size(SIZE)
+    held_out = apart.to(device).at_size(SIZE)
     half, quarter = options.batch // 2, max(2, options.batch // 4)
 
     def advance(progress: float) -> Mapping[str, Tensor]:
@@ -271,7 +278,7 @@ def main(given: Sequence[str] | None = None) -> None:
     @torch.no_grad()
     def draw(path: Path) -> None:
         learned.eval()
-        seen = torch.cat([vision(pixel_values=prepare(part)).image_embeds.float() for part in whole.split(100)])
+        seen = torch.cat([vision(pixel_values=prepare(part)).image_embeds.float() for part in held_out.split(100)])
         said = encode_text(text, bank_apart.ids, bank_apart.slots, None)[1][bank_apart.sentence[:, 0]].float()
         numbers = bank_apart.sentence[:, 0]
         flickr = torch.tensor([i for i, s in enumerate(apart.sources) if s == "flickr8k"], device=device)

@@ -17,10 +17,14 @@ from transformers import CLIPTokenizer
 
 from captions import plain, styled
 from data import held_out, read_shard, shards_of
-from files import guarded, write_folder
+from files import guarded, need, write_folder
+from inst.errors import InstError, UsageError, first_line
+from options import whole
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
+SMALLEST = 2 * 256 + 2
+"""Tokens: every byte, alone and at the end of a word, and the two above."""
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -68,12 +72,28 @@ def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
+def load(folder: Path) -> CLIPTokenizer:
+    """The tokenizer that `save` wrote into `folder`.
+
+    Raises:
+        InstError: there is no such folder, or the tokenizer in it is broken.
+        UsageError: the folder holds no tokenizer.
+    """
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # without them transformers makes up an empty vocabulary
+        if not (need(folder) / name).is_file():
+            raise UsageError(f"{folder}: holds no {name}; give the folder tokenizer/ that tokenizer.py wrote")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise InstError(f"{folder}: the tokenizer is broken ({first_line(error)}); make it again") from error
+
+
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learn mini's tokenizer.")
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=4096, help="number of tokens")
-    parser.add_argument("--length", type=int, default=48, help="tokens of the longest prompt")
+    parser.add_argument("--size", type=whole(SMALLEST), default=4096, help="number of tokens")
+    parser.add_argument("--length", type=whole(3), default=48, help="tokens of the longest prompt")
     options = parser.parse_args(given)
     rows = [row for shard in shards_of(options.data) for row in read_shard(shard)]
     texts: list[str] = []

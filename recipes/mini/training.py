@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.files import write_bytes_atomically
+from options import real, whole
 from workers import Workers
 
 
@@ -52,7 +53,7 @@ class TimeBox:
 
     def __init__(self, minutes: float | None, steps: int | None) -> None:
         if minutes is None and steps is None:
-            raise InstError("give --minutes or --steps: a stage must know when to end")
+            raise UsageError("give --minutes or --steps: a stage must know when to end")
         self.seconds = math.inf if minutes is None else minutes * 60
         self.steps = math.inf if steps is None else steps
         self.spent = 0.0
@@ -313,11 +314,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and sheets")
-    parser.add_argument("--minutes", type=float, help="end after this much training time")
-    parser.add_argument("--steps", type=int, help="end after this many steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints (default 120)")
-    parser.add_argument("--log-every", type=int, default=50, help="steps between lines of the log (default 50)")
+    parser.add_argument("--minutes", type=real(zero=False), help="end after this much training time")
+    parser.add_argument("--steps", type=whole(1), help="end after this many steps")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
+    parser.add_argument("--save-every", type=real(), default=120, help="seconds between checkpoints (default 120)")
+    parser.add_argument("--log-every", type=whole(1), default=50, help="steps between lines of the log (default 50)")
     parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile (it pays on GPUs only)")
     return parser
 

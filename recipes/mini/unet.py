@@ -21,18 +21,20 @@ from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     CLIPVisionModelWithProjection,
 )
 
-from captions import PROMPTS, CaptionBank, styled
+from captions import PROMPTS, CaptionBank, room, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
 from files import guarded, need, write_folder
+from inst.errors import UsageError
 from inst.folders import load_weights
 from inst.inversion import AttentionInversion, InversionConfig
 from inst.text import TextEmbedding, encode_text
+from options import real, whole
 from pair import SIZE, Normalise
 from sample import sample, sheet
+from tokenizer import load as load_tokenizer
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
@@ -45,6 +47,8 @@ NULL_SHARE = 0.1
 WORD_CROP = (0.45, 1.0)
 """Side of the crop that `[C]` is computed from, as a share of the picture's (20-100 % of its area)."""
 SNR_CAP = 5.0
+GROUPS = 8
+"""Groups of channels that are normalised together, 32 where all widths allow it; they divide every width."""
 
 
 def build(latent_channels: int, text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
@@ -60,7 +64,7 @@ def build(latent_channels: int, text_width: int, widths: tuple[int, ...]) -> UNe
         cross_attention_dim=text_width,
         # diffusers reads this as the number of heads of each level
         attention_head_dim=tuple(max(1, w // 48) for w in widths),
-        norm_num_groups=32 if all(w % 32 == 0 for w in widths) else 8,
+        norm_num_groups=32 if all(w % 32 == 0 for w in widths) else GROUPS,
     )
 
 
@@ -122,13 +126,19 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--pair", type=Path, required=True)
     parser.add_argument("--warm-start", type=Path, help="begin with the `unet/` and `inversion/` of this folder")
-    parser.add_argument("--batch", type=int, default=96, help="pictures a step and process")
-    parser.add_argument("--repeats", type=int, default=3, help="noise levels drawn for each encoded picture")
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 288])
-    parser.add_argument("--sheet-steps", type=int, default=30, help="sampling steps of the pictures on the sheets")
-    parser.add_argument("--vectors", type=int, default=8, help="vectors of a pseudo-word")
+    parser.add_argument("--batch", type=whole(1), default=96, help="pictures a step and process")
+    parser.add_argument("--repeats", type=whole(1), default=3, help="noise levels drawn for each encoded picture")
+    parser.add_argument("--rate", type=real(), default=5e-4)
+    parser.add_argument("--widths", type=whole(GROUPS, multiple=GROUPS), nargs="+", default=[128, 192, 288])
+    parser.add_argument(
+        "--sheet-steps", type=whole(1, 1000), default=30, help="sampling steps of the pictures on the sheets"
+    )
+    parser.add_argument("--vectors", type=whole(1), default=8, help="vectors of a pseudo-word")
     options = parser.parse_args(given)
+    box = TimeBox(options.minutes, options.steps)
+    tokenizer = load_tokenizer(options.tokenizer)
+    if options.vectors > (most := room(tokenizer)):
+        raise UsageError(f"--vectors {options.vectors}: a prompt of this tokenizer has room for {most} at most")
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
@@ -137,7 +147,6 @@ def main(given: Sequence[str] | None = None) -> None:
     pictures, apart = everything.train(), everything.held_out()
     del everything
     pictures = pictures.to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(need(options.tokenizer))
     said = CaptionBank(pictures.captions, tokenizer, device)
     named = CaptionBank(pictures.captions, tokenizer, device, vectors=options.vectors, variants=12, form=styled)
     nothing = CaptionBank([[""]], tokenizer, device, variants=1).ids  # [1, L]
@@ -158,6 +167,8 @@ def main(given: Sequence[str] | None = None) -> None:
     if options.warm_start:
         unet = load_weights(UNet2DConditionModel, need(options.warm_start / "unet"), torch.float32)
         inversion = AttentionInversion.from_pretrained(options.warm_start / "inversion")
+        if options.vectors != (has := inversion.config.vectors):
+            raise UsageError(f"--vectors {options.vectors}: the words of {options.warm_start} have {has}")
     channels_last(unet)
     unet, inversion = unet.to(device).train(), inversion.to(device).train()
     if not options.warm_start:
@@ -179,7 +190,7 @@ def main(given: Sequence[str] | None = None) -> None:
         {"both": adam},
         {"unet": EMA(unet, 0.9995), "inversion": EMA(inversion, 0.9995)},
         generator,
-        TimeBox(options.minutes, options.steps),
+        box,
         settings_of(options) | {"pictures": len(pictures)},
     )
     training.resume()
@@ -253,7 +264,7 @@ def main(given: Sequence[str] | None = None) -> None:
     @torch.no_grad()
     def draw(path: Path) -> None:
         unet.eval(), inversion.eval()
-        whole = paintings.at_size(256).to(device)
+        originals = paintings.at_size(256).to(device)
         words = inversion(*frozen.tokens(paintings.at_size(SIZE).to(device)))
         asked = CaptionBank([[p] for p in PROMPTS], tokenizer, device, variants=1)
         texts = [encode_text(frozen.text, asked.ids, asked.slots, None)[0]]
@@ -277,12 +288,12 @@ def main(given: Sequence[str] | None = None) -> None:
         count = len(PROMPTS)
         labels = [
             *PROMPTS,
-            *["painting"] * len(whole),
-            *["[C]"] * len(whole),
-            *["a church in the style of [C]"] * len(whole),
-            *["a dog in the style of [C]"] * len(whole),
+            *["painting"] * len(originals),
+            *["[C]"] * len(originals),
+            *["a church in the style of [C]"] * len(originals),
+            *["a dog in the style of [C]"] * len(originals),
         ]
-        sheet(torch.cat([made[:count], whole.cpu(), made[count:]]), labels, path, columns=6)
+        sheet(torch.cat([made[:count], originals.cpu(), made[count:]]), labels, path, columns=6)
         unet.train(), inversion.train()
 
     training.run(advance, sheet=draw, log_every=options.log_every, save_every_seconds=options.save_every)

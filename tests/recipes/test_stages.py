@@ -27,7 +27,7 @@ import training
 import unet
 import workers
 from inst import Backbone
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.inversion import AttentionInversion
 
 RECIPE = Path(autoencoder.__file__).parent
@@ -153,6 +153,8 @@ def test_a_denoiser_goes_on_from_an_earlier_one(runs: Path, shards: Path, tmp_pa
         before, after = load_file(runs / "unet" / part), load_file(tmp_path / part)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
+    with pytest.raises(UsageError, match=r"--vectors 3: the words of .*unet have 2"):
+        unet.main([*given, "--vectors", "3", *SMALL, "1"])
 
 
 def test_a_pair_goes_on_with_the_words_that_both_tokenizers_know(

@@ -1,0 +1,40 @@
+"""The numbers that a stage is given: one out of its range is wrong use, and said before any data is read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+def whole(least: int, most: float = math.inf, *, multiple: int = 1) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most` that `multiple` divides."""
+    kind = "a whole number" if multiple == 1 else f"a multiple of {multiple}"
+    extent = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most or value % multiple:
+            raise argparse.ArgumentTypeError(f"{text} is not {kind} {extent}")
+        return value
+
+    return read
+
+
+def real(most: float = math.inf, *, zero: bool = True) -> Callable[[str], float]:
+    """An argparse type: a finite number from 0, with `zero` or without, to `most`."""
+    extent = f"from 0 to {most:g}" if most < math.inf else "of at least 0" if zero else "above 0"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and 0 <= value <= most) or (value == 0 and not zero):
+            raise argparse.ArgumentTypeError(f"{text} is not a number {extent}")
+        return value
+
+    return read

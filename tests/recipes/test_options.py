@@ -1,0 +1,105 @@
+"""Options that no stage can work with: wrong use, said in one line before any data is read."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import autoencoder
+import files
+import pair
+import tokenizer
+import unet
+from inst.errors import InstError
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer for prompts of 24 tokens."""
+    folder = tmp_path_factory.mktemp("words")
+    tokenizer.save(tokenizer.learn(["a painting in the style of a river"] * 3, 600, 24), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "value", "said"),
+    [
+        (autoencoder, "--minutes", "-1", "-1 is not a number above 0"),
+        (autoencoder, "--minutes", "nan", "nan is not a number above 0"),
+        (autoencoder, "--steps", "0", "0 is not a whole number of at least 1"),
+        (autoencoder, "--seed", str(2**63), "is not a whole number from 0 to 9223372036854775807"),
+        (autoencoder, "--save-every", "-1", "-1 is not a number of at least 0"),
+        (autoencoder, "--log-every", "0", "0 is not a whole number of at least 1"),
+        (autoencoder, "--batch", "1", "1 is not a whole number of at least 2"),
+        (autoencoder, "--crop", "512", "512 is not a multiple of 16 from 32 to 256"),
+        (autoencoder, "--crop", "60", "60 is not a multiple of 16 from 32 to 256"),
+        (autoencoder, "--rate", "-1", "-1 is not a number of at least 0"),
+        (autoencoder, "--widths", "10", "10 is not a multiple of 16 of at least 16"),
+        (autoencoder, "--lpips-weight", "inf", "inf is not a number of at least 0"),
+        (autoencoder, "--adversarial-from", "2", "2 is not a number from 0 to 1"),
+        (pair, "--batch", "3", "3 is not a whole number of at least 4"),
+        (pair, "--width", "48", "48 is not a multiple of 32 of at least 32"),
+        (pair, "--text-layers", "0", "0 is not a whole number of at least 1"),
+        (pair, "--image-layers", "x", "x is not a whole number of at least 1"),
+        (tokenizer, "--size", "513", "513 is not a whole number of at least 514"),
+        (tokenizer, "--length", "2", "2 is not a whole number of at least 3"),
+        (unet, "--batch", "0", "0 is not a whole number of at least 1"),
+        (unet, "--repeats", "0", "0 is not a whole number of at least 1"),
+        (unet, "--widths", "12", "12 is not a multiple of 8 of at least 8"),
+        (unet, "--sheet-steps", "1001", "1001 is not a whole number from 1 to 1000"),
+        (unet, "--vectors", "0", "0 is not a whole number of at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_wrong_use(
+    stage: ModuleType, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = 4 if stage is autoencoder and option == "--widths" else 1
+    line = wrong_use(stage, ["--data", "absent", "--out", "absent", option, *[value] * count], capsys)
+    assert f"argument {option}: {value} is not" in line
+    assert line.endswith(said)
+
+
+def wrong_use(stage: ModuleType, given: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a stage says last before it exits with 2."""
+    with pytest.raises(SystemExit) as left:
+        files.guarded(lambda: stage.main(given))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2, line
+    return line
+
+
+def test_the_smallest_numbers_that_are_taken_can_be_worked_with(shards: Path, tmp_path: Path) -> None:
+    given = ["--data", str(shards), "--out", str(tmp_path), "--size", str(tokenizer.SMALLEST), "--length", "3"]
+    tokenizer.main(given)
+    assert len(tokenizer.load(tmp_path / "tokenizer")) == tokenizer.SMALLEST
+
+
+PAIR = ["--data", "absent", "--out", "absent", "--steps", "1", "--tokenizer"]
+UNET = ["--autoencoder", "absent", "--pair", "absent", *PAIR]
+
+
+def test_more_vectors_than_a_prompt_holds_are_wrong_use(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = len(tokenizer.load(words)(" style", add_special_tokens=False)["input_ids"])
+    most = 24 - 2 - after
+    line = wrong_use(unet, [*UNET, str(words), "--vectors", str(most + 1)], capsys)
+    assert line == f"error: --vectors {most + 1}: a prompt of this tokenizer has room for {most} at most"
+
+
+@pytest.mark.parametrize(("stage", "given"), [(pair, PAIR), (unet, UNET)])
+def test_a_folder_without_a_tokenizer_is_wrong_use(
+    stage: ModuleType, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = wrong_use(stage, [*given, str(tmp_path)], capsys)
+    assert line == f"error: {tmp_path}: holds no tokenizer.json; give the folder tokenizer/ that tokenizer.py wrote"
+
+
+def test_a_stage_that_is_not_told_when_to_end_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    line = wrong_use(autoencoder, ["--data", "absent", "--out", "absent"], capsys)
+    assert line == "error: give --minutes or --steps: a stage must know when to end"
+
+
+def test_a_broken_tokenizer_is_one_line(words: Path, tmp_path: Path) -> None:
+    for path in words.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InstError, match=r"the tokenizer is broken \(.*\); make it again"):
+        tokenizer.load(tmp_path)
