@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from files import guarded, need, write_folder
 from inst import Backbone
 from inst.errors import InstError
+from tokenizer import load_as_in
 
 LIMIT = 92_000_000
 """Bytes in all: with code and demo pictures the wheel must stay under the 100 MB that package indexes accept."""
@@ -103,10 +104,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Put mini's parts together.")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--pair", type=Path, required=True, help="folder with text_encoder/, image_encoder/ ...")
+    parser.add_argument("--pair", type=Path, required=True, help="folder with tokenizer/, text_encoder/ ...")
     parser.add_argument("--unet", type=Path, required=True, help="folder with unet/, scheduler/ and inversion/")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(given)
+    load_as_in(options.pair, options.tokenizer)
     parts = {"tokenizer": options.tokenizer, "vae": options.autoencoder}
     parts |= {name: options.pair / name for name in ("text_encoder", "image_encoder", "feature_extractor")}
     parts |= {name: options.unet / name for name in ("unet", "scheduler", "inversion")}

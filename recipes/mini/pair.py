@@ -3,10 +3,10 @@
     torchrun --nproc-per-node 4 recipes/mini/pair.py --data SHARDS --tokenizer runs/tokenizer/tokenizer \
         --out runs/pair --minutes 8
 
-Writes `text_encoder/`, `image_encoder/` and `feature_extractor/` into --out. 20,000 pictures are few for a contrastive
-pair, so the image encoder also learns from networks trained on ImageNet: its pooled state predicts the features of the
-Inception network (what is shown), its patch tokens predict local statistics of VGG-16 layers (how it is painted;
-what the inversion module later reads).
+Writes `text_encoder/`, `image_encoder/`, `feature_extractor/` and, for the stages to come, the `tokenizer/` that it was
+given into --out. 20,000 pictures are few for a contrastive pair, so the image encoder also learns from networks trained
+on ImageNet: its pooled state predicts the features of the Inception network (what is shown), its patch tokens predict
+local statistics of VGG-16 layers (how it is painted; what the inversion module later reads).
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from transformers import (
 from captions import CaptionBank, plain
 from data import cut, load_shards, random_squares
 from files import guarded, need, write_folder
+from inst.errors import UsageError
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.vgg import VGG16Features
 from inst.folders import load_weights
 from inst.text import encode_text
 from options import real, whole
 from sample import sheet
+from tokenizer import digest
 from tokenizer import load as load_tokenizer
+from tokenizer import save as save_tokenizer
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
@@ -91,19 +94,28 @@ def start_from(folder: Path, text: CLIPTextModelWithProjection, vision: nn.Modul
     """Copy the weights of an earlier pair, and of its token table the rows of the tokens that `tokenizer` has too.
 
     Returns the number of tokens that were not found there; their rows stay as they are.
+
+    Raises:
+        InstError: a part of the earlier pair is missing or broken.
+        UsageError: its encoders are of other sizes.
     """
     earlier = load_tokenizer(folder / "tokenizer").get_vocab()
     old = load_weights(CLIPTextModelWithProjection, need(folder / "text_encoder"), torch.float32)
     table, old_table = text.get_input_embeddings().weight, old.get_input_embeddings().weight
     pairs = [(row, earlier[token]) for token, row in tokenizer.get_vocab().items() if token in earlier]
     rows, old_rows = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    old_vision = load_weights(CLIPVisionModelWithProjection, need(folder / "image_encoder"), torch.float32)
     kept = table.clone()
-    kept[rows] = old_table[old_rows]
-    old.set_input_embeddings(nn.Embedding.from_pretrained(kept))
-    text.load_state_dict(old.state_dict())
-    vision.load_state_dict(
-        load_weights(CLIPVisionModelWithProjection, need(folder / "image_encoder"), torch.float32).state_dict()
-    )
+    try:
+        kept[rows] = old_table[old_rows]
+        old.set_input_embeddings(nn.Embedding.from_pretrained(kept))
+        text.load_state_dict(old.state_dict())
+        vision.load_state_dict(old_vision.state_dict())
+    except RuntimeError as error:
+        raise UsageError(
+            f"{folder}: its encoders are of other sizes; give its --width, --text-layers and --image-layers, "
+            "and a tokenizer of its --length"
+        ) from error
     return len(tokenizer) - len(rows)
 
 
@@ -236,7 +248,7 @@ def main(given: Sequence[str] | None = None) -> None:
         {"learned": EMA(learned, 0.998)},
         generator,
         box,
-        settings_of(options) | {"pictures": len(pictures)},
+        settings_of(options) | {"pictures": len(pictures), "tokenizer": digest(tokenizer)},
     )
     training.resume()
     held_out = apart.to(device).at_size(SIZE)
@@ -309,6 +321,7 @@ def main(given: Sequence[str] | None = None) -> None:
             model.config.attention_dropout = 0.0
             write_folder(options.out / name, model.save_pretrained)
         write_folder(options.out / "feature_extractor", processor.save_pretrained)
+        write_folder(options.out / "tokenizer", lambda folder: save_tokenizer(tokenizer, folder))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Writes `tokenizer/` (transformers' CLIPTokenizer) into --out. Seconds on one cor
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ def learn(texts: Iterable[str], size: int, length: int) -> CLIPTokenizer:
 
 def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write transformers' form, and CLIP's two files, which older transformers and other programs read."""
+    for passing in ("is_local", "local_files_only"):  # where it was loaded from, which transformers would write too
+        tokenizer.init_kwargs.pop(passing, None)
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
@@ -86,6 +89,26 @@ def load(folder: Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise InstError(f"{folder}: the tokenizer is broken ({first_line(error)}); make it again") from error
+
+
+def load_as_in(pair: Path, folder: Path) -> CLIPTokenizer:
+    """The tokenizer of `folder`, which must be the one that the encoders in `pair` learned with.
+
+    Raises:
+        InstError: as `load` does.
+        UsageError: it is another: what the encoders know of one token would be taken for another.
+    """
+    tokenizer = load(folder)
+    if digest(tokenizer) != digest(load(pair / "tokenizer")):
+        raise UsageError(f"{folder}: not the tokenizer that {pair} was trained with; give {pair / 'tokenizer'}")
+    return tokenizer
+
+
+def digest(tokenizer: CLIPTokenizer) -> str:
+    """What only tokenizers share that make the same tokens of every text: 12 digits of a SHA-256."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content |= {"truncation": None, "padding": None}  # of the last call
+    return hashlib.sha256(json.dumps([tokenizer.model_max_length, content]).encode()).hexdigest()[:12]
 
 
 def main(given: Sequence[str] | None = None) -> None:

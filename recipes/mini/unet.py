@@ -34,7 +34,7 @@ from inst.text import TextEmbedding, encode_text
 from options import real, whole
 from pair import SIZE, Normalise
 from sample import sample, sheet
-from tokenizer import load as load_tokenizer
+from tokenizer import load_as_in
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
@@ -136,7 +136,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--vectors", type=whole(1), default=8, help="vectors of a pseudo-word")
     options = parser.parse_args(given)
     box = TimeBox(options.minutes, options.steps)
-    tokenizer = load_tokenizer(options.tokenizer)
+    tokenizer = load_as_in(options.pair, options.tokenizer)
     if options.vectors > (most := room(tokenizer)):
         raise UsageError(f"--vectors {options.vectors}: a prompt of this tokenizer has room for {most} at most")
     workers = Workers.join()

@@ -16,7 +16,8 @@ from inst.errors import InstError
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer for prompts of 24 tokens."""
-    folder = tmp_path_factory.mktemp("words")
+    folder = tmp_path_factory.mktemp("pair") / "tokenizer"
+    folder.mkdir()
     tokenizer.save(tokenizer.learn(["a painting in the style of a river"] * 3, 600, 24), folder)
     return folder
 
@@ -81,7 +82,7 @@ UNET = ["--autoencoder", "absent", "--pair", "absent", *PAIR]
 def test_more_vectors_than_a_prompt_holds_are_wrong_use(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = len(tokenizer.load(words)(" style", add_special_tokens=False)["input_ids"])
     most = 24 - 2 - after
-    line = wrong_use(unet, [*UNET, str(words), "--vectors", str(most + 1)], capsys)
+    line = wrong_use(unet, [*UNET, str(words), "--pair", str(words.parent), "--vectors", str(most + 1)], capsys)
     assert line == f"error: --vectors {most + 1}: a prompt of this tokenizer has room for {most} at most"
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -161,15 +160,13 @@ def test_a_pair_goes_on_with_the_words_that_both_tokenizers_know(
     runs: Path, shards: Path, random_vgg: Path, random_inception: Path, tmp_path: Path
 ) -> None:
     """At a learning rate of 0 every known token keeps its row, wherever the other tokenizer put it."""
-    start = tmp_path / "start"
-    start.mkdir()
-    for part in ("text_encoder", "image_encoder"):
-        shutil.copytree(runs / "pair" / part, start / part)
-    shutil.copytree(runs / "tokenizer", start / "tokenizer")
+    start = runs / "pair"
     tokenizer.save(tokenizer.learn(["a watercolour of a bay", "watercolour and bay"] * 9, 560, 24), tmp_path / "other")
     teachers = ["--vgg", str(random_vgg), "--inception", str(random_inception), "--tokenizer", str(tmp_path / "other")]
     sizes = ["--batch", "4", "--width", "32", "--text-layers", "1", "--image-layers", "1", "--rate", "0"]
     given = ["--data", str(shards), *teachers, *sizes, "--warm-start", str(start), "--out", str(tmp_path / "pair")]
+    with pytest.raises(UsageError, match="its encoders are of other sizes; give its --width"):
+        pair.main([*given, "--width", "64", *SMALL, "1"])
     pair.main([*given, *SMALL, "1"])
 
     old, new = (CLIPTokenizer.from_pretrained(f).get_vocab() for f in (start / "tokenizer", tmp_path / "other"))
@@ -181,6 +178,26 @@ def test_a_pair_goes_on_with_the_words_that_both_tokenizers_know(
     assert all(torch.equal(before[key], after[key]) for key in before if key != table)
     before, after = (load_file(f / "image_encoder" / "model.safetensors") for f in (start, tmp_path / "pair"))
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_another_tokenizer_than_the_encoders_learned_with_is_refused(runs: Path, shards: Path, tmp_path: Path) -> None:
+    """Of the same size, so that nothing else could tell."""
+    old = CLIPTokenizer.from_pretrained(runs / "tokenizer")
+    tokenizer.save(tokenizer.learn(["a watercolour of a bay"] * 9, len(old), 24), tmp_path / "other")
+    refused = r"other: not the tokenizer that .*pair was trained with; give .*pair/tokenizer"
+    given = [*unet_arguments(shards, runs), "--tokenizer", str(tmp_path / "other"), "--out", str(tmp_path / "unet")]
+    with pytest.raises(UsageError, match=refused):
+        unet.main([*given, *SMALL, "1"])
+    parts = ["--autoencoder", runs / "autoencoder" / "vae", "--pair", runs / "pair", "--unet", runs / "unet"]
+    more = ["--tokenizer", tmp_path / "other", "--out", tmp_path / "tiny"]
+    with pytest.raises(UsageError, match=refused):
+        export.main([str(part) for part in (*parts, *more)])
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_the_pair_holds_the_tokenizer_that_it_was_given(runs: Path) -> None:
+    for path in (runs / "tokenizer").iterdir():
+        assert (runs / "pair" / "tokenizer" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_a_stage_writes_is_the_average(runs: Path) -> None:
