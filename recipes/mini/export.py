@@ -3,7 +3,7 @@
     python recipes/mini/export.py --tokenizer runs/tokenizer/tokenizer --autoencoder runs/autoencoder/vae \
         --pair runs/pair --unet runs/unet --out src/inst/models/mini
 
---out is replaced as a whole; its model card and figures stay.
+--out, a new folder or that of an earlier export, is replaced as a whole; its model card and figures stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import diffusers
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from files import guarded, need, write_folder
 from inst import Backbone
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from tokenizer import load_as_in
 
 LIMIT = 92_000_000
@@ -29,6 +29,7 @@ LIMIT = 92_000_000
 KEPT = ("MODEL_CARD.md", "figures.json")
 """Files of the model's folder that no stage writes."""
 
+INDEX_NAME = "model_index.json"
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": diffusers.__version__,
@@ -54,9 +55,12 @@ def export(parts: dict[str, Path], out: Path) -> int:
 
     Raises:
         InstError: a part is missing or does not fit the others, or the whole is over `LIMIT`. Nothing is replaced.
+        UsageError: `out` is there and holds something else than a model. Nothing is replaced.
     """
     for folder in parts.values():
         need(folder)
+    out = out.resolve()  # a link stays one, and "." has a name
+    _check_replaceable(out, parts)
     size = 0
 
     def fill(made: Path) -> None:
@@ -75,7 +79,7 @@ def export(parts: dict[str, Path], out: Path) -> int:
                 # With "float16" here transformers would load these parts in fp16 beside others in fp32.
                 content["dtype"] = "float32"
             _write_json(config, content)
-        _write_json(made / "model_index.json", INDEX)
+        _write_json(made / INDEX_NAME, INDEX)
         for file in made.rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
         size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
@@ -85,6 +89,26 @@ def export(parts: dict[str, Path], out: Path) -> int:
 
     write_folder(out, fill)
     return size
+
+
+def _check_replaceable(out: Path, parts: Iterable[str]) -> None:
+    """Raise UsageError where `out` holds what no export writes: it would be lost."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out}: is a file; give --out a new folder")
+    for path in sorted(out.rglob("*")):
+        within = path.relative_to(out).parts
+        if path.is_dir():
+            known = len(within) == 1 and within[0] in parts
+        elif len(within) == 1:
+            known = path.name in (INDEX_NAME, *KEPT)
+        else:
+            known = path.suffix in (".json", ".safetensors") or path.name == "merges.txt"
+        if not known:
+            raise UsageError(f"{path}: is not of a model and would be lost; move it away, or give --out another folder")
+    if any(out.iterdir()) and not (out / INDEX_NAME).is_file():
+        raise UsageError(f"{out}: holds no model ({INDEX_NAME}) that could be replaced; give --out another folder")
 
 
 def _to_half(file: Path) -> None:

@@ -62,8 +62,7 @@ def test_every_stage_logs_and_draws(runs: Path) -> None:
 
 
 def test_the_exported_model_loads_here_and_in_diffusers(runs: Path, tmp_path: Path) -> None:
-    parts = ["--tokenizer", runs / "tokenizer", "--autoencoder", runs / "autoencoder" / "vae", "--pair", runs / "pair"]
-    export.main([str(part) for part in (*parts, "--unet", runs / "unet", "--out", tmp_path / "tiny")])
+    exported(runs, tmp_path / "tiny")
     backbone = Backbone.load(tmp_path / "tiny", device="cpu", dtype="float32")
     assert backbone.inversion is not None
     words = backbone.inversion(*backbone.embed_picture(torch.rand(1, 3, 224, 224) * 2 - 1))
@@ -81,6 +80,51 @@ def test_nothing_is_replaced_by_an_export_that_fails(runs: Path, tmp_path: Path)
     with pytest.raises(InstError, match="absent: no such folder; run the stage that writes it first"):
         export.export(parts, tmp_path)
     assert [path.name for path in tmp_path.rglob("*")] == ["unet", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("held", "at_fault"),
+    [
+        (["model_index.json", "notes.txt"], "notes.txt"),
+        (["model_index.json", "unet/notes.md"], "unet/notes.md"),
+        (["model_index.json", "photos/one.json"], "photos"),
+        (["model_index.json", "unet/old/config.json"], "unet/old"),
+        (["unet/config.json"], ""),
+    ],
+)
+def test_an_export_replaces_nothing_but_a_model(held: list[str], at_fault: str, runs: Path, tmp_path: Path) -> None:
+    for name in held:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text("kept")
+    with pytest.raises(UsageError, match="give --out another folder") as refused:
+        exported(runs, tmp_path / "out")
+    assert str(refused.value).startswith(f"{tmp_path / 'out' / at_fault}: ")
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.rglob("*") if p.is_file()) == sorted(held)
+
+
+def test_an_export_over_a_file_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(UsageError, match="out: is a file; give --out a new folder"):
+        exported(runs, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "kept"
+
+
+def test_an_export_replaces_an_earlier_one_but_for_its_card(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    exported(runs, tmp_path / "model")
+    (tmp_path / "model" / "MODEL_CARD.md").write_text("what it can do")
+    (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    exported(runs, tmp_path / "link")
+    assert load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert (tmp_path / "model" / "MODEL_CARD.md").read_text() == "what it can do"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def exported(runs: Path, out: Path) -> None:
+    parts = ["--tokenizer", runs / "tokenizer", "--autoencoder", runs / "autoencoder" / "vae", "--pair", runs / "pair"]
+    export.main([str(part) for part in (*parts, "--unet", runs / "unet", "--out", out)])
 
 
 def test_normalised_latents_decode_to_the_same_picture(shards: Path) -> None:
