@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data import CANVAS, Pictures, exact_crops, load_shards
 from files import guarded, need, write_folder
-from inst.errors import UsageError
+from inst.errors import InstError, UsageError
 from inst.evaluation.lpips import LPIPS
 from inst.folders import load_weights
 from options import real, whole
@@ -156,7 +156,11 @@ def main(given: Sequence[str] | None = None) -> None:
     pictures = load_shards(options.data, device=device, only="train")
     apart = load_shards(options.data, only="holdout")
     shown = apart.subset(range(min(16, len(apart)))).at_size(256).to(device)
-    native = pictures.native
+    large_enough = (pictures.native >= options.crop).nonzero().flatten()
+    if not len(large_enough):
+        raise InstError(
+            f"no picture has the {options.crop} px of a crop: give --data larger ones, or --crop a smaller side"
+        )
     vae = build(tuple(options.widths))
     if options.warm_start:
         vae = load_weights(AutoencoderKL, need(options.warm_start), torch.float32)
@@ -189,7 +193,6 @@ def main(given: Sequence[str] | None = None) -> None:
         settings_of(options) | {"pictures": len(pictures)},
     )
     training.resume()
-    large_enough = (native >= options.crop).nonzero().flatten()
 
     def advance(progress: float) -> Mapping[str, Tensor]:
         for opt, peak in ((making, options.rate), (judging, options.rate / 2)):

@@ -28,6 +28,8 @@ CANVAS = 256
 HOLDOUT = 1000
 """Pictures kept out of every stage: those with the smallest SHA-256 of their bytes, so that any order agrees."""
 
+TOO_FEW = "there is too little data: all of it is held out, and nothing left to learn from; give --data more pictures"
+
 _PARTS = {"webp": "picture", "jpg": "picture", "jpeg": "picture", "png": "picture", "json": "json"}
 
 
@@ -74,8 +76,11 @@ class Pictures:
         return replace(self, pixels=self.pixels.to(device), native=self.native.to(device))
 
     def train(self) -> Pictures:
-        """The pictures that a stage may learn from."""
-        return self.subset((~self.holdout).nonzero().flatten())
+        """The pictures that a stage may learn from; an InstError if there are none."""
+        chosen = (~self.holdout).nonzero().flatten()
+        if not len(chosen):
+            raise InstError(TOO_FEW)
+        return self.subset(chosen)
 
     def held_out(self) -> Pictures:
         """The pictures that are only measured on."""
@@ -203,6 +208,8 @@ def load_shards(folder: str | Path, *, device: torch.device | str = "cpu", only:
         raise InstError(f"{folder}: the shards hold no picture; give --data a folder with pictures and captions")
     held = held_out([data for _, data, _ in rows])
     keep = [i for i in range(len(rows)) if only is None or held[i] == (only == "holdout")]
+    if not keep:
+        raise InstError(TOO_FEW)
 
     pixels = torch.zeros(len(keep), 3, CANVAS, CANVAS, dtype=torch.uint8)
     native = torch.zeros(len(keep), dtype=torch.long)

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from transformers import CLIPTokenizer
 
 from captions import plain, styled
-from data import held_out, read_shard, shards_of
+from data import TOO_FEW, held_out, read_shard, shards_of
 from files import guarded, need, write_folder
 from inst.errors import InstError, UsageError, first_line
 from options import whole
@@ -125,6 +125,8 @@ def main(given: Sequence[str] | None = None) -> None:
             captions = list(record["captions"])  # type: ignore[call-overload]
             # Users write the sentences around the placeholder too: "style" shall be a word.
             texts += [*plain(captions), styled(captions)[1]]
+    if not texts:
+        raise InstError(TOO_FEW)
     tokenizer = learn(texts, options.size, options.length)
     write_folder(options.out / "tokenizer", lambda folder: save(tokenizer, folder))
     print(f"{len(tokenizer)} tokens from {len(texts)} captions; '{texts[0]}' -> {tokenizer.tokenize(texts[0])}")

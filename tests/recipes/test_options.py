@@ -1,5 +1,6 @@
-"""Options that no stage can work with: wrong use, said in one line before any data is read."""
+"""Options that no stage can work with (wrong use, said in one line before any data is read), and too little data."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -104,3 +105,33 @@ def test_a_broken_tokenizer_is_one_line(words: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
     with pytest.raises(InstError, match=r"the tokenizer is broken \(.*\); make it again"):
         tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("stage", [tokenizer, autoencoder, pair, unet])
+def test_a_single_picture_is_too_little_data(
+    stage: ModuleType,
+    words: Path,
+    members: Callable[[int], list[tuple[str, bytes]]],
+    write_tar: Callable[[Path, Sequence[tuple[str, bytes]]], Path],
+    tmp_path: Path,
+) -> None:
+    write_tar(tmp_path / "one.tar", members(1))
+    more = {tokenizer: [], autoencoder: ["--steps", "1"], pair: [*PAIR, str(words)], unet: [*UNET, str(words)]}[stage]
+    if stage is unet:
+        more += ["--pair", str(words.parent)]
+    with pytest.raises(InstError, match="there is too little data: all of it is held out"):
+        stage.main([*more, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.iterdir()] == ["one.tar"]
+
+
+def test_pictures_smaller_than_a_crop_are_one_line(
+    members: Callable[[int], list[tuple[str, bytes]]],
+    write_tar: Callable[[Path, Sequence[tuple[str, bytes]]], Path],
+    tmp_path: Path,
+) -> None:
+    """Every other of the generated pictures has 224 px."""
+    files_of_shard = members(8)
+    write_tar(tmp_path / "small.tar", [file for i, file in enumerate(files_of_shard) if i // 2 % 2])
+    given = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1", "--crop", "240"]
+    with pytest.raises(InstError, match="no picture has the 240 px of a crop"):
+        autoencoder.main(given)
