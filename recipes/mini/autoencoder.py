@@ -9,6 +9,11 @@ that sees enlarged pictures learns to blur. Once a denoiser stands on the latent
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("autoencoder")
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from data import CANVAS, Pictures, exact_crops, load_shards
-from files import guarded, need, write_folder
+from files import need, write_folder
 from inst.errors import InstError, UsageError
 from inst.evaluation.lpips import LPIPS
 from inst.folders import load_weights
@@ -245,7 +250,3 @@ def main(given: Sequence[str] | None = None) -> None:
         if not options.decoder_only:
             normalise(vae, pictures, options.batch, generator)
         write_folder(options.out / "vae", vae.save_pretrained)
-
-
-if __name__ == "__main__":
-    guarded(main)

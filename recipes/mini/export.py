@@ -8,6 +8,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("export")
+
 import argparse
 import json
 import shutil
@@ -18,7 +23,7 @@ import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
-from files import guarded, need, write_folder
+from files import need, write_folder
 from inst import Backbone
 from inst.errors import InstError, UsageError
 from tokenizer import load_as_in
@@ -138,7 +143,3 @@ def main(given: Sequence[str] | None = None) -> None:
     parts |= {name: options.unet / name for name in ("unet", "scheduler", "inversion")}
     size = export(parts, options.out)
     print(f"{options.out}: {size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -1,14 +1,19 @@
-"""Files that appear as a whole or not at all, and errors as one line."""
+"""Files that appear as a whole or not at all, and errors as one line.
+
+Imports no PyTorch: a stage imports this first, see `guarded`.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
-import torch.distributed as dist
 from safetensors import SafetensorError
 
 from inst.errors import InstError, first_line
@@ -27,28 +32,35 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     Raises:
         InstError: it cannot be written; what was at `folder` is untouched.
     """
-    beside = folder.with_name(f".{folder.name}.part")
+    beside, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "old"))
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write(beside)
-        old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise InstError(f"{folder}: cannot be written ({error}); make room, then run the same command again") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if old.exists() and not folder.exists():  # interrupted between the two renames
+            old.rename(folder)
+        for rest in (beside, old):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
-def guarded(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake, a full disk or an interrupt is one line on standard error, from one process."""
+def guarded(stage: str) -> NoReturn:
+    """Import the module `stage` and run its `main`: called above a stage's own imports, which take seconds, so that
+    they are guarded too.
+
+    A user's mistake, a full disk or an interrupt is one line on standard error, from one process.
+    """
     message, code = "", 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
-        main()
+        import_module(stage).main()
     except InstError as error:
         message, code = str(error), error.exit_code
     except OSError as error:
@@ -57,8 +69,16 @@ def guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         message, code = "interrupted; the same command goes on from its last checkpoint, if it has one", 130
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_initialized():
+            distributed.destroy_process_group()
     if message and int(os.environ.get("RANK", 0)) == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """End the stage as Ctrl-C does; what follows (torchrun sends one more) shall not cut short the tidying up."""
+    for stopping in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stopping, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -8,6 +8,11 @@ thousands of samples.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("measure")
+
 import argparse
 import json
 import platform
@@ -36,7 +41,6 @@ from figures import (
     seeded,
     weights_digest,
 )
-from files import guarded
 from generation import frechet_figures, generate
 from inst import Backbone
 from inst.evaluation.inception import InceptionFID
@@ -219,7 +223,3 @@ def main() -> None:
     # Figures shall not depend on what the processor is good at.
     backbone = Backbone.load(options.backbone, dtype="float32")
     measure(options.data, backbone, options.backbone, options.out, budget=budget, samples=options.samples)
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -11,6 +11,11 @@ local statistics of VGG-16 layers (how it is painted; what the inversion module 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("pair")
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,7 +34,7 @@ from transformers import (
 
 from captions import CaptionBank, plain
 from data import cut, load_shards, random_squares
-from files import guarded, need, write_folder
+from files import need, write_folder
 from inst.errors import UsageError
 from inst.evaluation.inception import InceptionFID
 from inst.evaluation.vgg import VGG16Features
@@ -322,7 +327,3 @@ def main(given: Sequence[str] | None = None) -> None:
             write_folder(options.out / name, model.save_pretrained)
         write_folder(options.out / "feature_extractor", processor.save_pretrained)
         write_folder(options.out / "tokenizer", lambda folder: save_tokenizer(tokenizer, folder))
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -7,6 +7,11 @@ Writes `tokenizer/` (transformers' CLIPTokenizer) into --out. Seconds on one cor
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("tokenizer")
+
 import argparse
 import hashlib
 import json
@@ -18,7 +23,7 @@ from transformers import CLIPTokenizer
 
 from captions import plain, styled
 from data import TOO_FEW, held_out, read_shard, shards_of
-from files import guarded, need, write_folder
+from files import need, write_folder
 from inst.errors import InstError, UsageError, first_line
 from options import whole
 
@@ -130,7 +135,3 @@ def main(given: Sequence[str] | None = None) -> None:
     tokenizer = learn(texts, options.size, options.length)
     write_folder(options.out / "tokenizer", lambda folder: save(tokenizer, folder))
     print(f"{len(tokenizer)} tokens from {len(texts)} captions; '{texts[0]}' -> {tokenizer.tokenize(texts[0])}")
-
-
-if __name__ == "__main__":
-    guarded(main)

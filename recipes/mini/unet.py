@@ -12,6 +12,11 @@ never saw, with no learning at all (the paper learns it anew for each painting).
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from files import guarded
+
+    guarded("unet")
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +31,7 @@ from transformers import (
 
 from captions import PROMPTS, CaptionBank, room, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
-from files import guarded, need, write_folder
+from files import need, write_folder
 from inst.errors import UsageError
 from inst.folders import load_weights
 from inst.inversion import AttentionInversion, InversionConfig
@@ -309,7 +314,3 @@ def _paintings(apart: Pictures, count: int) -> Pictures:
     """The first held-out artworks (any pictures where there are none)."""
     art = [i for i, kind in enumerate(apart.kinds) if kind == "art"] or list(range(len(apart)))
     return apart.subset([art[i % len(art)] for i in range(count)])
-
-
-if __name__ == "__main__":
-    guarded(main)

@@ -1,0 +1,66 @@
+"""What can happen to a stage while it runs: signals at any time."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import files
+
+RECIPE = Path(files.__file__).parent
+
+WATCHED = """
+import os, runpy, signal, sys
+event, ending, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def watch(now, values):
+    global event
+    if now == event and str(values[0]).endswith(ending):
+        event = None
+        os.kill(os.getpid(), number)
+sys.addaudithook(watch)
+sys.argv = sys.argv[4:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a stage that gets a signal just before the first EVENT (of Python's audit events) on a name with this ENDING."""
+
+
+def stage(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+
+
+def tokenizer_arguments(shards: Path, out: Path) -> Sequence[object]:
+    return RECIPE / "tokenizer.py", "--data", shards, "--out", out, "--size", "560", "--length", "24"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("number", "event", "ending"),
+    [
+        pytest.param(signal.SIGINT, "import", "transformers", id="while it imports"),
+        pytest.param(signal.SIGTERM, "open", "train-1.tar", id="while it reads"),
+        pytest.param(signal.SIGTERM, "open", ".tokenizer.part/vocab.json", id="while it writes"),
+        pytest.param(signal.SIGTERM, "os.rename", "/tokenizer", id="while it replaces"),
+    ],
+)
+def test_a_signal_at_any_time_is_one_line_and_what_exists_stays(
+    shards: Path, tmp_path: Path, number: int, event: str, ending: str
+) -> None:
+    before = {"tokenizer/vocab.json": b"earlier", "tokenizer/merges.txt": b"earlier"}
+    (tmp_path / "tokenizer").mkdir()
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    answer = stage("-c", WATCHED, event, ending, number, *tokenizer_arguments(shards, tmp_path))
+    assert answer.stderr == "error: interrupted; the same command goes on from its last checkpoint, if it has one\n"
+    assert answer.returncode == 130
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
