@@ -128,6 +128,10 @@ class Training:
     def path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
+
     def state(self) -> dict[str, Tensor]:
         """Every tensor of the run under a flat name."""
         out: dict[str, Tensor] = {}
@@ -233,12 +237,14 @@ class Training:
         Raises:
             InstError: interrupted, a loss is not finite, or a checkpoint could not be written.
         """
+        if self.workers.leads:
+            self._cut_log()
         with self._stopped_by_signals():
             self.box.start()
-            saved_at, progress = self.box.spent, 0.0
+            saved_at, progress, first = self.box.spent, 0.0, self.step
             while True:
                 # Several processes agree every 8 steps only: it makes them wait for one another.
-                if self.workers.world == 1 or self.step % 8 == 0:
+                if self.workers.world == 1 or self.step % 8 == 0 or self.step in (first, self.box.steps):
                     overdue = self.box.spent - saved_at > save_every_seconds
                     progress, stop, save = self.workers.agree(self.box.progress(self.step), self.stop, overdue)
                     if progress >= 1 or stop or save:
@@ -294,9 +300,26 @@ class Training:
             return
         row = {"step": self.step, "seconds": round(spent, 1), "progress": round(progress, 4)}
         row |= {k: round(v, 5) for k, v in means.items()} | {"steps_a_second": round(steps / max(seconds, 1e-9), 3)}
-        with (self.folder / "log.jsonl").open("a") as file:
+        with self.log_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+    def _cut_log(self) -> None:
+        """Take out the rows of steps after the checkpoint, which come again, and what a full disk left of a row."""
+        if not self.log_path.is_file():
+            return
+        lines = self.log_path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= self.step]
+        if kept != lines:
+            write_bytes_atomically(self.log_path, kept)
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row of the log, infinite where the line is no such row."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _dropout_state(device: torch.device) -> Tensor:

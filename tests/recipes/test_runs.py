@@ -1,5 +1,6 @@
-"""What can happen to a stage while it runs: signals at any time."""
+"""What can happen to a stage while it runs: signals at any time, a log that is cut short."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import autoencoder
 import files
 
 RECIPE = Path(files.__file__).parent
@@ -39,6 +41,11 @@ def tokenizer_arguments(shards: Path, out: Path) -> Sequence[object]:
     return RECIPE / "tokenizer.py", "--data", shards, "--out", out, "--size", "560", "--length", "24"
 
 
+def autoencoder_arguments(shards: Path, vgg: Path, out: Path, steps: int) -> list[str]:
+    sizes = ["--batch", "2", "--crop", "64", "--widths", "16", "16", "16", "32", "--log-every", "1"]
+    return ["--data", str(shards), "--perceptual", str(vgg), "--out", str(out), "--steps", str(steps), *sizes]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -64,3 +71,20 @@ def test_a_signal_at_any_time_is_one_line_and_what_exists_stays(
     assert answer.returncode == 130
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_a_log_has_each_step_once_after_a_kill(shards: Path, random_vgg: Path, tmp_path: Path) -> None:
+    """Killed after step 4 with a checkpoint of step 2; then also half a row, as a full disk leaves it."""
+    log = tmp_path / "log.jsonl"
+    autoencoder.main([*autoencoder_arguments(shards, random_vgg, tmp_path, 2), "--no-compile"])
+    again = [*autoencoder_arguments(shards, random_vgg, tmp_path, 4), "--no-compile"]
+    # The next file that is renamed is the checkpoint of step 4.
+    killed = stage("-c", WATCHED, "os.rename", ".part", signal.SIGKILL, RECIPE / "autoencoder.py", *again)
+    assert killed.returncode == -signal.SIGKILL
+    rows = log.read_text()
+    assert [json.loads(row)["step"] for row in rows.splitlines()] == [1, 2, 3, 4]
+    log.write_text(rows + '{"step": 5, "sec')
+    autoencoder.main(again)
+    after = [json.loads(row) for row in log.read_text().splitlines()]
+    assert [row["step"] for row in after] == [1, 2, 3, 4]
+    assert [row["loss"] for row in after] == [json.loads(row)["loss"] for row in rows.splitlines()]

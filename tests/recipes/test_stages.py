@@ -288,11 +288,12 @@ def interrupted_at_once(given: list[str]) -> None:
 
 
 def test_two_processes_train_together(runs: Path, shards: Path, tmp_path: Path) -> None:
-    given = [*unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "8"]
+    given = [*unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "5"]
     answer = stage("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RECIPE / "unet.py", *given)
     assert answer.returncode == 0, answer.stderr
     state = load_file(tmp_path / "checkpoint.safetensors")
     assert not torch.equal(state["random/generator/0"], state["random/generator/1"])
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").exists()
 
 
