@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from inst.errors import InstError
+from inst.errors import InstError, first_line
 
 CANVAS = 256
 HOLDOUT = 1000
@@ -113,10 +113,12 @@ def shards_of(folder: str | Path) -> list[Path]:
 def read_shard(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
     """Yield (name, picture bytes, record) of each pair in a shard; other files in it are passed over.
 
+    The name is that of the shard and of the picture in it, for messages.
+
     Raises:
         InstError: the shard is truncated or damaged, half of a pair is missing, or a caption file has no captions.
     """
-    waiting: dict[str, dict[str, bytes]] = {}
+    waiting: dict[str, dict[str, tuple[str, bytes]]] = {}
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
@@ -127,10 +129,10 @@ def read_shard(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
                 file = archive.extractfile(member)
                 assert file is not None
                 pair = waiting.setdefault(stem, {})
-                pair[part] = file.read()
+                pair[part] = f"{shard}:{member.name}", file.read()
                 if len(pair) == 2:
                     del waiting[stem]
-                    yield f"{shard}:{stem}", pair["picture"], _record(f"{shard}:{stem}.json", pair["json"])
+                    yield *pair["picture"], _record(*pair["json"])
             end = archive.offset
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InstError(f"{shard}: the shard cannot be read ({error}); copy it again") from error
@@ -182,7 +184,9 @@ def _decode(name: str, data: bytes) -> tuple[Tensor, int]:
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
     except Exception as error:
-        raise InstError(f"{name}: the picture does not decode ({error}); leave it out of the shard") from error
+        # What Pillow says over an unknown format names the buffer in memory.
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
+        raise InstError(f"{name}: the picture does not decode ({reason}); leave it out of the shard") from error
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     picture = picture.crop((left, top, left + side, top + side))

@@ -79,11 +79,14 @@ def test_other_files_in_a_shard_are_passed_over(members: Members, tmp_path: Path
     assert len(load_shards(tmp_path)) == 2
 
 
-def test_a_picture_that_does_not_decode_is_named(members: Members, tmp_path: Path, write_tar: Write) -> None:
+@pytest.mark.parametrize(("kept", "reason"), [(100, "truncated|broken"), (4, "no known format"), (0, "no known")])
+def test_a_picture_that_does_not_decode_is_named(
+    members: Members, tmp_path: Path, write_tar: Write, kept: int, reason: str
+) -> None:
     files = members(3)
-    files[2] = (files[2][0], files[2][1][:100])
+    files[2] = (files[2][0], files[2][1][:kept])
     write_tar(tmp_path / "a.tar", files)
-    with pytest.raises(InstError, match=r"a\.tar:000001: the picture does not decode"):
+    with pytest.raises(InstError, match=rf"a\.tar:000001\.png: the picture does not decode \([^<]*({reason})"):
         load_shards(tmp_path)
 
 
