@@ -65,9 +65,18 @@ def guarded(stage: str) -> NoReturn:
         message, code = str(error), error.exit_code
     except OSError as error:
         reason = error.strerror or first_line(error)
+        if str(error.filename).startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "\0")):
+            reason += " (TORCHINDUCTOR_CACHE_DIR, the cache of torch.compile, must be a folder that can be written to)"
         message, code = f"{error.filename or 'a file'}: {reason}; mend that and run the same command again", 1
     except KeyboardInterrupt:
         message, code = "interrupted; the same command goes on from its last checkpoint, if it has one", 130
+    except Exception as error:
+        compiling = sys.modules.get("torch._dynamo.exc")
+        if compiling is None or not isinstance(error, compiling.BackendCompilerFailed):
+            raise
+        reason = f"{type(error.inner_exception).__name__}: {first_line(error.inner_exception)}"
+        cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]  # PyTorch sets it where it is not set
+        message, code = f"torch.compile failed ({reason}); delete its cache, {cache}, or give --no-compile", 1
     finally:
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_initialized():

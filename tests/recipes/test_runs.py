@@ -88,3 +88,28 @@ def test_a_log_has_each_step_once_after_a_kill(shards: Path, random_vgg: Path, t
     after = [json.loads(row) for row in log.read_text().splitlines()]
     assert [row["step"] for row in after] == [1, 2, 3, 4]
     assert [row["loss"] for row in after] == [json.loads(row)["loss"] for row in rows.splitlines()]
+
+
+def test_a_cache_of_the_compiler_that_is_no_folder_is_one_line(shards: Path, tmp_path: Path) -> None:
+    """PyTorch makes the folder while it is imported."""
+    cache = tmp_path / "cache"
+    cache.touch()
+    given = autoencoder_arguments(shards, tmp_path / "vgg", tmp_path / "out", 1)
+    answer = stage(RECIPE / "autoencoder.py", *given, TORCHINDUCTOR_CACHE_DIR=str(cache))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"error: {cache}: File exists (TORCHINDUCTOR_CACHE_DIR, the cache of torch.compile")
+    assert answer.stderr.count("\n") == 1
+
+
+def test_a_cache_of_the_compiler_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    """A stage in little: the compiler's errors come out of the first call of what was compiled."""
+    (tmp_path / "little.py").write_text(
+        "import torch\ndef main():\n    torch.compile(torch.nn.Linear(2, 2))(torch.zeros(1, 2))\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(RECIPE), *sys.path])
+    cache = "/proc"  # nothing can be made there, by root neither
+    answer = stage("-c", "from files import guarded; guarded('little')", PYTHONPATH=path, TORCHINDUCTOR_CACHE_DIR=cache)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: torch.compile failed (FileNotFoundError: ")
+    assert answer.stderr.endswith("; delete its cache, /proc, or give --no-compile\n")
+    assert answer.stderr.count("\n") == 1
