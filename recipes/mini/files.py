@@ -5,6 +5,7 @@ Imports no PyTorch: a stage imports this first, see `guarded`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -26,12 +27,20 @@ def need(folder: Path) -> Path:
     return folder
 
 
+def refuse_files(folder: Path) -> None:
+    """Raise an InstError where `folder` cannot be made, or replaced, because it or one above it is a file."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise InstError(f"{folder}: cannot be written: {place} is a file; give another place")
+
+
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new folder beside `folder`, then put it in the place of what was there before, as a whole.
 
     Raises:
         InstError: it cannot be written; what was at `folder` is untouched.
     """
+    refuse_files(folder)
     beside, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "old"))
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -42,7 +51,12 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
             folder.rename(old)
         beside.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise InstError(f"{folder}: cannot be written ({error}); make room, then run the same command again") from error
+        reason = str(error)
+        if isinstance(error, shutil.Error):  # of the copy of a folder: a list of (source, copy, what was said)
+            reason = error.args[0][0][2]
+        known = isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "mend that" if known else "make room"
+        raise InstError(f"{folder}: cannot be written ({reason}); {remedy}, then run the same command again") from error
     finally:
         if old.exists() and not folder.exists():  # interrupted between the two renames
             old.rename(folder)
@@ -60,14 +74,20 @@ def guarded(stage: str) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        import_module(stage).main()
+        try:
+            import_module(stage).main()
+        finally:
+            print(end="", flush=True)
     except InstError as error:
         message, code = str(error), error.exit_code
     except OSError as error:
         reason = error.strerror or first_line(error)
         if str(error.filename).startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "\0")):
             reason += " (TORCHINDUCTOR_CACHE_DIR, the cache of torch.compile, must be a folder that can be written to)"
-        message, code = f"{error.filename or 'a file'}: {reason}; mend that and run the same command again", 1
+        place = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "a file")
+        message, code = f"{place}: {reason}; mend that and run the same command again", 1
+        # Where it is the output that cannot be written, what is still to be printed would fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
         message, code = "interrupted; the same command goes on from its last checkpoint, if it has one", 130
     except Exception as error:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from files import refuse_files
 from inst.errors import InstError, UsageError
 from inst.files import write_bytes_atomically
 from options import real, whole
@@ -122,6 +123,7 @@ class Training:
     _logged_at: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
+        refuse_files(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property

@@ -1,7 +1,9 @@
-"""What can happen to a stage while it runs: signals at any time, a log that is cut short."""
+"""What can happen to a stage while it runs: signals, a broken cache, an output that ends, no room."""
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 import autoencoder
 import files
+import training
+import workers
+from inst.errors import InstError
 
 RECIPE = Path(files.__file__).parent
 
@@ -31,10 +37,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """Runs a stage that gets a signal just before the first EVENT (of Python's audit events) on a name with this ENDING."""
 
 
-def stage(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def stage(*arguments: object, output: int = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
-    given = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **environment}
+    return subprocess.run(command, env=given, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
 
 
 def tokenizer_arguments(shards: Path, out: Path) -> Sequence[object]:
@@ -113,3 +119,43 @@ def test_a_cache_of_the_compiler_that_cannot_be_used_is_one_line(tmp_path: Path)
     assert answer.stderr.startswith("error: torch.compile failed (FileNotFoundError: ")
     assert answer.stderr.endswith("; delete its cache, /proc, or give --no-compile\n")
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--help"]])
+def test_an_output_that_nobody_reads_is_one_line(shards: Path, tmp_path: Path, more: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    answer = stage(*tokenizer_arguments(shards, tmp_path), *more, output=writing)
+    os.close(writing)
+    assert answer.stderr == "error: standard output: Broken pipe; mend that and run the same command again\n"
+    assert answer.returncode == 1
+
+
+def test_a_place_below_a_file_and_a_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, file / "runs" / "vae"):
+        with pytest.raises(InstError, match="file is a file; give another place"):
+            files.write_folder(folder, lambda made: (made / "new").touch())
+    alone, box = workers.Workers(0, 1, torch.device("cpu")), training.TimeBox(None, 1)
+    with pytest.raises(InstError, match="file is a file; give another place"):
+        training.Training(alone, file / "runs", {}, {}, {}, torch.Generator(), box, {})
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_a_copy_that_does_not_fit_says_why(tmp_path: Path) -> None:
+    """Under a limit on the size of files, as little as a full disk."""
+    source = tmp_path / "part"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_bytes(bytes(10000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(
+            InstError, match=r"out: cannot be written \([^[(]*\[Errno 27\] File too large: .*\); make room"
+        ):
+            files.write_folder(tmp_path / "out", lambda made: shutil.copytree(source, made / "part"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
