@@ -13,7 +13,7 @@ from PIL import Image
 
 import inst
 from inst import demo
-from inst.errors import UsageError
+from inst.errors import InstError, UsageError
 from inst.evaluation.ablations import ABLATIONS
 from inst.evaluation.bootstrap import mean_intervals
 from inst.evaluation.clip import PictureTextEncoder
@@ -338,6 +338,7 @@ def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[o
         (["--seed", str(2**63 - 1), "--seeds", "2"], f"The seed {2**63} cannot be used"),
         (["--paintings", twin], "Two paintings are called p:"),
         (["--photos", picture(tmp_path / "elsewhere" / "a.webp", 4)], "Two photos are called a:"),
+        (["--photos", picture(tmp_path / "elsewhere" / "a__b.png", 4)], "a__b.png has __ in its name"),
     ):
         code, _, err = run(*command, *more)
         assert (code, err.strip().splitlines()[-1].startswith("Error: ")) == (2, True)
@@ -379,7 +380,7 @@ def test_learning_curves_obey_the_options_that_they_know(
     picture(Path("painting.png"), 9)
     code, _, err = run(*command, "--clip", clip_folder)
     assert code == 2
-    assert "another painting called painting.png" in err
+    assert "another painting called painting:" in err
     picture(tmp_path / "elsewhere" / "painting.png", 8)
     code, _, err = run(*command, "--clip", clip_folder, "--paintings", "elsewhere/painting.png")
     assert code == 2
@@ -404,10 +405,10 @@ def test_learning_curves_go_without_sources_that_are_broken(
     Path("empty").mkdir()
     code, out, err = run(*command, "--photos", "empty", "--learning-steps", "1", "--json")
     assert code == 1
-    *left_out, note = err.splitlines()
+    left_out = err.splitlines()
     assert [line.split()[2] for line in left_out] == ["empty", "photos-here/b.png", "paintings-here/p.png"]
     assert json.loads(out)["left_out"] == [line.removeprefix("Left out: ") for line in left_out]
-    assert note == "There is one painting only: the wrong painting is starry-night, of InST's demo."
+    assert "The wrong painting is starry-night.webp for q.png." in Path("curves/curves.md").read_text()
     stored = json.loads(Path("curves/curves.json").read_text())
     assert {point["painting"] for point in stored["points"]} == {"q.png"}
     assert len(stored["settings"]["photos"]) == 1
@@ -493,7 +494,7 @@ def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, 
     assert (said["kind"], said["settings"]) == ("plot of learning curves", settings)
     digest = hashlib.sha256((tmp_path / "1.png").read_bytes()).hexdigest()
     assert said["paintings"] == [{"name": painting.name, "sha256": digest}]
-    assert len((tmp_path / "whole" / "curves.md").read_text().splitlines()) == 2 + 4 * 2
+    assert len((tmp_path / "whole" / "curves.md").read_text().splitlines()) == 2 + 4 * 2 + 2
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):
         Curves.open(tmp_path / "whole", {**settings, "steps": 8})
@@ -535,6 +536,7 @@ def test_curves_are_told_beside_what_can_be_had_without_learning(tiny_backbone: 
         assert points[source.name].gram == pytest.approx(distance(kept[source.name], source.picture).item(), abs=1e-5)
         wrong = distance(kept[source.name], other.picture).item()
         assert points[source.name].wrong_gram == pytest.approx(wrong, abs=1e-5)
+    assert [points[source.name].wrong for source in sources] == ["1.png", "2.png", "0.png"]
     (alone,) = learning_curves(tiny_backbone, sources[:1], [photo], distance, keep=keep, **options)
     theirs = read_picture(demo.PAINTINGS[0])
     assert alone.wrong_gram == pytest.approx(distance(kept[alone.painting], theirs).item(), abs=1e-3)
@@ -554,16 +556,73 @@ def test_curves_are_told_with_intervals_over_their_paintings(tmp_path: Path) -> 
     def curves(paintings: int) -> Curves:
         opened = Curves.open(tmp_path / f"{paintings}", {"steps": 2, "similarity": "mini"})
         for (place, seed), gram in np.ndenumerate(grams[:paintings]):
-            opened.add(CurvePoint(f"{place}.png", f"{place}", "direct", seed, 2, 1.0, 0.1, gram, 2 * gram, 0.5))
+            opened.add(
+                CurvePoint(f"{place}.png", f"{place}", "direct", seed, 2, 1.0, 0.1, gram, 2 * gram, "x.png", 0.5)
+            )
         return opened
 
     (row,) = cells(curves(6))
     ((low, high),) = mean_intervals(grams.mean(1)[:, None], np.arange(6), np.arange(6)) or []
-    assert row[:3] == ["direct", "2", "1"]
-    assert row[4] == f"{grams.mean():.3f} [{low:.3f}, {high:.3f}]"
-    assert row[5] == f"{2 * grams.mean():.3f} [{2 * low:.3f}, {2 * high:.3f}]"
+    assert row[:4] == ["direct", "2", "18", "1.0"]
+    assert row[5] == f"{grams.mean():.3f} [{low:.3f}, {high:.3f}]"
+    assert row[6] == f"{2 * grams.mean():.3f} [{2 * low:.3f}, {2 * high:.3f}]"
     (row,) = cells(curves(1))
-    assert row[4] == f"{grams[0].mean():.3f}"  # seeds say nothing about other paintings
+    assert row[5] == f"{grams[0].mean():.3f}"  # seeds say nothing about other paintings
+
+
+def test_a_learning_that_was_broken_off_does_not_count(tmp_path: Path) -> None:
+    curves = Curves.open(tmp_path, {"steps": 2, "similarity": "mini"})
+    for name, step, gram in (("a", 1, 1.0), ("a", 2, 0.5), ("b", 1, 9.0)):
+        curves.add(CurvePoint(f"{name}.png", name, "direct", 0, step, 1.0, 0.1, gram, 1.0, "x.png", 0.5))
+    assert [row[:6] for row in cells(curves)] == [
+        ["direct", "1", "1", "1.0", "0.10000", "1.000"],
+        ["direct", "2", "1", "1.0", "0.10000", "0.500"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "5",
+        '{"settings": []}',
+        '{"settings": {"steps": 2}, "points": [5], "controls": []}',
+        '{"settings": {"steps": 2}, "points": []}',
+        json.dumps({"settings": {"steps": 2}, "controls": [], "points": [{"variant": "magic"}]}),
+    ],
+)
+def test_damaged_curves_are_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "curves.json").write_text(content)
+    with pytest.raises(InstError, match=r"curves.json cannot be used \(.*\): give another folder\.$"):
+        Curves.open(tmp_path, {"steps": 2})
+
+
+def test_another_painting_of_the_same_name_is_refused_whatever_its_ending(tmp_path: Path) -> None:
+    curves = Curves.open(tmp_path / "curves", {"steps": 2})
+    curves.add(CurvePoint("a.png", "digest", "direct", 0, 2, 1.0, 0.1, 0.5, 1.0, "x.png", 0.5))
+    other = read_photo(picture(tmp_path / "a.bmp", 1))
+    with pytest.raises(UsageError, match="another painting called a"):
+        Curves.open(tmp_path / "curves", {"steps": 2}, [other])
+
+
+def test_curves_and_comparisons_have_folders_of_their_own(run: Run, given: list[object], tmp_path: Path) -> None:
+    assert run("compare", "-o", "made", "--methods", "inst-instant", *given)[0] == 0
+    with pytest.raises(UsageError, match="holds a comparison"):
+        Curves.open(Path("made"), {"steps": 2})
+    Path("curves").mkdir()
+    Path("curves/curves.json").write_text("{}")
+    code, _, err = run("compare", "-o", "curves", "--methods", "inst-instant", *given)
+    assert code == 2
+    assert "holds learning curves" in err
+    assert files("curves") == {"curves.json"}
+
+
+@pytest.mark.parametrize("option", ["--every", "--seeds"])
+def test_options_of_learning_curves_are_refused_elsewhere(run: Run, given: list[object], option: str) -> None:
+    code, _, err = run("ablate", "strength", "-o", "made", option, "2", *given)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert f"{option} is for the ablation convergence" in err
+    assert not Path("made").exists()
 
 
 def test_learning_curves_and_evaluate_tell_the_same_distance(
@@ -608,3 +667,7 @@ def test_learning_curves_end_in_pictures_and_sheets(
         name: content for name, content in before.items() if name != "curves.png"
     }
     assert "curves/sheets/p.png" in again
+
+    kept = Path("curves/direct-1/a__p.png").rename("kept.png")
+    assert run(*command)[0] == 0
+    assert (np.asarray(Image.open("curves/direct-1/a__p.png")) == np.asarray(Image.open(kept))).all()

@@ -110,10 +110,16 @@ def ablate(
     strength: StrengthOption = _TRANSFER["strength"],
     tone: ToneOption = "none",
     learning_steps: LearningSteps = _LEARN["steps"],
-    every: Annotated[int, typer.Option("--every", min=1, help="For convergence: steps between two points.")] = _CURVES[
-        "every"
-    ],
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.")] = 1,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every", min=1, help="For convergence: steps between two points.", show_default=str(_CURVES["every"])
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.", show_default="1"),
+    ] = None,
     seed: SeedOption = _TRANSFER["seed"],
     figures: FiguresOption = True,
     metrics: MetricsOption = None,
@@ -133,10 +139,15 @@ def ablate(
                 "--metrics and --no-figures do not apply to convergence, which measures Gram distance and image "
                 "similarity (--clip): leave them out."
             )
-        _converge(session, photos, paintings, folder, learning_steps, every, range(seed, seed + seeds), transfer, clip)
+        between = _CURVES["every"] if every is None else every
+        drawn = range(seed, seed + (seeds or 1))
+        _converge(session, photos, paintings, folder, learning_steps, between, drawn, transfer, clip)
         return
     if what not in ABLATIONS:
         raise UsageError(f'The ablation "{what}" is unknown: use one of {", ".join(ABLATIONS)} or convergence.')
+    for option, value in (("--every", every), ("--seeds", seeds)):
+        if value is not None:
+            raise UsageError(f"{option} is for the ablation convergence: leave it out.")
 
     def varied() -> tuple[list[Method], list[str]]:
         session.note(ABLATIONS[what].question)
@@ -289,7 +300,7 @@ def _converge(
     clip: str | None,
 ) -> None:
     from inst.evaluation.compare import write_sheets
-    from inst.evaluation.convergence import VARIANTS, check_curves, curve_controls, learning_curves, wrong_painting
+    from inst.evaluation.convergence import VARIANTS, check_curves, curve_controls, learning_curves
     from inst.evaluation.curves import Curves, column
     from inst.evaluation.gram import GramDistance
 
@@ -310,12 +321,9 @@ def _converge(
         "photos": [photo.sha256 for photo in contents],
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }
-    curves = Curves.open(out, settings, sources)
+    curves = Curves.open(out, settings, sources, contents)
     for line in left_out:  # now, while there is time to mend it
         session.left_out(line)
-    if len(sources) == 1:
-        stranger = Path(wrong_painting(sources, sources[0]).name).stem
-        session.note(f"There is one painting only: the wrong painting is {stranger}, of InST's demo.")
     distance = GramDistance.load().to(backbone.device)
     for source in sources:
         if not curves.has_controls(source.name):
@@ -334,7 +342,7 @@ def _converge(
             transferred=transfer,
             encoder=encoder,
             done=curves.has,
-            keep=lambda point, pictures: curves.save(point, contents, pictures),
+            keep=lambda point, pictures: curves.save(point, pictures),
         )
         for point in run:
             curves.add(point)

@@ -8,10 +8,5 @@ PAINTINGS = tuple(FOLDER / f"{name}.webp" for name in ("starry-night", "night-ca
 """Two oil paintings by van Gogh and a colour woodcut by Goyō Hashiguchi; the first is the one to start with."""
 
 
-def another_painting(stem: str) -> Path:
-    """The first of the paintings that is not called `stem`."""
-    return next(one for one in PAINTINGS if one.stem != stem)
-
-
 PHOTOS = tuple(FOLDER / f"{name}.webp" for name in ("castle", "astronaut"))
 """A castle in its landscape and a portrait; the first is the one to start with."""

@@ -19,8 +19,28 @@ SEPARATOR = "__"
 PHOTOS, PAINTINGS = "photos", "paintings"
 NOT_METHODS = frozenset({PHOTOS, PAINTINGS, "styles", "sheets", "figures"})
 """The folders of a comparison's folder that hold no method's pictures."""
+CURVES = "curves.json"
+"""What makes a folder that of learning curves."""
 _COMPLETE = 0.5
 """From this share of all photos x paintings on, the other combinations count as missing rather than not wanted."""
+
+
+def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
+    """Check what results are named by: photos' and paintings' files, whose names without endings count, or methods.
+
+    Raises:
+        UsageError: there are none, two of one name, or a photo or painting with `SEPARATOR` in its name.
+    """
+    if not named:
+        raise UsageError(f"No {what} are given: give at least one.")
+    names = [one.stem if isinstance(one, Path) else one for one in named]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
+    for one in named:
+        if isinstance(one, Path) and SEPARATOR in one.stem:
+            raise UsageError(
+                f"{one.name} has {SEPARATOR} in its name, which parts photo and painting in results' names: rename it."
+            )
 
 
 @dataclass(frozen=True, slots=True)

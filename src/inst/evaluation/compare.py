@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from inst.errors import InstError, UsageError
-from inst.evaluation.collection import NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR
+from inst.evaluation.collection import CURVES, NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR, check_names
 from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
 from inst.files import make_folder, pictures_in, write_bytes_atomically
 from inst.images import read_photo, read_picture, resize_short_side, save_picture
@@ -82,21 +82,9 @@ def compare(
         InstError: a source cannot be read, or `out` cannot be written to.
     """
     names = [method.name for method in methods]
-    for what, found in (
-        ("methods", names),
-        ("photos", [path.stem for path in photos]),
-        ("paintings", [path.stem for path in paintings]),
-    ):
-        if not found:
-            raise UsageError(f"No {what} are given: give at least one.")
-        twice = sorted({name for name in found if found.count(name) > 1})
-        if twice:
-            raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
-    for path in (*photos, *paintings):
-        if SEPARATOR in path.stem:
-            raise UsageError(
-                f"{path.name} has {SEPARATOR} in its name, which parts photo and painting in results' names: rename it."
-            )
+    check_names("methods", names)
+    check_names("photos", photos)
+    check_names("paintings", paintings)
     for name in names:
         if name in NOT_METHODS or Path(name).name != name or name.startswith("."):
             raise UsageError(f'"{name}" cannot be a method\'s name: it would be the folder {out / name}.')
@@ -163,6 +151,8 @@ def _make(started: Repaint | InstError, photo: Path, path: Path, made_of: _MadeO
 
 def _join_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
     """What the results of all methods are made with; refuse a folder whose results were made with something else."""
+    if (out / CURVES).exists():
+        raise UsageError(f"{out} holds learning curves, whose starts the methods would join: give another folder.")
     place = out / SETTINGS
     noted: dict[str, Any] = {}
     try:

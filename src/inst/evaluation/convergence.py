@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inst import demo
 from inst.backbone import Backbone
-from inst.errors import InstError, UsageError
+from inst.errors import InstError
 from inst.evaluation.clip import PictureTextEncoder, cosine
+from inst.evaluation.collection import check_names
 from inst.evaluation.evaluate import PAINTING, PHOTO
-from inst.evaluation.judging import cover
+from inst.evaluation.judging import cover, demo_stranger
 from inst.evaluation.methods import check_transfer, learned
 from inst.image_encoders import how_to_give
 from inst.images import Photo, fit_size, read_photo, resize, resize_short_side, to_image, to_tensor
@@ -43,10 +43,11 @@ class CurvePoint:
         variant: one of `VARIANTS`.
         seed: of the learning.
         step: learning steps so far.
-        seconds: of learning so far, without the time that these figures took.
+        seconds: of learning so far, its own validations among them, without the time that the other figures took.
         loss: the validation loss (fixed crops, timesteps and noise, which are not learned from).
         gram: mean distance to the painting of the photos transferred with it, lower is closer.
         wrong_gram: as `gram`, but to another painting.
+        wrong: that painting's name.
         accuracy: mean cosine of the image embeddings of pictures generated from "[C]" and of the painting.
     """
 
@@ -59,6 +60,7 @@ class CurvePoint:
     loss: float
     gram: float
     wrong_gram: float
+    wrong: str
     accuracy: float
 
 
@@ -94,8 +96,8 @@ def check_curves(
     """Check what `learning_curves` is given, before anything is learned.
 
     Raises:
-        UsageError: two paintings or two photos of one name, or arguments that `inst.learn` or `inst.transfer` cannot
-            use.
+        UsageError: names that results cannot be called by (`inst.evaluation.collection.check_names`), or arguments
+            that `inst.learn` or `inst.transfer` cannot use.
         InstError: the backbone has no image encoder.
     """
     if backbone.image_encoder is None:
@@ -103,10 +105,8 @@ def check_curves(
             f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
             f"through: give one ({how_to_give(backbone)})."
         )
-    for what, given in (("paintings", paintings), ("photos", photos)):
-        names = [Path(one.name).stem for one in given]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
+    check_names("photos", [Path(photo.name) for photo in photos])
+    check_names("paintings", [Path(painting.name) for painting in paintings])
     for seed in seeds:
         learned(backbone, **_learning(steps, every, seed))  # begun and not run
     check_transfer(backbone, transferred)
@@ -170,9 +170,9 @@ def learning_curves(
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:
         for painting in paintings:
+            stranger = wrong_painting(paintings, painting)
             target, wrong = (
-                resize_short_side(one.picture[None], size).to(backbone.device)
-                for one in (painting, wrong_painting(paintings, painting))
+                resize_short_side(one.picture[None], size).to(backbone.device) for one in (painting, stranger)
             )
             with torch.inference_mode():
                 embedded = encoder.pictures(target)
@@ -205,6 +205,7 @@ def learning_curves(
                         loss=step.validation,
                         gram=gram,
                         wrong_gram=wrong_gram,
+                        wrong=stranger.name,
                         accuracy=accuracy,
                     )
                     if keep is not None:
@@ -218,7 +219,7 @@ def wrong_painting(paintings: Sequence[Photo], painting: Photo) -> Photo:
     place = next(number for number, one in enumerate(paintings) if one is painting)
     if len(paintings) > 1:
         return paintings[(place + 1) % len(paintings)]
-    return read_photo(demo.another_painting(Path(painting.name).stem), flattened=True)
+    return read_photo(demo_stranger(to_image(painting.picture)), flattened=True)
 
 
 @torch.inference_mode()

@@ -15,15 +15,14 @@ from torch import Tensor
 
 from inst.errors import InstError, UsageError
 from inst.evaluation.bootstrap import mean_intervals
-from inst.evaluation.collection import SEPARATOR
+from inst.evaluation.collection import CURVES, SEPARATOR
+from inst.evaluation.compare import SETTINGS
 from inst.evaluation.convergence import VARIANTS, CurveControl, CurvePoint
 from inst.evaluation.evaluate import PAINTING, PHOTO
 from inst.evaluation.outcome import Figure
 from inst.files import make_folder, write_bytes_atomically
 from inst.images import Photo, save_picture
 from inst.provenance import SourceFile, describe
-
-CURVES = "curves.json"
 
 
 def column(variant: str, seed: int) -> str:
@@ -33,10 +32,14 @@ def column(variant: str, seed: int) -> str:
 
 @dataclass(frozen=True)
 class CurveRow:
-    """The means of a start after so many steps, or of a control, over all paintings and seeds; None where unknown."""
+    """The means of a start after so many steps over `count` learnings, or of a control over as many paintings.
+
+    What does not apply to it is None.
+    """
 
     label: str
     step: int | None
+    count: int
     seconds: float | None
     loss: Figure | None
     gram: Figure | None
@@ -47,13 +50,19 @@ class CurveRow:
 class Curves:
     """The points of learning curves, kept in a folder as `curves.json`: an interrupted run goes on from it."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Mapping[str, Any], photos: Sequence[Photo] = ()) -> None:
+        self.folder, self.settings, self.photos = folder, settings, photos
         self.points: dict[tuple[str, str, int, int], CurvePoint] = {}
         self.controls: dict[tuple[str, str], CurveControl] = {}
 
     @classmethod
-    def open(cls, folder: Path, settings: Mapping[str, Any], paintings: Sequence[Photo] = ()) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        settings: Mapping[str, Any],
+        paintings: Sequence[Photo] = (),
+        photos: Sequence[Photo] = (),
+    ) -> Self:
         """Begin in a folder, which is made where it is missing, or go on with what it has.
 
         Args:
@@ -61,13 +70,17 @@ class Curves:
             settings: what all points depend on, as plain JSON values; among them "steps", of each learning, and
                 "similarity", the name of what the accuracy is by.
             paintings: what is to be learned; points are told apart by their names, and there may be points of others.
+            photos: what is to be transferred with each style.
 
         Raises:
-            UsageError: its curves were made with other settings, or one of another painting of the same name.
+            UsageError: its curves were made with other settings, or one of another painting of the same name; or it is
+                the folder of a comparison.
             InstError: the folder cannot be used.
         """
-        curves = cls(folder, settings)
+        curves = cls(folder, settings, photos)
         place = folder / CURVES
+        if (folder / SETTINGS).exists():
+            raise UsageError(f"{folder} holds a comparison, whose methods the curves would join: give another folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not place.is_file():
@@ -81,25 +94,35 @@ class Curves:
                 )
             points = [CurvePoint(**entry) for entry in stored["points"]]
             controls = [CurveControl(**entry) for entry in stored["controls"]]
+            if strange := {point.variant for point in points} - set(VARIANTS):
+                raise ValueError(f"{strange.pop()} is no start of a learning")
         except UsageError:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InstError(f"{place} cannot be used ({error}): give another folder.") from None
-        known = {painting.name: painting.sha256 for painting in paintings}
+        known = {Path(painting.name).stem: painting.sha256 for painting in paintings}
         entries: list[CurvePoint | CurveControl] = [*points, *controls]
         for point in entries:
-            if known.get(point.painting, point.sha256) != point.sha256:
+            if known.get(name := Path(point.painting).stem, point.sha256) != point.sha256:
                 raise UsageError(
-                    f"{place} has curves of another painting called {point.painting}: give another folder, or rename "
-                    f"the painting."
+                    f"{place} has curves of another painting called {name}: give another folder, or rename the "
+                    f"painting."
                 )
         curves.points = {(one.painting, one.variant, one.seed, one.step): one for one in points}
         curves.controls = {(one.painting, one.control): one for one in controls}
         return curves
 
     def has(self, painting: str, variant: str, seed: int) -> bool:
-        """Whether a learning is known to its end."""
+        """Whether a learning is known to its end, and its pictures are there."""
+        pictures = (self._picture(painting, variant, seed, photo) for photo in self.photos)
+        return self._finished(painting, variant, seed) and all(picture.is_file() for picture in pictures)
+
+    def _finished(self, painting: str, variant: str, seed: int) -> bool:
         return (painting, variant, seed, self.settings["steps"]) in self.points
+
+    def _picture(self, painting: str, variant: str, seed: int, photo: Photo) -> Path:
+        name = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting).stem}.png"
+        return self.folder / column(variant, seed) / name
 
     def has_controls(self, painting: str) -> bool:
         """Whether a painting's controls are known."""
@@ -118,35 +141,35 @@ class Curves:
         }
         write_bytes_atomically(self.folder / CURVES, (json.dumps(content, indent=1) + "\n").encode())
 
-    def save(self, point: CurvePoint, photos: Sequence[Photo], pictures: Sequence[Tensor]) -> None:
+    def save(self, point: CurvePoint, pictures: Sequence[Tensor]) -> None:
         """Save the photos transferred at a learning's end as VARIANT-SEED/PHOTO__PAINTING.png.
 
         Args:
             point: whose style they have; nothing is done with those before the last.
-            photos: what they were made from.
-            pictures: each [1, 3, H, W] in [-1, 1].
+            pictures: of each photo, [1, 3, H, W] in [-1, 1].
 
         Raises:
             InstError: the folder cannot be written to.
         """
         if point.step != self.settings["steps"]:
             return
-        folder = make_folder(self.folder / column(point.variant, point.seed))
-        for photo, picture in zip(photos, pictures, strict=True):
+        make_folder(self.folder / column(point.variant, point.seed))
+        for photo, picture in zip(self.photos, pictures, strict=True):
             made_of = {
                 "settings": self.settings,
                 "point": asdict(point),
                 "photo": asdict(SourceFile(photo.name, photo.sha256)),
             }
-            name = f"{Path(photo.name).stem}{SEPARATOR}{Path(point.painting).stem}.png"
             texts = describe("photo transferred at the end of a learning curve", "inst ablate", **made_of)
-            save_picture(picture[0], folder / name, None, texts)
+            path = self._picture(point.painting, point.variant, point.seed, photo)
+            save_picture(picture[0], path, None, texts)
 
     def rows(self) -> list[CurveRow]:
-        """The starts, step by step, and then the controls."""
+        """The starts, step by step, and then the controls. Learnings that were broken off do not count."""
         grouped: dict[tuple[str, int], list[CurvePoint]] = {}
         for point in self.points.values():
-            grouped.setdefault((point.variant, point.step), []).append(point)
+            if self._finished(point.painting, point.variant, point.seed):
+                grouped.setdefault((point.variant, point.step), []).append(point)
         rows = []
         for variant, step in sorted(grouped, key=lambda key: (list(VARIANTS).index(key[0]), key[1])):
             same = grouped[variant, step]
@@ -160,10 +183,15 @@ class Curves:
     def _similarity(self) -> str:
         return f"{self.settings['similarity']} image similarity"
 
+    def _about_wrong(self) -> list[str]:
+        wrong = {one.painting: one.wrong for one in self.points.values()}
+        named = ", ".join(f"{stranger} for {painting}" for painting, stranger in wrong.items())
+        return ["", f"The wrong painting is {named}."] if named else []
+
     def write(self) -> list[Path]:
         """Write the table as `curves.md`, and where matplotlib is installed the curves as `curves.png`."""
         rows = self.rows()
-        text = "\n".join(_table(rows, self._similarity)) + "\n"
+        text = "\n".join([*_table(rows, self._similarity), *self._about_wrong()]) + "\n"
         files = [write_bytes_atomically(self.folder / "curves.md", text.encode())]
         try:
             from matplotlib.figure import Figure as Drawing
@@ -195,7 +223,9 @@ class Curves:
 
 
 def _row(label: str, step: int | None, seconds: float | None, of: Sequence[CurvePoint | CurveControl]) -> CurveRow:
-    return CurveRow(label, step, seconds, *(_mean(of, name) for name in ("loss", "gram", "wrong_gram", "accuracy")))
+    return CurveRow(
+        label, step, len(of), seconds, *(_mean(of, name) for name in ("loss", "gram", "wrong_gram", "accuracy"))
+    )
 
 
 def _mean(of: Sequence[CurvePoint | CurveControl], name: str) -> Figure | None:
@@ -212,14 +242,16 @@ def _mean(of: Sequence[CurvePoint | CurveControl], name: str) -> Figure | None:
 def _table(rows: Sequence[CurveRow], similarity: str) -> list[str]:
     """The lines of a Markdown table; what is not known stays empty."""
     lines = [
-        f"| start | steps | seconds | validation loss | Gram distance | to a wrong painting | {similarity} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| start | steps | learnings | seconds | validation loss | Gram distance | to a wrong painting "
+        f"| {similarity} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
-        steps, seconds = ("" if one is None else f"{one:.0f}" for one in (row.step, row.seconds))
+        run = ["", ""] if row.step is None else [f"{row.step}", f"{row.count}"]
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
         figures = [_spell(row.loss, 5), *(_spell(one, 3) for one in (row.gram, row.wrong_gram, row.accuracy))]
         label = f"*{row.label}*" if row.step is None else row.label
-        lines.append(f"| {' | '.join([label, steps, seconds, *figures])} |")
+        lines.append(f"| {' | '.join([label, *run, seconds, *figures])} |")
     if any(one and one.low is not None for row in rows for one in (row.gram, row.accuracy)):
         lines += ["", "In brackets: 95 % intervals by bootstrap over paintings."]
     return lines

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from inst import __version__, demo
+from inst import __version__
 from inst.errors import InstError
 from inst.evaluation.collection import Collection
-from inst.evaluation.judging import Described, Judge, Reader, Size, cover
+from inst.evaluation.judging import Described, Judge, Reader, Size, cover, demo_stranger
 from inst.evaluation.metrics import Metrics
 from inst.evaluation.outcome import Evaluation, Kind, Tally
 
@@ -88,6 +88,8 @@ class _Run:
         self.tallies: dict[tuple[Kind, str], Tally] = {}
         self.notes: list[str] = []
         self._paintings = list(dict.fromkeys(pair.painting for pair in collection.pairs))
+        self._places = {path: place for place, path in enumerate(self._paintings)}
+        self._strangers: dict[Path, Path] = {}
         self._kept: dict[Path, tuple[Image.Image, Described]] = {}
 
     def close(self) -> None:
@@ -172,11 +174,15 @@ class _Run:
 
     def _stranger(self, path: Path) -> Described | None:
         """The next painting that can be read, and after the last one the first; where there is no other, the demo's."""
-        place = self._paintings.index(path)
-        for other in (*self._paintings[place + 1 :], *self._paintings[:place]):
-            if (found := self._painting(other)) is not None:
+        place = self._places[path]
+        for step in range(1, len(self._paintings)):
+            if (found := self._painting(self._paintings[(place + step) % len(self._paintings)])) is not None:
                 return found[1]
-        stranger = demo.another_painting(path.stem)
+        if (own := self._painting(path)) is None:
+            return None
+        if path not in self._strangers:
+            self._strangers[path] = demo_stranger(own[0])
+        stranger = self._strangers[path]
         why = "There is one painting only" if len(self._paintings) == 1 else "Only one painting can be read"
         note = f"{why}: the wrong painting is {stranger.stem}, of InST's demo."
         if note not in self.notes:

@@ -108,7 +108,11 @@ def create_study(
                     )
                 state.checks = _add_checks(connection, chosen, rng) if checks else 0
                 if checks and not state.checks:
-                    raise UsageError(f"--checks {checks} needs two photos and two paintings at least.")
+                    photos, paintings = ({getattr(pair, kind) for pair in chosen} for kind in ("photo", "painting"))
+                    raise UsageError(
+                        f"--checks {checks} needs two photos and two paintings at least that have pictures of {ours} "
+                        f"and of another method: there are {len(photos)} and {len(paintings)}."
+                    )
             settings = Settings(
                 ours=ours,
                 trials=min(trials, sum(state.pairs.values())),
