@@ -46,6 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["inst", *map(str, arguments)])
+        capsys.readouterr()  # what was printed while things were prepared is not the command's
         try:
             main()
             code = 0

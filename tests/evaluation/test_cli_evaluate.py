@@ -32,20 +32,22 @@ Run = Callable[..., Ended]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command line in this process."""
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("NO_COLOR", "1")
-    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
 
     def run(*arguments: str | Path) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["inst", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return Ended(code if isinstance(code, int) else 0, *capsys.readouterr())
+        with monkeypatch.context() as patch:  # of the command alone: tests may fetch the weights that they need
+            patch.setenv("COLUMNS", "400")
+            patch.setenv("NO_COLOR", "1")
+            for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+                patch.setenv(name, "")
+            patch.setenv("PIP_CONFIG_FILE", os.devnull)
+            patch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
+            patch.setattr(sys, "argv", ["inst", *map(str, arguments)])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            capsys.readouterr()  # what was printed while things were prepared is not the command's
+            with pytest.raises(SystemExit) as ended:
+                main()
+            code = ended.value.code
+            return Ended(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return run
 
