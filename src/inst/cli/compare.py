@@ -279,7 +279,7 @@ def _run(
     lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
     if figures:
         # What could not be made was named above with the reason: that the picture is missing is no news.
-        said = [f"{one.method}: there is no picture {one.photo}{SEPARATOR}{one.painting}" for one in problems]
+        said = {f"{one.method}: there is no picture {one.photo}{SEPARATOR}{one.painting}" for one in problems}
         judged = judge(session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, said=said)
         lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
         left_out += judged.problems
@@ -342,7 +342,7 @@ def _converge(
             transferred=transfer,
             encoder=encoder,
             done=curves.has,
-            keep=lambda point, pictures: curves.save(point, pictures),
+            keep=curves.save,
         )
         for point in run:
             curves.add(point)

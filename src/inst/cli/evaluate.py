@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,7 +140,7 @@ def judge(
     metrics: Sequence[str],
     clip: str | None,
     shown: int = _PAGE["shown"],
-    said: Sequence[str] = (),
+    said: Container[str] = (),
     **settings: Any,
 ) -> Judged:
     """Judge pictures by metrics (`metric_names`), with a progress bar, and write the reports and the page into `out`.

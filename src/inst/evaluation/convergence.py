@@ -19,7 +19,7 @@ from inst.evaluation.evaluate import PAINTING, PHOTO
 from inst.evaluation.judging import cover, demo_stranger
 from inst.evaluation.methods import check_transfer, learned
 from inst.image_encoders import how_to_give
-from inst.images import Photo, fit_size, read_photo, resize, resize_short_side, to_image, to_tensor
+from inst.images import Photo, read_photo, resize_short_side, to_image, to_tensor
 from inst.learning import learn
 from inst.sampling import complete
 from inst.styling import generate, transfer
@@ -169,8 +169,8 @@ def learning_curves(
     if variants is None:
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:
-        for painting in paintings:
-            stranger = wrong_painting(paintings, painting)
+        for place, painting in enumerate(paintings):
+            stranger = _wrong_painting(paintings, place)
             target, wrong = (
                 resize_short_side(one.picture[None], size).to(backbone.device) for one in (painting, stranger)
             )
@@ -214,12 +214,11 @@ def learning_curves(
                     measuring += time.perf_counter() - begin
 
 
-def wrong_painting(paintings: Sequence[Photo], painting: Photo) -> Photo:
-    """The next one of the paintings, and after the last one the first; where there is no other, one of the demo's."""
-    place = next(number for number, one in enumerate(paintings) if one is painting)
+def _wrong_painting(paintings: Sequence[Photo], place: int) -> Photo:
+    """The painting after that at `place`, and after the last one the first; where there is no other, the demo's."""
     if len(paintings) > 1:
         return paintings[(place + 1) % len(paintings)]
-    return read_photo(demo_stranger(to_image(painting.picture)), flattened=True)
+    return read_photo(demo_stranger(to_image(paintings[place].picture)), flattened=True)
 
 
 @torch.inference_mode()
@@ -237,11 +236,10 @@ def curve_controls(
     """
     target = resize_short_side(painting.picture[None], size).to(backbone.device)
     embedded = encoder.pictures(target)
-    sizes = [fit_size(photo.picture.shape[2], photo.picture.shape[1], size) for photo in photos]
-    unchanged = {
-        PHOTO: [resize(one.picture[None], (high, wide)) for one, (wide, high) in zip(photos, sizes, strict=True)],
-        PAINTING: [to_tensor(cover(to_image(painting.picture), shape))[None] for shape in sizes],
-    }
+    seen = [resize_short_side(photo.picture[None], size) for photo in photos]
+    image = to_image(painting.picture)
+    cut = [to_tensor(cover(image, (photo.shape[3], photo.shape[2])))[None] for photo in seen]
+    unchanged = {PHOTO: seen, PAINTING: cut}
     for control, pictures in unchanged.items():
         there = [one.to(backbone.device) for one in pictures]
         yield CurveControl(

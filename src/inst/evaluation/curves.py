@@ -229,13 +229,12 @@ def _row(label: str, step: int | None, seconds: float | None, of: Sequence[Curve
 
 
 def _mean(of: Sequence[CurvePoint | CurveControl], name: str) -> Figure | None:
-    """The mean of those that have the figure. The paintings alone are drawn for its interval: seeds go with theirs."""
-    known = [one for one in of if getattr(one, name, None) is not None]
-    if not known:
+    """The mean, where they have the figure. The paintings alone are drawn for its interval: seeds go with theirs."""
+    if not hasattr(of[0], name):
         return None
-    values = np.array([[getattr(one, name)] for one in known], dtype=np.float64)
-    paintings = np.unique([one.painting for one in known], return_inverse=True)[1]
-    ends = mean_intervals(values, np.zeros(len(known), dtype=np.int64), paintings)
+    values = np.array([[getattr(one, name)] for one in of], dtype=np.float64)
+    paintings = np.unique([one.painting for one in of], return_inverse=True)[1]
+    ends = mean_intervals(values, np.zeros(len(of), dtype=np.int64), paintings)
     return Figure(float(values.mean()), *(ends[0] if ends else ()))
 
 

@@ -89,7 +89,7 @@ class _Run:
         self.notes: list[str] = []
         self._paintings = list(dict.fromkeys(pair.painting for pair in collection.pairs))
         self._places = {path: place for place, path in enumerate(self._paintings)}
-        self._strangers: dict[Path, Path] = {}
+        self._demos: Path | None = None
         self._kept: dict[Path, tuple[Image.Image, Described]] = {}
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class _Run:
         own = self._painting(painting_file)
         if own is None:
             return
-        other = self._stranger(painting_file)
+        other = self._stranger(painting_file, own[0])
         for size, members in self._templates(numbers).items():
             pairs = [self.collection.pairs[number] for number, _ in members]
             prompts = [pair.prompt for pair in pairs]
@@ -172,22 +172,17 @@ class _Run:
             self._kept[path] = image, self.judging.describe([image])
         return self._kept[path]
 
-    def _stranger(self, path: Path) -> Described | None:
+    def _stranger(self, path: Path, image: Image.Image) -> Described | None:
         """The next painting that can be read, and after the last one the first; where there is no other, the demo's."""
         place = self._places[path]
         for step in range(1, len(self._paintings)):
             if (found := self._painting(self._paintings[(place + step) % len(self._paintings)])) is not None:
                 return found[1]
-        if (own := self._painting(path)) is None:
-            return None
-        if path not in self._strangers:
-            self._strangers[path] = demo_stranger(own[0])
-        stranger = self._strangers[path]
-        why = "There is one painting only" if len(self._paintings) == 1 else "Only one painting can be read"
-        note = f"{why}: the wrong painting is {stranger.stem}, of InST's demo."
-        if note not in self.notes:
-            self.notes.append(note)
-        found = self._painting(stranger)
+        if self._demos is None:
+            self._demos = demo_stranger(image)
+            why = "There is one painting only" if len(self._paintings) == 1 else "Only one painting can be read"
+            self.notes.append(f"{why}: the wrong painting is {self._demos.stem}, of InST's demo.")
+        found = self._painting(self._demos)
         return found and found[1]
 
     def _add(

@@ -165,11 +165,12 @@ def load_metrics(
         pairs.append(PairMetric(column, seen.pictures, cosine))
     inception = attempt(["fid"], lambda: InceptionFID.load().to(device)) if "fid" in wanted else None
     sets = () if inception is None else _FID
-    if inception and "artfid" in wanted and any(metric.column.key == "lpips-alex" for metric in pairs):
-        sets = (*sets, *_ARTFID)
-    elif "artfid" in wanted:
-        lacking = " and ".join(name for name in ("fid", "lpips-alex") if any(one.startswith(name) for one in problems))
-        problems.append(f"artfid is left out: it takes {lacking}")
+    if "artfid" in wanted:
+        had = {"fid": inception is not None, "lpips-alex": any(one.column.key == "lpips-alex" for one in pairs)}
+        if lacking := [name for name, there in had.items() if not there]:
+            problems.append(f"artfid is left out: it takes {' and '.join(lacking)}")
+        else:
+            sets = (*sets, *_ARTFID)
     if not pairs and inception is None:
         raise InstError(problems[0] if problems else "Nothing can be measured without photos: give --photos.")
     return Metrics(tuple(pairs), seen, inception, sets, tuple(problems))
