@@ -27,15 +27,14 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from inst.backbone import Backbone, FeatureExtractor
-from inst.devices import autoencoder_dtype, choose_device, choose_dtype
-from inst.files import write_bytes_atomically
-from inst.images import Photo
-from inst.learning import learn
-from inst.loading import assemble
-from inst.parts import Parts
-from inst.style import Style
-from inst.styling import transfer
+from inst.backbone.devices import autoencoder_dtype, choose_device, choose_dtype
+from inst.backbone.model import Backbone
+from inst.backbone.parts import FeatureExtractor, Parts
+from inst.files.writing import write_bytes_atomically
+from inst.learning.loop import learn
+from inst.pictures.io import Photo
+from inst.styles.style import Style
+from inst.synthesis.from_photo import transfer
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "Stable Diffusion 1.4": {
@@ -181,7 +180,7 @@ def main() -> None:
         "steps": options.steps,
     }
     for low_memory in (False, True):  # in this order: what low_memory changes in the parts stays so
-        backbone = assemble(parts, device, dtype, name, low_memory=low_memory)
+        backbone = Backbone.of(parts, device, dtype, name, low_memory=low_memory)
         report["low_memory" if low_memory else "plain"] = measure(backbone, options.steps)
     text = json.dumps(report, indent=2)
     print(text)

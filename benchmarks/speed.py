@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from inst.demo import PAINTINGS, PHOTOS
-from inst.files import write_bytes_atomically
+from inst.files.writing import write_bytes_atomically
 
 LEARNING_STEPS = 200
 

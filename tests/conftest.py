@@ -16,6 +16,8 @@ import inst
 from inst.cli import main
 from tiny import write_tiny_backbone
 
+pytest_plugins = ["evaluation_fixtures", "study_fixtures"]  # of commands and of rooms alike
+
 torch.set_num_threads(1)
 
 Run = Callable[..., tuple[int, str, str]]

@@ -12,9 +12,9 @@ import torch
 import inst
 from inst import UsageError
 from inst.arguments import LARGEST_FACTOR, checked
-from inst.control import Control
-from inst.images import fit_size, make_thumbnail
-from inst.style import Style
+from inst.pictures.io import fit_size, make_thumbnail
+from inst.sampling.control import Control
+from inst.styles.style import Style
 from tiny import tiny_controlnet
 
 THUMBNAIL = make_thumbnail(torch.zeros(3, 8, 8))
@@ -30,7 +30,7 @@ def generate(backbone: inst.Backbone, **wrong: Any) -> object:
 
 
 def learn(backbone: inst.Backbone, **wrong: Any) -> object:
-    painting = inst.images.Photo(torch.zeros(3, 64, 64))
+    painting = inst.pictures.io.Photo(torch.zeros(3, 64, 64))
     return inst.learn(backbone, **{"paintings": [painting], **wrong})
 
 
@@ -95,17 +95,19 @@ def test_texts(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: ob
         function(tiny_backbone, **{name: wrong})
 
 
-@pytest.mark.parametrize("wrong", ["photo.png", Path("photo.png"), inst.images.Photo(torch.zeros(3, 8, 8)), 5, None])
+@pytest.mark.parametrize(
+    "wrong", ["photo.png", Path("photo.png"), inst.pictures.io.Photo(torch.zeros(3, 8, 8)), 5, None]
+)
 def test_pictures_and_styles(tiny_backbone: inst.Backbone, wrong: object) -> None:
     with pytest.raises(UsageError, match="photo of the type"):
         transfer(tiny_backbone, photo=wrong)
     for given in (wrong, {"[C]": wrong}):
         with pytest.raises(UsageError, match="style of the type"):
             generate(tiny_backbone, style=given)
-    if not isinstance(wrong, inst.images.Photo):
+    if not isinstance(wrong, inst.pictures.io.Photo):
         with pytest.raises(UsageError, match="painting of the type"):
             learn(tiny_backbone, paintings=[wrong])
-    for one in (inst.images.Photo(torch.zeros(3, 64, 64)), torch.zeros(3, 64, 64)):
+    for one in (inst.pictures.io.Photo(torch.zeros(3, 64, 64)), torch.zeros(3, 64, 64)):
         for function in (inst.learn, inst.instant_style):
             with pytest.raises(UsageError, match=r"Paintings of the type .* give a list"):
                 function(tiny_backbone, one)  # type: ignore[operator]
@@ -121,7 +123,7 @@ def test_backbones_masks_controls_and_states(tiny_backbone: inst.Backbone, wrong
         ("A backbone", lambda: inst.transfer(wrong, torch.zeros(3, 64, 64), style(tiny_backbone))),
         ("A backbone", lambda: inst.generate(wrong, "[C]", style(tiny_backbone))),
         ("A backbone", lambda: learn(wrong)),
-        ("A backbone", lambda: inst.instant_style(wrong, [inst.images.Photo(torch.zeros(3, 64, 64))])),
+        ("A backbone", lambda: inst.instant_style(wrong, [inst.pictures.io.Photo(torch.zeros(3, 64, 64))])),
         ("A backbone", lambda: inst.load_controlnet("folder", wrong)),
         ("A mask", lambda: transfer(tiny_backbone, mask=wrong)),
         ("A control", lambda: transfer(tiny_backbone, control=wrong)),
@@ -145,8 +147,8 @@ def test_backbones_masks_controls_and_states(tiny_backbone: inst.Backbone, wrong
 def test_names_of_files(tiny_backbone: inst.Backbone, wrong: Any) -> None:
     for call in (
         lambda: inst.read_photo(wrong),
-        lambda: inst.images.read_picture(wrong),
-        lambda: inst.images.read_mask(wrong),
+        lambda: inst.pictures.io.read_picture(wrong),
+        lambda: inst.pictures.io.read_mask(wrong),
         lambda: Style.load(wrong),
         lambda: style(tiny_backbone).save(wrong),
         lambda: inst.load_controlnet(wrong, tiny_backbone),

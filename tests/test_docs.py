@@ -89,7 +89,7 @@ def test_options_named_alone_are_some_commands() -> None:
 
 def test_defaults_that_are_told() -> None:
     page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
-    ours = defaults_of("inst.styling", "transfer")
+    ours = defaults_of("inst.synthesis.from_photo", "transfer")
     assert f"ours is {ours['guidance']:g} unless you say so" in page
     assert f"ours is `{ours['solver']}`, deterministic too, unless you say so" in page
     assert f"`--tone {ours['tone']}`, ours too" in page

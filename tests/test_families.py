@@ -18,12 +18,12 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from inst import Backbone, InstError, Style, UsageError, complete, generate, learn, transfer
-from inst.control import Control
-from inst.fingerprints import fingerprint_of
-from inst.images import Photo
-from inst.inversion import coarse_word
-from inst.learning_start import fresh_inversion
-from inst.sampling import draw_noise
+from inst.backbone.fingerprints import fingerprint_of
+from inst.backbone.text import coarse_word
+from inst.learning.start import fresh_inversion
+from inst.pictures.io import Photo
+from inst.sampling.control import Control
+from inst.sampling.noise import draw_noise
 from tiny import FAMILIES, POSITIONS, WIDTH, WIDTH_2, edit_json, save_family, tiny_controlnet
 
 PROMPTS = ["a painting of a dog in the style of a river", "the church by the mountain"]
@@ -57,7 +57,7 @@ def xl(folders: dict[str, Path]) -> Backbone:
 
 
 def read_pipeline(folder: Path, family: str) -> Any:
-    """In float32, sampling as `inst.sampling` does."""
+    """In float32, sampling as `inst.sampling.solvers` does."""
     kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     pipeline = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

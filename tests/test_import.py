@@ -41,7 +41,7 @@ def test_every_public_name_exists() -> None:
 
     assert set(inst.__all__) <= set(dir(inst))
     assert all(getattr(inst, name) is not None for name in inst.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'Backbones'"):
+    with pytest.raises(AttributeError, match="attribute Backbones"):
         _ = inst.Backbones  # type: ignore[attr-defined]
 
 

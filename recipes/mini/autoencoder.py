@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from data import CANVAS, Pictures, exact_crops, load_shards
 from files import need, write_folder
+from inst.backbone.loading.part import load_weights
 from inst.errors import InstError, UsageError
-from inst.evaluation.lpips import LPIPS
-from inst.folders import load_weights
+from inst.evaluation.metrics.lpips import LPIPS
 from options import real, whole
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of

@@ -88,7 +88,7 @@ class CaptionBank:
 
 
 def _tokens(tokenizer: Any, sentences: Sequence[str], vectors: int) -> tuple[Tensor, Tensor]:
-    """Token ids and slots [sentences, L] as `inst.prompts.tokenize` makes them, for a hundred thousand at once.
+    """Token ids and slots [sentences, L] as `inst.backbone.tokens.tokenize` makes them, for a hundred thousand at once.
 
     Too long a sentence loses words before its `[C]`, or at its end where there is none, rather than being an error.
     """

@@ -18,8 +18,8 @@ from torch import Tensor
 from captions import plain, styled
 from data import CANVAS, Pictures, cut, random_squares
 from inst import Backbone
-from inst.evaluation.lpips import LPIPS
-from inst.text import TextEmbedding
+from inst.backbone.text import TextEmbedding
+from inst.evaluation.metrics.lpips import LPIPS
 
 Figures = dict[str, Any]
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from data import CANVAS, Pictures
 from figures import Figures, batches, decode_all, eight_bits, one_caption, seeded
 from inst import Backbone
+from inst.backbone.text import TextEmbedding
 from inst.errors import InstError
-from inst.evaluation.frechet import FeatureStatistics, frechet_distance
-from inst.evaluation.inception import InceptionFID
-from inst.text import TextEmbedding
+from inst.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from inst.evaluation.networks.inception import InceptionFID
 from sample import sample
 
 

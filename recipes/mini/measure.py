@@ -43,10 +43,10 @@ from figures import (
 )
 from generation import frechet_figures, generate
 from inst import Backbone
-from inst.evaluation.inception import InceptionFID
-from inst.evaluation.lpips import LPIPS
-from inst.files import write_bytes_atomically
-from inst.loading import find_source
+from inst.backbone.loading.sources import find_source
+from inst.evaluation.metrics.lpips import LPIPS
+from inst.evaluation.networks.inception import InceptionFID
+from inst.files.writing import write_bytes_atomically
 from options import whole
 from sample import sheet
 

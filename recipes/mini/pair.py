@@ -35,11 +35,11 @@ from transformers import (
 from captions import CaptionBank, plain
 from data import cut, load_shards, random_squares
 from files import need, write_folder
+from inst.backbone.loading.part import load_weights
+from inst.backbone.text import encode_text
 from inst.errors import UsageError
-from inst.evaluation.inception import InceptionFID
-from inst.evaluation.vgg import VGG16Features
-from inst.folders import load_weights
-from inst.text import encode_text
+from inst.evaluation.networks.inception import InceptionFID
+from inst.evaluation.networks.vgg import VGG16Features
 from options import real, whole
 from sample import sheet
 from tokenizer import digest

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inst.images import save_png
-from inst.provenance import describe
-from inst.sampling import complete, ddim, guided, timestep_grid
-from inst.sheets import make_sheet
-from inst.text import TextEmbedding
+from inst.backbone.text import TextEmbedding
+from inst.files.provenance import describe
+from inst.pictures.io import save_png
+from inst.pictures.sheets import make_sheet
+from inst.runs import complete
+from inst.sampling.denoiser import guided
+from inst.sampling.noise import timestep_grid
+from inst.sampling.solvers import ddim
 
 
 @torch.no_grad()

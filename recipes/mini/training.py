@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from files import refuse_files
 from inst.errors import InstError, UsageError
-from inst.files import write_bytes_atomically
+from inst.files.writing import write_bytes_atomically
 from options import real, whole
 from workers import Workers
 

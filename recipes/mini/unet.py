@@ -32,10 +32,10 @@ from transformers import (
 from captions import PROMPTS, CaptionBank, room, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
 from files import need, write_folder
+from inst.backbone.inversion import AttentionInversion, InversionConfig
+from inst.backbone.loading.part import load_weights
+from inst.backbone.text import TextEmbedding, encode_text
 from inst.errors import UsageError
-from inst.folders import load_weights
-from inst.inversion import AttentionInversion, InversionConfig
-from inst.text import TextEmbedding, encode_text
 from options import real, whole
 from pair import SIZE, Normalise
 from sample import sample, sheet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -51,6 +52,12 @@ def check_type(what: str, value: Any, kind: type | tuple[type, ...], remedy: str
     """Raise UsageError, which says `what` cannot be used and the `remedy`, unless an argument is of this type."""
     if not isinstance(value, kind):
         raise UsageError(f"{what} of the type {type(value).__name__} cannot be used: {remedy}.")
+
+
+def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
+    """Raise UsageError, which says `what` is unknown, unless `name` is one of the `known` names."""
+    if checked(what, name, "str") not in (choices := list(known)):
+        raise UsageError(f'The {what} "{name}" is unknown: use one of {", ".join(choices)}.')
 
 
 def check_path(what: str, value: Any) -> None:

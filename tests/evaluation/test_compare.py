@@ -14,14 +14,15 @@ from PIL import Image
 import inst
 from inst import demo
 from inst.errors import InstError, UsageError
-from inst.evaluation.ablations import ABLATIONS
 from inst.evaluation.bootstrap import mean_intervals
-from inst.evaluation.clip import PictureTextEncoder
-from inst.evaluation.convergence import CurvePoint, curve_controls, learning_curves
-from inst.evaluation.curves import Curves
-from inst.evaluation.methods import FolderMethod, caption_style
-from inst.images import read_photo, read_picture
-from inst.record import read_record
+from inst.evaluation.learning_curves.folder import Curves
+from inst.evaluation.learning_curves.measure import CurvePoint, curve_controls, learning_curves
+from inst.evaluation.methods.ablations import ABLATIONS
+from inst.evaluation.methods.folder import FolderMethod
+from inst.evaluation.methods.styles import caption_style
+from inst.evaluation.metrics.clip import PictureTextEncoder
+from inst.pictures.io import read_photo, read_picture
+from inst.synthesis.record import read_record
 from tiny import save_family
 
 Run = Callable[..., tuple[int, str, str]]

@@ -23,16 +23,16 @@ from PIL import Image
 import inst
 from inst.errors import InstError
 from inst.evaluation import judging, page
-from inst.evaluation.clip import PictureTextEncoder
 from inst.evaluation.collection import Collection, Pair, collect
-from inst.evaluation.colour import ColourDistance
 from inst.evaluation.evaluate import evaluate
-from inst.evaluation.lpips import LPIPS
-from inst.evaluation.metrics import Column, Metrics, PairMetric, load_metrics
-from inst.evaluation.outcome import Evaluation, Row
+from inst.evaluation.metrics.clip import PictureTextEncoder
+from inst.evaluation.metrics.colour import ColourDistance
+from inst.evaluation.metrics.lpips import LPIPS
+from inst.evaluation.metrics.table import Column, Metrics, PairMetric, load_metrics
 from inst.evaluation.page import write_page
 from inst.evaluation.report import as_markdown, number, write_reports
-from inst.images import read_picture
+from inst.evaluation.results import Evaluation, Row
+from inst.pictures.io import read_picture
 
 COLOURS = {"red": (220, 40, 30), "green": (40, 190, 60), "blue": (30, 60, 210), "gold": (220, 180, 60)}
 
@@ -217,7 +217,7 @@ def test_the_demos_painting_by_another_name_is_no_wrong_painting(folder: Path, m
 
 
 def test_pictures_without_photos_and_with_prompts(folder: Path, tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
-    from inst.evaluation.clip import PictureTextEncoder
+    from inst.evaluation.metrics.clip import PictureTextEncoder
 
     (folder / "prompts.json").write_text(json.dumps({"cat": "a [C] river", "dog": "a dog " * 40}))
     metrics = load_metrics(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from inst.evaluation.inception import InceptionFID
-from inst.evaluation.lpips import LPIPS
+from inst.evaluation.metrics.lpips import LPIPS
+from inst.evaluation.networks.inception import InceptionFID
 
 Member = tuple[str, bytes]
 

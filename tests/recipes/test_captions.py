@@ -4,7 +4,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from captions import CaptionBank, plain, styled
-from inst.prompts import tokenize
+from inst.backbone.tokens import tokenize
 from tiny import tiny_tokenizer
 from tokenizer import learn
 

@@ -17,10 +17,10 @@ import figures
 import generation
 from data import Pictures, load_shards
 from inst import Backbone
-from inst.evaluation.inception import InceptionFID
-from inst.evaluation.lpips import LPIPS
-from inst.sheets import LABEL_HEIGHT
-from inst.text import TextEmbedding
+from inst.backbone.text import TextEmbedding
+from inst.evaluation.metrics.lpips import LPIPS
+from inst.evaluation.networks.inception import InceptionFID
+from inst.pictures.sheets import LABEL_HEIGHT
 from measure import QUICK, draw_sheet, measure
 
 

@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from inst.sheets import LABEL_HEIGHT
-from inst.text import TextEmbedding
+from inst.backbone.text import TextEmbedding
+from inst.pictures.sheets import LABEL_HEIGHT
 from sample import sample, sheet
 
 SCHEDULE = DDIMScheduler(

@@ -26,8 +26,8 @@ import training
 import unet
 import workers
 from inst import Backbone
+from inst.backbone.inversion import AttentionInversion
 from inst.errors import InstError, UsageError
-from inst.inversion import AttentionInversion
 
 RECIPE = Path(autoencoder.__file__).parent
 SMALL = ["--no-compile", "--log-every", "1", "--steps"]

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from inst import __version__
 from inst.cli import study, style, weights
 from inst.cli.compare import ablate, compare
 from inst.cli.demo import demo
@@ -20,6 +19,7 @@ from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
 from inst.errors import InstError, InstWarning
+from inst.version import __version__
 
 # What PyTorch's own exceptions say; its class for an accelerator's memory cannot be named without importing PyTorch.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")

@@ -10,19 +10,18 @@ import typer
 
 from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, judge, load_encoder, metric_names
-from inst.cli.pictures import StrengthOption, ToneOption
+from inst.cli.pictures import TRANSFER, StrengthOption, ToneOption
 from inst.cli.session import OUTPUTS, SeedOption, Session, pictures_of, with_session
 from inst.errors import InstError, UsageError
-from inst.files import pictures_in
+from inst.files.listing import pictures_in
 
 if TYPE_CHECKING:
     from inst.evaluation.compare import Compared
-    from inst.evaluation.methods import Method
-    from inst.images import Photo
+    from inst.evaluation.methods.method import Method
+    from inst.pictures.io import Photo
 
-_TRANSFER = defaults_of("inst.styling", "transfer")
-_LEARN = defaults_of("inst.learning", "learn")
-_CURVES = defaults_of("inst.evaluation.convergence", "learning_curves")
+_LEARN = defaults_of("inst.learning.loop", "learn")
+_CURVES = defaults_of("inst.evaluation.learning_curves.measure", "learning_curves")
 METHODS = ("inst", "inst-instant", "textual-inversion", "sdm", "adain", "gatys")
 """The methods that are built in."""
 
@@ -56,10 +55,10 @@ def compare(
         Path | None,
         typer.Option("--captions", help="For sdm: lines of PAINTING, a tab and its caption; or JSON."),
     ] = None,
-    strength: StrengthOption = _TRANSFER["strength"],
-    tone: ToneOption = _TRANSFER["tone"],
+    strength: StrengthOption = TRANSFER["strength"],
+    tone: ToneOption = TRANSFER["tone"],
     learning_steps: LearningSteps = _LEARN["steps"],
-    seed: SeedOption = _TRANSFER["seed"],
+    seed: SeedOption = TRANSFER["seed"],
     figures: FiguresOption = True,
     metrics: MetricsOption = None,
     clip: ClipOption = None,
@@ -107,7 +106,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The folder to write to; by default outputs/ablate-WHAT.")
     ] = None,
-    strength: StrengthOption = _TRANSFER["strength"],
+    strength: StrengthOption = TRANSFER["strength"],
     tone: ToneOption = "none",
     learning_steps: LearningSteps = _LEARN["steps"],
     every: Annotated[
@@ -120,7 +119,7 @@ def ablate(
         int | None,
         typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.", show_default="1"),
     ] = None,
-    seed: SeedOption = _TRANSFER["seed"],
+    seed: SeedOption = TRANSFER["seed"],
     figures: FiguresOption = True,
     metrics: MetricsOption = None,
     clip: ClipOption = None,
@@ -129,7 +128,7 @@ def ablate(
 
     Exit code 1 says that something was left out; the rest was made.
     """
-    from inst.evaluation.ablations import ABLATIONS
+    from inst.evaluation.methods.ablations import ABLATIONS
 
     folder = OUTPUTS / f"ablate-{what}" if out is None else out
     transfer = {"strength": strength, "tone": tone, "seed": seed}
@@ -160,8 +159,8 @@ def _built_in(
     session: Session, names: Sequence[str], transfer: dict[str, Any], learning: dict[str, Any], captions: Path | None
 ) -> tuple[list[Method], list[str]]:
     """The methods, and why some are left out: weights that cannot be had."""
-    from inst.evaluation import methods
     from inst.evaluation.collection import read_prompts
+    from inst.evaluation.methods import styles as methods
 
     made: dict[str, Method] = {}
     missing: list[str] = []
@@ -183,10 +182,10 @@ def _built_in(
         if "inst-instant" in names and backbone.inversion is None:
             raise UsageError(f"The backbone {backbone.name} has no instant style: leave inst-instant out of --methods.")
     if "adain" in names or "gatys" in names:
-        from inst.devices import choose_device
-        from inst.evaluation.adain import AdaIN, AdaINDecoder
-        from inst.evaluation.gatys import Gatys
-        from inst.evaluation.vgg import VGG19Features
+        from inst.backbone.devices import choose_device
+        from inst.evaluation.methods.adain import AdaIN, AdaINDecoder
+        from inst.evaluation.methods.gatys import Gatys
+        from inst.evaluation.networks.vgg import VGG19Features
 
         device = choose_device(session.device)
         try:
@@ -201,7 +200,7 @@ def _built_in(
 
 def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
     """The methods of `--outputs`, and why some are left out: folders without a picture."""
-    from inst.evaluation.methods import FolderMethod
+    from inst.evaluation.methods.folder import FolderMethod
 
     found: list[Method] = []
     empty: list[str] = []
@@ -250,7 +249,7 @@ def _run(
     """
     from inst.evaluation.collection import SEPARATOR, collect
     from inst.evaluation.compare import compare, write_sheets
-    from inst.sampling import complete
+    from inst.runs import complete
 
     for option, value in (("--clip", clip), ("--metrics", metrics)):
         if value is not None and not figures:
@@ -300,9 +299,9 @@ def _converge(
     clip: str | None,
 ) -> None:
     from inst.evaluation.compare import write_sheets
-    from inst.evaluation.convergence import VARIANTS, check_curves, curve_controls, learning_curves
-    from inst.evaluation.curves import Curves, column
-    from inst.evaluation.gram import GramDistance
+    from inst.evaluation.learning_curves.folder import Curves, column
+    from inst.evaluation.learning_curves.measure import VARIANTS, check_curves, curve_controls, learning_curves
+    from inst.evaluation.metrics.gram import GramDistance
 
     left_out: list[str] = []
     photo_files = _readable(_sources(photos, left_out), left_out)
@@ -363,7 +362,7 @@ def _readable(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo]:
     Raises:
         InstError: a file is not there, or none can be read.
     """
-    from inst.images import read_photo
+    from inst.pictures.io import read_photo
 
     read: dict[Path, Photo] = {}
     for file in files:

@@ -11,10 +11,10 @@ import typer
 from inst.errors import InstError, UsageError
 
 if TYPE_CHECKING:
-    from inst.backbone import Backbone
-    from inst.control import Control
-    from inst.images import Photo
-    from inst.record import ControlRecord
+    from inst.backbone.model import Backbone
+    from inst.pictures.io import Photo
+    from inst.sampling.control import Control
+    from inst.synthesis.record import ControlRecord
 
 _PANEL = "Structure control"
 
@@ -47,7 +47,7 @@ class ControlChoice:
     Attributes:
         folder: of the ControlNet.
         picture: the control picture, or None for the photo's own edges.
-        settings: `kind` and `scale` of `inst.control.Control`, where they are given.
+        settings: `kind` and `scale` of `inst.sampling.control.Control`, where they are given.
         expected: what a picture was made with, if it is to be made again.
     """
 
@@ -58,10 +58,10 @@ class ControlChoice:
 
     def load(self, backbone: Backbone) -> tuple[Control, ControlRecord]:
         """Load the ControlNet, and note down what was loaded. Raises InstError where another one was expected."""
-        from inst.control import Control, load_controlnet
-        from inst.in_memory import module_fingerprint
-        from inst.provenance import SourceFile
-        from inst.record import ControlRecord
+        from inst.backbone.loading.pipeline import module_fingerprint
+        from inst.files.provenance import SourceFile
+        from inst.sampling.control import Control, load_controlnet
+        from inst.synthesis.record import ControlRecord
 
         model, seen = load_controlnet(self.folder, backbone), self.picture
         control = Control(model, None if seen is None else seen.picture, **self.settings)
@@ -98,8 +98,8 @@ def choose_control(
             if value is not None:
                 raise UsageError(f"{option} needs a ControlNet: give its folder with --controlnet.")
         return None
-    from inst.control import Control, check_kind
-    from inst.images import read_photo
+    from inst.pictures.io import read_photo
+    from inst.sampling.control import Control, check_kind
 
     check_kind(kind or Control.kind, given=picture is not None, photo=photo)
     settings = {name: value for name, value in (("kind", kind), ("scale", scale)) if value is not None}

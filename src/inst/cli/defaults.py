@@ -11,9 +11,9 @@ from typing import Any
 
 @cache
 def defaults_of(module: str, function: str) -> dict[str, Any]:
-    """Return a function's parameters that have a literal default, with it: `defaults_of("inst.styling", "transfer")`.
+    """Return a function's parameters that have a literal default, with it.
 
-    `function` may be a method, such as "Backbone.load". The module is not imported.
+    `function` may be a method, such as "Backbone.load". The module is not imported, only the packages above it are.
     """
     spec = find_spec(module)
     assert spec is not None

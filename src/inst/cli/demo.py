@@ -13,7 +13,7 @@ from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inst.style import Style
+    from inst.styles.style import Style
 
 _STRENGTHS = (0.4, 0.55, 0.7)
 
@@ -27,13 +27,14 @@ def demo(
 ) -> None:
     """Learn a style from a painting, transfer it to a photo, and write a sheet: a few minutes on a laptop."""
     from inst import demo as pictures
-    from inst.files import reserve_path
-    from inst.images import read_photo, save_picture
-    from inst.learning import instant_style, learn
-    from inst.record import PictureRecord
-    from inst.sampling import complete
-    from inst.sheets import make_sheet
-    from inst.styling import transfer
+    from inst.files.writing import reserve_path
+    from inst.learning.instant import instant_style
+    from inst.learning.loop import learn
+    from inst.pictures.io import read_photo, save_picture
+    from inst.pictures.sheets import make_sheet
+    from inst.runs import complete
+    from inst.synthesis.from_photo import transfer
+    from inst.synthesis.record import PictureRecord
 
     begin = time.perf_counter()
     painting, photo = read_photo(pictures.PAINTINGS[0], flattened=True), read_photo(pictures.PHOTOS[0], flattened=True)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from inst import __version__
 from inst.cli.session import Session, with_session
 from inst.errors import InstError
+from inst.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-    from inst.backbone import Backbone
+    from inst.backbone.model import Backbone
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "pillow")
 _PIXELS = 256
@@ -29,7 +29,7 @@ def doctor(session: Session) -> None:
     """Check this installation: versions, device, memory, and the backbone and its speed."""
     import torch
 
-    from inst.devices import choose_device, choose_dtype
+    from inst.backbone.devices import choose_device, choose_dtype
 
     chosen = choose_device(session.device)
     report: dict[str, Any] = {

@@ -14,8 +14,8 @@ from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
 from inst.errors import InstError
 
 if TYPE_CHECKING:
-    from inst.evaluation.clip import PictureTextEncoder
     from inst.evaluation.collection import Collection
+    from inst.evaluation.metrics.clip import PictureTextEncoder
 
 _EVALUATE = defaults_of("inst.evaluation.evaluate", "evaluate")
 _PAGE = defaults_of("inst.evaluation.page", "write_page")
@@ -94,7 +94,7 @@ def evaluate(
 
 def metric_names(metrics: str | None) -> Sequence[str]:
     """Read `--metrics`; None is all. Raises UsageError for an unknown name, or none."""
-    from inst.evaluation.metrics import NAMES, check_names
+    from inst.evaluation.metrics.table import NAMES, check_names
 
     names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
     check_names(names)
@@ -103,8 +103,8 @@ def metric_names(metrics: str | None) -> Sequence[str]:
 
 def load_encoder(session: Session, clip: str | None) -> PictureTextEncoder:
     """Load what similarities are measured with: CLIP where `--clip` names it, else the backbone's own encoders."""
-    from inst.devices import choose_device
-    from inst.evaluation.clip import PictureTextEncoder
+    from inst.backbone.devices import choose_device
+    from inst.evaluation.metrics.clip import PictureTextEncoder
 
     if clip is None:
         return PictureTextEncoder.of_backbone(session.load())
@@ -117,7 +117,7 @@ def check_clip(session: Session, clip: str | None, metrics: Sequence[str]) -> No
     Raises:
         InstError: it cannot be had.
     """
-    from inst.evaluation.clip import PictureTextEncoder
+    from inst.evaluation.metrics.clip import PictureTextEncoder
 
     if clip is not None and "clip" in metrics:
         PictureTextEncoder.load_clip(clip, "cpu", session.download)
@@ -148,13 +148,13 @@ def judge(
     `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out or squashed is said on stderr. The
     problems in `said`, which the caller has told of, are in the files alone, and not among `Judged.problems`.
     """
-    from inst.devices import choose_device
+    from inst.backbone.devices import choose_device
     from inst.evaluation.evaluate import evaluate
-    from inst.evaluation.metrics import load_metrics
+    from inst.evaluation.metrics.table import load_metrics
     from inst.evaluation.page import write_page
     from inst.evaluation.report import as_json, number, used_columns, write_reports
-    from inst.files import make_folder
-    from inst.sampling import complete
+    from inst.files.writing import make_folder
+    from inst.runs import complete
 
     device = choose_device(session.device)
     with_photos = collection.pairs[0].photo is not None

@@ -26,9 +26,9 @@ from inst.cli.session import (
 from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
-    from inst.learning import LearningStep
+    from inst.learning.loop import LearningStep
 
-_LEARN = defaults_of("inst.learning", "learn")
+_LEARN = defaults_of("inst.learning.loop", "learn")
 _CHECKPOINT_SECONDS = 30.0
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
@@ -90,8 +90,8 @@ def learn(
     ] = None,
 ) -> None:
     """Learn a style from one painting, or from several of one style."""
-    from inst.learning import PRESETS
-    from inst.style import check_style_name
+    from inst.learning.settings import PRESETS
+    from inst.styles.style import check_style_name
 
     sources = pictures_of(paintings)
     check_output(out, sources, check_style_name)
@@ -136,10 +136,10 @@ def learn(
 def _learn(
     session: Session, places: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
 ) -> None:
-    from inst.images import save_picture
-    from inst.learning import LearningDiverged, LearningState, learn
-    from inst.learning_run import preview_settings
-    from inst.record import PictureRecord
+    from inst.learning.loop import LearningDiverged, LearningState, learn
+    from inst.learning.run import preview_settings
+    from inst.pictures.io import save_picture
+    from inst.synthesis.record import PictureRecord
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
     if resume and not state_file.exists():

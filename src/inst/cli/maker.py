@@ -12,11 +12,11 @@ from inst.cli.session import Session, output_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inst.backbone import Backbone
-    from inst.control import Control
-    from inst.images import Photo
-    from inst.record import ControlRecord, PictureRecord
-    from inst.style import Style
+    from inst.backbone.model import Backbone
+    from inst.pictures.io import Photo
+    from inst.sampling.control import Control
+    from inst.styles.style import Style
+    from inst.synthesis.record import ControlRecord, PictureRecord
 
 
 class Maker:
@@ -55,7 +55,8 @@ class Maker:
         self.session.report(lines, pictures=[str(path) for path in written], seconds=round(seconds, 3))
 
     def _paint(self, settings: dict[str, Any], seed: int, what: str) -> Tensor:
-        from inst.styling import generate, transfer
+        from inst.synthesis.from_photo import transfer
+        from inst.synthesis.from_prompt import generate
 
         more = {**settings, "seed": seed, "control": self.control}
         if self.photo is None:
@@ -65,7 +66,7 @@ class Maker:
         return self.session.sample(made, what)[0]
 
     def _record(self, settings: dict[str, Any]) -> PictureRecord:
-        from inst.record import PictureRecord
+        from inst.synthesis.record import PictureRecord
 
         flattened = {} if self.photo is None else {"flatten": self.photo.alpha is None}
         return PictureRecord.of(
@@ -80,7 +81,7 @@ class Maker:
         )
 
     def _save(self, picture: Tensor, path: Path, record: PictureRecord) -> None:
-        from inst.images import resize_mask, save_picture
+        from inst.pictures.io import resize_mask, save_picture
 
         alpha = None if self.photo is None else self.photo.alpha
         if alpha is not None:

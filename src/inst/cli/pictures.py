@@ -29,8 +29,8 @@ from inst.cli.session import (
 )
 from inst.errors import UsageError
 
-_TRANSFER = defaults_of("inst.styling", "transfer")
-_GENERATE = defaults_of("inst.styling", "generate")
+TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
+GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
 
 OutOption = Annotated[
     Path | None,
@@ -57,13 +57,13 @@ def transfer(
     photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
     style: StyleOption,
     out: OutOption = None,
-    strength: StrengthOption = _TRANSFER["strength"],
-    steps: StepsOption = _TRANSFER["steps"],
-    guidance: GuidanceOption = _TRANSFER["guidance"],
-    tone: ToneOption = _TRANSFER["tone"],
+    strength: StrengthOption = TRANSFER["strength"],
+    steps: StepsOption = TRANSFER["steps"],
+    guidance: GuidanceOption = TRANSFER["guidance"],
+    tone: ToneOption = TRANSFER["tone"],
     prompt: Annotated[str | None, typer.Option("--prompt", help="What the photo shows; [C] is the style.")] = None,
-    negative_prompt: NegativeOption = _TRANSFER["negative_prompt"],
-    seed: SeedOption = _TRANSFER["seed"],
+    negative_prompt: NegativeOption = TRANSFER["negative_prompt"],
+    seed: SeedOption = TRANSFER["seed"],
     count: CountOption = 1,
     size: Annotated[
         int | None, typer.Option("--size", help="Short side in pixels; by default the backbone's native size.")
@@ -74,12 +74,12 @@ def transfer(
     no_stochastic: Annotated[
         bool, typer.Option("--no-stochastic", help="Plain noise instead of stochastic inversion.")
     ] = False,
-    inversion: Annotated[str, typer.Option("--inversion", help="stochastic, none (plain noise) or ddim.")] = _TRANSFER[
+    inversion: Annotated[str, typer.Option("--inversion", help="stochastic, none (plain noise) or ddim.")] = TRANSFER[
         "inversion"
     ],
-    solver: SolverOption = _TRANSFER["solver"],
-    style_weight: WeightOption = _TRANSFER["style_weight"],
-    tile: TileOption = _TRANSFER["tile"],
+    solver: SolverOption = TRANSFER["solver"],
+    style_weight: WeightOption = TRANSFER["style_weight"],
+    tile: TileOption = TRANSFER["tile"],
     flatten: Annotated[bool, typer.Option("--flatten", help="Lay a transparent photo over white.")] = False,
     controlnet: ControlNetOption = None,
     control: ControlOption = None,
@@ -87,8 +87,8 @@ def transfer(
     control_scale: ControlScaleOption = None,
 ) -> None:
     """Repaint a photo in the style of a painting."""
-    from inst.images import read_mask, read_photo
-    from inst.provenance import SourceFile
+    from inst.files.provenance import SourceFile
+    from inst.pictures.io import read_mask, read_photo
 
     _check_places(out, count, style, photo, mask, control_picture)
     chosen = choose_control(controlnet, control, control_picture, control_scale, photo=True)
@@ -121,18 +121,18 @@ def generate(
     prompt: Annotated[str, typer.Argument(help='Such as "a castle in the style of [C]".', show_default=False)],
     style: StyleOption,
     out: OutOption = None,
-    steps: StepsOption = _GENERATE["steps"],
-    guidance: GuidanceOption = _GENERATE["guidance"],
-    tone: Annotated[str, typer.Option("--tone", help="Colours: of the painting, or none.")] = _GENERATE["tone"],
-    negative_prompt: NegativeOption = _GENERATE["negative_prompt"],
-    seed: SeedOption = _GENERATE["seed"],
+    steps: StepsOption = GENERATE["steps"],
+    guidance: GuidanceOption = GENERATE["guidance"],
+    tone: Annotated[str, typer.Option("--tone", help="Colours: of the painting, or none.")] = GENERATE["tone"],
+    negative_prompt: NegativeOption = GENERATE["negative_prompt"],
+    seed: SeedOption = GENERATE["seed"],
     count: CountOption = 1,
     size: Annotated[
         str | None, typer.Option("--size", help="Side in pixels, or WIDTHxHEIGHT; by default the native size.")
     ] = None,
-    solver: SolverOption = _GENERATE["solver"],
-    style_weight: WeightOption = _GENERATE["style_weight"],
-    tile: TileOption = _GENERATE["tile"],
+    solver: SolverOption = GENERATE["solver"],
+    style_weight: WeightOption = GENERATE["style_weight"],
+    tile: TileOption = GENERATE["tile"],
     controlnet: ControlNetOption = None,
     control: ControlOption = None,
     control_picture: ControlPictureOption = None,
@@ -160,7 +160,7 @@ def generate(
 
 def _check_places(out: Path | None, count: int, style: list[str], *sources: Path | None) -> None:
     """Check where `count` pictures go (`check_output`), which are made of styles and of other files."""
-    from inst.images import picture_format
+    from inst.pictures.io import picture_format
 
     paintings = pictures_of(list(style_places(style).values()))
     written = None if out is None or count == 1 else [numbered(out, k + 1) for k in range(count)]

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.control import ControlChoice
-from inst.cli.defaults import defaults_of
 from inst.cli.maker import Maker
-from inst.cli.pictures import OutOption
+from inst.cli.pictures import GENERATE, TRANSFER, OutOption
 from inst.cli.session import PANEL, Session, check_output, with_session
 from inst.cli.sheet import draw_sheet
 from inst.errors import InstError, InstWarning, UsageError
 
 if TYPE_CHECKING:
-    from inst.backbone import Backbone
-    from inst.provenance import SourceFile
-    from inst.record import ControlRecord, PictureRecord
+    from inst.backbone.model import Backbone
+    from inst.files.provenance import SourceFile
+    from inst.synthesis.record import ControlRecord, PictureRecord
 
 _MADE_BY = {"transfer": "transfer", "sheet": "transfer", "generate": "generate", "preview": "generate"}
-"""The function of `inst.styling` that makes each kind of picture."""
+"""The function that makes each kind of picture."""
 
 
 @with_session
@@ -59,8 +58,8 @@ def repeat(
     ] = None,
 ) -> None:
     """Make a picture again from what its PNG file says: bit for bit on the same device."""
-    from inst.images import picture_format, read_mask, read_photo
-    from inst.record import read_record
+    from inst.pictures.io import picture_format, read_mask, read_photo
+    from inst.synthesis.record import read_record
 
     record = read_record(picture)
     settings = dict(record.settings)
@@ -108,7 +107,7 @@ def _complete(picture: Path, record: PictureRecord, settings: dict[str, Any]) ->
     if record.command == "demo":
         raise InstError(f"{picture} was made by inst demo, which learns first: give that command again.")
     function = _MADE_BY.get(record.command)
-    defaults = {} if function is None else defaults_of("inst.styling", function)
+    defaults = {"transfer": TRANSFER, "generate": GENERATE}.get(function or "", {})
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
     known = {"prompt", *defaults}
     if record.command == "sheet":
@@ -132,8 +131,8 @@ def _check_sheet(picture: Path, record: PictureRecord, settings: dict[str, Any])
 
 def _backbone_of(picture: Path, record: PictureRecord) -> str:
     """The backbone that a record names, if it can be found by its name alone: no picture tells where a folder lies."""
-    from inst.hub import is_hub_name
-    from inst.loading import BUNDLED
+    from inst.backbone.loading.hub import is_hub_name
+    from inst.backbone.loading.sources import BUNDLED
 
     name = record.backbone.name
     if name not in BUNDLED and not is_hub_name(name):
@@ -145,7 +144,7 @@ def _backbone_of(picture: Path, record: PictureRecord) -> str:
 
 def _same_file(picture: Path, what: str, recorded: SourceFile | None, given: Path | None) -> Path | None:
     """Find a file that a picture was made of, None if of none; refuse another one, even of the same name."""
-    from inst.provenance import SourceFile
+    from inst.files.provenance import SourceFile
 
     if recorded is None:
         return None
@@ -171,7 +170,7 @@ def _control_of(picture: Path, record: ControlRecord, folder: Path | None, place
     Raises:
         InstError: no folder is given, or the control picture cannot be read.
     """
-    from inst.images import read_photo
+    from inst.pictures.io import read_photo
 
     if folder is None:
         raise InstError(f'{picture} was made with the ControlNet "{record.model}": give its folder with --controlnet.')
@@ -181,7 +180,7 @@ def _control_of(picture: Path, record: ControlRecord, folder: Path | None, place
 
 def _compare(picture: Path, record: PictureRecord, model: Backbone, given: str) -> None:
     """Refuse another backbone than a picture was made with; warn of what may change the last bits."""
-    from inst.record import PictureRecord
+    from inst.synthesis.record import PictureRecord
 
     used = record.backbone
     if (model.fingerprint, model.denoiser_fingerprint) != (used.fingerprint, used.denoiser):

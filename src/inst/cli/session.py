@@ -19,22 +19,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inst.cli.defaults import defaults_of
 from inst.errors import InstError, UsageError
-from inst.files import PICTURE_ENDINGS, pictures_in
+from inst.files.listing import PICTURE_ENDINGS, pictures_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inst.backbone import Backbone
-    from inst.images import Photo
-    from inst.sampling import Sampling
-    from inst.style import Style
+    from inst.backbone.model import Backbone
+    from inst.pictures.io import Photo
+    from inst.sampling.solvers import Sampling
+    from inst.styles.style import Style
 
 OUTPUTS = Path("outputs")
 """Where pictures and styles go when no place is named."""
 PANEL = "Backbone and output"
 """The heading of the options of `Session` in each command's help."""
 
-_LOAD = defaults_of("inst.backbone", "Backbone.load")
+_LOAD = defaults_of("inst.backbone.model", "Backbone.load")
 _NOTES = {"inversion": "DDIM inversion of the photo"}  # beside the bar, by the phase of sampling
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and warnings.")]
@@ -112,7 +112,7 @@ class Session:
         """
         if self._loaded is not None:
             return self._loaded
-        from inst.backbone import Backbone
+        from inst.backbone.model import Backbone
 
         if self.download:  # the hub's library has bars of its own
             from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -163,8 +163,8 @@ class Session:
             yield move
 
     def sample(self, made: Sampling, what: str) -> Tensor:
-        """Run what `inst.styling` makes, with a progress bar: the pictures. DDIM inversion is a bar before."""
-        from inst.sampling import complete
+        """Run a transfer or a generation with a progress bar: the pictures. DDIM inversion is a bar before."""
+        from inst.runs import complete
 
         with self.progress(what) as move:
             return complete(made, lambda step: move(step.index + 1, step.total, _NOTES.get(step.phase, "")))
@@ -236,15 +236,15 @@ def pictures_of(places: Sequence[Path]) -> list[Path]:
 
 def read_paintings(places: Sequence[Path]) -> list[Photo]:
     """Read paintings, and of each folder the pictures in it, laid over white where they are transparent."""
-    from inst.images import read_photo
+    from inst.pictures.io import read_photo
 
     return [read_photo(file, flattened=True) for file in pictures_of(places)]
 
 
 def read_style(backbone: Backbone, place: Path) -> Style:
     """Read a style file; of a painting, or a folder of them, take the instant style."""
-    from inst.learning import instant_style
-    from inst.style import Style
+    from inst.learning.instant import instant_style
+    from inst.styles.style import Style
 
     if place.suffix.lower() == ".safetensors":
         return Style.load(place)
@@ -305,7 +305,7 @@ def output_path(out: Path | None, stem: str, suffix: str, number: int | None = N
 
     `number` is that of one of several pictures (`numbered`).
     """
-    from inst.files import reserve_path
+    from inst.files.writing import reserve_path
 
     if out is not None and not out.is_dir():
         yield out if number is None else numbered(out, number)

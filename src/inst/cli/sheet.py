@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.defaults import defaults_of
-from inst.cli.pictures import StepsOption, ToneOption
+from inst.cli.pictures import TRANSFER, StepsOption, ToneOption
 from inst.cli.session import SeedOption, Session, check_output, output_path, pictures_of, read_style, with_session
 from inst.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inst.backbone import Backbone
-    from inst.images import Photo
-    from inst.style import Style
+    from inst.backbone.model import Backbone
+    from inst.pictures.io import Photo
+    from inst.styles.style import Style
 
-_TRANSFER = defaults_of("inst.styling", "transfer")
 _THUMBNAILS = 1_000_000
 """Bytes of the paintings' thumbnails that a sheet's record holds at most: each is about 0.1 MB, with its cells 1 MB."""
 
@@ -39,13 +37,13 @@ def sheet(
     ] = None,
     strengths: Annotated[str, typer.Option("--strengths", help="The columns.")] = "0.3,0.5,0.7",
     guidances: Annotated[str, typer.Option("--guidances", help="The rows.")] = "2,4,6",
-    steps: StepsOption = _TRANSFER["steps"],
-    tone: ToneOption = _TRANSFER["tone"],
-    seed: SeedOption = _TRANSFER["seed"],
+    steps: StepsOption = TRANSFER["steps"],
+    tone: ToneOption = TRANSFER["tone"],
+    seed: SeedOption = TRANSFER["seed"],
     size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
 ) -> None:
     """Compare strengths and guidances (and styles) for one photo, on one labelled sheet."""
-    from inst.images import picture_format, read_photo
+    from inst.pictures.io import picture_format, read_photo
 
     check_output(out, [photo, *pictures_of(style)], picture_format)
     settings = {
@@ -76,11 +74,11 @@ def draw_sheet(
     Args:
         settings: "strengths" and "guidances", sequences of numbers; the others are arguments of `inst.transfer`.
     """
-    from inst.images import save_picture
-    from inst.record import PictureRecord
-    from inst.sampling import complete
-    from inst.sheets import make_sheet
-    from inst.styling import transfer
+    from inst.pictures.io import save_picture
+    from inst.pictures.sheets import make_sheet
+    from inst.runs import complete
+    from inst.synthesis.from_photo import transfer
+    from inst.synthesis.record import PictureRecord
 
     across, down = settings["strengths"], settings["guidances"]
     same = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}

@@ -14,7 +14,7 @@ import typer
 from inst.cli.defaults import defaults_of
 from inst.cli.session import OUTPUTS, JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
-from inst.files import make_folder
+from inst.files.writing import make_folder
 
 if TYPE_CHECKING:
     from inst.study.database import Database

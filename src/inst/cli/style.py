@@ -12,7 +12,7 @@ from inst.cli.session import PANEL, Session, check_output, output_path, with_ses
 from inst.errors import UsageError
 
 if TYPE_CHECKING:
-    from inst.style import Style
+    from inst.styles.style import Style
 
 app = typer.Typer(help="Look at style files, mix them, and exchange them with other programs.", no_args_is_help=True)
 
@@ -35,7 +35,7 @@ def info(
     backbone: FittingOption = None,
 ) -> None:
     """Say what a style file holds and how it was learned."""
-    from inst.style import Style
+    from inst.styles.style import Style
 
     one = Style.load(style)
     _check_fit(session, backbone, [one])
@@ -76,7 +76,7 @@ def mix(
     backbone: FittingOption = None,
 ) -> None:
     """Mix styles by weight into a new one. Without weights all count alike."""
-    from inst.style import Style, check_style_name
+    from inst.styles.style import Style, check_style_name
 
     given = [_weighted(text) for text in styles]
     check_output(out, [path for path, _ in given], check_style_name)
@@ -101,8 +101,8 @@ def export_(
     backbone: FittingOption = None,
 ) -> None:
     """Write a style as an embedding (textual inversion) that another program reads."""
-    from inst.style import Style
-    from inst.style_export import FORMATS, check_export, export_style, slug
+    from inst.styles.exporting import FORMATS, check_export, export_style, slug
+    from inst.styles.style import Style
 
     check_export(None, to, token)
     check_output(out, [style], lambda path: check_export(path, to, token))
@@ -148,10 +148,10 @@ def import_(
     ] = False,
 ) -> None:
     """Make a style of an embedding (textual inversion) of another program."""
-    from inst.images import read_photo
-    from inst.style import check_style_name
-    from inst.style_export import slug
-    from inst.style_import import Embedding, check_import, import_style
+    from inst.pictures.io import read_photo
+    from inst.styles.exporting import slug
+    from inst.styles.importing import Embedding, check_import, import_style
+    from inst.styles.style import check_style_name
 
     check_output(out, [file, *([painting] if painting else [])], check_style_name)
     found = check_import(file, painting is not None, as_reference)  # before the backbone, which takes its time
@@ -177,7 +177,7 @@ def _check_fit(session: Session, backbone: str | None, styles: Sequence[Style]) 
     if backbone is None:
         session.refuse_loading()
         return
-    from inst.conditioning import name_styles
+    from inst.synthesis.prompts import name_styles
 
     session.backbone = backbone
     model = session.load(looking=False)

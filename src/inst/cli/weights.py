@@ -17,7 +17,7 @@ app = typer.Typer(help="The weights of the networks that pictures are judged by.
 @app.command("list")
 def list_weights(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """Name the weights, where they come from, and which of them are on this machine; and how CLIP is had."""
-    from inst.weights import inventory
+    from inst.evaluation.networks.weights import inventory
 
     found = inventory()
     lines = []
@@ -55,8 +55,8 @@ def get(
 
     Exit code 1 says that some could not be had; the others are there.
     """
-    from inst.weight_sources import SOURCES
-    from inst.weights import check_name, fetch
+    from inst.evaluation.networks.sources import SOURCES
+    from inst.evaluation.networks.weights import check_name, fetch
 
     wanted = list(SOURCES) if "all" in names else names
     for name in wanted:

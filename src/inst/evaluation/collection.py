@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inst.errors import InstError, UsageError
-from inst.files import PICTURE_ENDINGS, picture_names, pictures_in
+from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in
 
 SEPARATOR = "__"
 """Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from inst.errors import InstError, UsageError
 from inst.evaluation.collection import CURVES, NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR, check_names
-from inst.evaluation.methods import PICTURES, Method, OnStep, Repaint
-from inst.files import make_folder, pictures_in, write_bytes_atomically
-from inst.images import read_photo, read_picture, resize_short_side, save_picture
-from inst.provenance import SourceFile, describe
-from inst.sheets import make_sheet
+from inst.evaluation.methods.method import PICTURES, Method, OnStep, Repaint
+from inst.files.listing import pictures_in
+from inst.files.provenance import SourceFile, describe
+from inst.files.writing import make_folder, write_bytes_atomically
+from inst.pictures.io import read_photo, read_picture, resize_short_side, save_picture
+from inst.pictures.sheets import make_sheet
 
 SETTINGS = "compare.json"
 _CELL = 160  # pixels of a picture's short side on a sheet

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from inst import __version__
 from inst.errors import InstError
 from inst.evaluation.collection import Collection
 from inst.evaluation.judging import Described, Judge, Reader, Size, cover, demo_stranger
-from inst.evaluation.metrics import Metrics
-from inst.evaluation.outcome import Evaluation, Kind, Tally
+from inst.evaluation.metrics.table import Metrics
+from inst.evaluation.results import Evaluation, Kind, Tally
+from inst.version import __version__
 
 PHOTO, PAINTING, WRONG = "photo unchanged", "painting unchanged", "wrong painting"
 """The controls. The last is behind a method's name: its pictures, judged against another painting than their own."""
@@ -57,7 +57,7 @@ def evaluate(
 
     Args:
         collection: from `inst.evaluation.collection.collect`.
-        metrics: from `inst.evaluation.metrics.load_metrics`, on `device`.
+        metrics: from `inst.evaluation.metrics.table.load_metrics`, on `device`.
         size: of the short side, in pixels, at least 32. Figures of different sizes cannot be compared.
         batch: pairs at a time.
         replicates: of the bootstrap.

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from inst import demo
 from inst.errors import InstError
-from inst.evaluation.metrics import Metrics, text_column
-from inst.images import fit_size, open_picture, to_tensor
+from inst.evaluation.metrics.table import Metrics, text_column
+from inst.pictures.io import fit_size, open_picture, to_tensor
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -160,7 +160,7 @@ class Judge:
         return figures
 
     def _embed(self, prompt: str) -> Tensor | None:
-        from inst.evaluation.clip import without_placeholder
+        from inst.evaluation.metrics.clip import without_placeholder
 
         if prompt not in self._prompts:
             assert self.metrics.encoder is not None

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from inst.errors import InstError
-from inst.evaluation.metrics import Column
-from inst.evaluation.outcome import Evaluation, Figure, Row
+from inst.evaluation.metrics.table import Column
 from inst.evaluation.report import number, used_columns
-from inst.files import write_bytes_atomically
-from inst.images import open_picture
+from inst.evaluation.results import Evaluation, Figure, Row
+from inst.files.writing import write_bytes_atomically
+from inst.pictures.io import open_picture
 
 PAGE = "index.html"
 _SIDE = 288

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from inst.evaluation.metrics import Column
-from inst.evaluation.outcome import Evaluation, Figure
-from inst.files import write_bytes_atomically
-from inst.spreadsheets import csv_lines
+from inst.evaluation.metrics.table import Column
+from inst.evaluation.results import Evaluation, Figure
+from inst.files.csv_tables import csv_lines
+from inst.files.writing import write_bytes_atomically
 
 FIGURES, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
 

@@ -186,7 +186,7 @@ def _fill(
 def _reduced(file: Path, side: int) -> tuple[bytes, int, int]:
     from PIL import Image
 
-    from inst.images import open_picture
+    from inst.pictures.io import open_picture
 
     image = open_picture(file)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inst.provenance import describe
+from inst.files.provenance import describe
 from inst.study.factors import factor_name
 from inst.study.report import Report
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from inst.files import write_bytes_atomically
-from inst.spreadsheets import to_csv
+from inst.files.csv_tables import to_csv
+from inst.files.writing import write_bytes_atomically
 from inst.study import tables
 from inst.study.database import Database
 from inst.study.factors import factor_name

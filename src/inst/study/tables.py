@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from inst.spreadsheets import to_csv
+from inst.files.csv_tables import to_csv
 from inst.study.database import Database
 from inst.study.factors import FACTORS
 

@@ -1,0 +1,165 @@
+"""Folders in the diffusers layout -> Parts. With `model_files`, every file name, key and quirk of it lives here."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
+from inst.backbone.inversion import AttentionInversion
+from inst.backbone.loading.image_encoder import load_image_encoder
+from inst.backbone.loading.part import load_weights, quiet, read_json, read_keys, weight_files
+from inst.backbone.loading.tokenizer import load_tokenizer
+from inst.backbone.parts import AGAIN, Parts
+from inst.errors import InstError, InstWarning, first_line
+
+_MOVES_LATENTS = ("shift_factor", "latents_mean", "latents_std")
+
+
+def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
+    """Read a model of the families Stable Diffusion 1.x, 2.x or XL, in the diffusers layout; nothing is a pickle.
+
+    Args:
+        folder: holds `model_index.json`.
+        dtype: the precision of all parts but the autoencoder.
+        vae_dtype: the precision of the autoencoder.
+
+    Raises:
+        InstError: the folder is incomplete or broken, or holds a model of another kind.
+    """
+    check_kind(folder)
+    image_encoder, feature_extractor = load_image_encoder(folder, dtype)
+    unet, denoiser_fingerprint = load_denoiser(folder / "unet", dtype)
+    text_encoder, table = load_text_encoder(folder / "text_encoder", dtype)
+    more: dict[str, Any] = {}
+    tables = [table]
+    if (folder / "text_encoder_2").is_dir():
+        more["text_encoder_2"], table = load_text_encoder(folder / "text_encoder_2", dtype, projected=True)
+        more["tokenizer_2"] = load_tokenizer(folder / "tokenizer_2", more["text_encoder_2"].config)
+        index = read_json(folder / "model_index.json")
+        more["force_zeros_for_empty_prompt"] = bool(index.get("force_zeros_for_empty_prompt", True))
+        tables.append(table)
+    has_inversion = (folder / "inversion").is_dir()
+    return Parts(
+        vae=load_autoencoder(folder / "vae", vae_dtype),
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(folder / "tokenizer", text_encoder.config),
+        scheduler=load_scheduler(folder / "scheduler"),
+        fingerprint=fingerprint_of(*tables),
+        denoiser_fingerprint=denoiser_fingerprint,
+        image_encoder=image_encoder,
+        feature_extractor=feature_extractor,
+        inversion=AttentionInversion.from_pretrained(folder / "inversion") if has_inversion else None,
+        **more,
+    )
+
+
+def check_kind(folder: Path) -> None:
+    """Raise InstError unless `folder` holds all parts of a Stable Diffusion 1.x, 2.x or XL model.
+
+    Warns with InstWarning of an image encoder that is named, but not there: only some uses need one.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InstError(f"{folder} is not a model in the diffusers layout: it has no model_index.json.")
+    index = read_json(folder / "model_index.json")
+    kind = index.get("_class_name", "model without a name")
+    named = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] not in ([], [None])}
+    needed = {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
+    if "text_encoder_2" in named and "text_encoder" not in named:
+        raise InstError(
+            f"{folder / 'model_index.json'} describes the refiner of Stable Diffusion XL ({kind}), which has the "
+            f"second text encoder only: use the base model."
+        )
+    if not needed <= named:
+        raise InstError(
+            f"{folder / 'model_index.json'} describes a {kind}: "
+            f"only models in the layout of Stable Diffusion 1.x, 2.x and XL can be used."
+        )
+    if "text_encoder_2" in named:
+        needed |= {"text_encoder_2", "tokenizer_2"}
+    missing = sorted(name for name in needed if not (folder / name).is_dir())
+    if missing:
+        raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}; {AGAIN}.")
+    if "image_encoder" in named and not (folder / "image_encoder").is_dir():
+        warnings.warn(
+            f"{folder} has no folder image_encoder, which its model_index.json names: it is loaded without; {AGAIN}.",
+            InstWarning,
+            stacklevel=2,
+        )
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+    """Load an autoencoder, and check that its latents are scaled as Stable Diffusion's are."""
+    vae = load_weights(AutoencoderKL, folder, dtype)
+    check_autoencoder(vae.config, folder / "config.json")
+    return vae
+
+
+def check_autoencoder(config: Any, path: Path) -> None:
+    """Raise InstError where an autoencoder's configuration, read from `path`, scales latents in an unknown way."""
+    scale = config.get("scaling_factor")
+    if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number; {AGAIN}.")
+    moved = [name for name in _MOVES_LATENTS if config.get(name)]
+    if moved:
+        raise InstError(
+            f"{path} moves the latents in a way that InST does not know ({', '.join(moved)}): use another model."
+        )
+
+
+def load_denoiser(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
+    """Load the UNet and fingerprint it, from the files, because `dtype` may have rounded the loaded weights."""
+    model = load_weights(UNet2DConditionModel, folder, dtype)
+    first_rows: dict[str, Tensor] = {}
+    for path in weight_files(folder, "diffusion_pytorch_model")[0]:
+        with safe_open(path, "pt") as weights:
+            slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
+            first_rows |= {key: slices[key][:1] for key in slices if slices[key].get_shape()}  # no lone numbers
+    return model, denoiser_fingerprint_of(first_rows)
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype, *, projected: bool | None = None) -> tuple[Any, Tensor]:
+    """Load a text encoder, and its token table from the file, because `dtype` may have rounded the loaded one.
+
+    `projected` says whether it must have a projection; None takes one where the weights have it.
+    """
+    keys = read_keys(weight_files(folder, "model")[0])
+    # model_index.json names CLIPTextModel either way, for the sake of diffusers' pipeline.
+    projected = "text_projection.weight" in keys if projected is None else projected
+    model = load_weights(CLIPTextModelWithProjection if projected else CLIPTextModel, folder, dtype)
+    table = next(key for key in keys if key.endswith("embeddings.token_embedding.weight"))
+    with safe_open(keys[table], "pt") as weights:
+        return model, weights.get_tensor(table)
+
+
+@quiet()
+def load_scheduler(folder: Path) -> DDIMScheduler:
+    """Load the noise schedule and the kind of prediction of any diffusion sampler of diffusers."""
+    path = folder / "scheduler_config.json"
+    config = read_json(path)
+    prediction = config.get("prediction_type", "epsilon")  # Stable Diffusion 1.x's files do not say it
+    if "beta_schedule" not in config or prediction not in ("epsilon", "v_prediction"):
+        raise InstError(
+            f"{path} describes {config.get('_class_name', 'nothing')} with the prediction "
+            f'"{prediction}": only diffusion schedules with "epsilon" or "v_prediction" can be used.'
+        )
+    # Whatever sampler the folder names, only the noise schedule is used, which DDIM's class holds for all of them.
+    try:
+        scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
+    except Exception as error:
+        raise InstError(f"{path} makes no noise schedule ({first_line(error)}); {AGAIN}.") from error
+    alphas = scheduler.alphas_cumprod
+    if len(alphas) == 0 or not ((alphas >= 0) & (alphas <= 1)).all():  # neither holds for NaN
+        raise InstError(f"{path} makes no noise schedule (alphas_cumprod is not within 0 and 1); {AGAIN}.")
+    if len(alphas) != (steps := scheduler.config["num_train_timesteps"]):
+        raise InstError(f"{path} makes no noise schedule ({len(alphas)} trained_betas for {steps} timesteps); {AGAIN}.")
+    return scheduler

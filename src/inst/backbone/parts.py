@@ -1,0 +1,141 @@
+"""Parts: what a model consists of, wherever it was read from, and whether it fits together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from inst.errors import InstError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+
+    from inst.backbone.inversion import AttentionInversion
+
+AGAIN = "copy or download the model again"
+"""The remedy for every file that is missing or broken."""
+
+_CHANGES_THE_CALL = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """What CLIP's image encoder wants to see: pixels of a side, and each colour channel's mean and std in [0, 1]."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, 3, size, size], normalised.
+
+        The short side is resized to `size` (bicubic, antialiased), then the centre is cropped: the steps of CLIP's own
+        preprocessing, on tensors, so that gradients flow.
+        """
+        height, width = pictures.shape[-2:]
+        # The long side is truncated, not rounded, as CLIP's processor does.
+        resized = [self.size * side // min(height, width) for side in (height, width)]
+        pictures = F.interpolate(pictures.float(), resized, mode="bicubic", antialias=True).clamp(-1, 1)
+        top, left = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
+        pictures = pictures[..., top : top + self.size, left : left + self.size]
+        mean = pictures.new_tensor(self.mean).view(3, 1, 1)
+        std = pictures.new_tensor(self.std).view(3, 1, 1)
+        return ((pictures + 1) / 2 - mean) / std
+
+
+@dataclass(eq=False, kw_only=True)
+class Parts:
+    """The parts of a latent diffusion model in Stable Diffusion's layout: what `inst.Backbone` is made of.
+
+    Attributes:
+        vae: the autoencoder between pictures and latents.
+        unet: predicts noise (or v) from noisy latents, timestep and text.
+        text_encoder: CLIP's text transformer; with the projection into the space of pictures where the weights have it.
+        tokenizer: the text encoder's tokenizer; `model_max_length` is the number of positions L.
+        scheduler: holds the noise schedule (`alphas_cumprod`) and `config.prediction_type`.
+        fingerprint: identifies the text space: styles fit every backbone with the same fingerprint. Of the
+            token-embedding table, or of both (`inst.backbone.fingerprints.fingerprint_of`).
+        denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with
+            (`inst.backbone.fingerprints.denoiser_fingerprint_of`). "" where it is not known.
+        text_encoder_2: the second text transformer, of models like Stable Diffusion XL, or None. Where there is one,
+            prompts run through both, and a pseudo-word has a part in each.
+        tokenizer_2: its tokenizer, or None.
+        force_zeros_for_empty_prompt: with a second text encoder, whether the UNet has learned that zeros are no prompt;
+            diffusers' name and default.
+        image_encoder: CLIP's image encoder, or None.
+        feature_extractor: what the image encoder wants to see, or None.
+        image_encoder_replaced: whether the user chose the image encoder: text encoder and image encoder then need not
+            share a space.
+        inversion: the pretrained inversion module (float32, whatever the precision of the others), or None.
+    """
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel | CLIPTextModelWithProjection
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    fingerprint: str
+    denoiser_fingerprint: str = ""
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+    force_zeros_for_empty_prompt: bool = True
+    image_encoder: CLIPVisionModelWithProjection | None = None
+    feature_extractor: FeatureExtractor | None = None
+    image_encoder_replaced: bool = False
+    inversion: AttentionInversion | None = None
+
+
+def check_fit(parts: Parts, source: str | Path) -> None:
+    """Raise InstError, which calls the model `source`, where one part's output is not the next part's input."""
+    vae, unet, text, text_2 = parts.vae.config, parts.unet.config, parts.text_encoder.config, parts.text_encoder_2
+    special = [name for name in _CHANGES_THE_CALL if unet.get(name) is not None]
+    if unet.get("addition_embed_type") != (None if text_2 is None else "text_time"):
+        special.append(f"addition_embed_type: {unet.get('addition_embed_type')}")
+    if special:
+        raise InstError(
+            f"{source}: the UNet needs other inputs than InST gives to a model with "
+            f"{'one text encoder' if text_2 is None else 'two text encoders'} ({', '.join(special)}): "
+            f"use another model."
+        )
+    match unet.sample_size:
+        case None | int() | [int(), int()] | (int(), int()):
+            pass
+        case other:
+            raise InstError(f"{source}: the UNet has the sample_size {other!r}, not a number of latents; {AGAIN}.")
+    width, needs = text.hidden_size, "the text encoder's width"
+    sizes = []
+    if text_2 is not None:
+        assert parts.tokenizer_2 is not None
+        width, needs = width + text_2.config.hidden_size, "the text encoders' width together"
+        length, length_2 = parts.tokenizer.model_max_length, parts.tokenizer_2.model_max_length
+        added = text_2.config.projection_dim + 6 * (unet.addition_time_embed_dim or 0)
+        sizes = [
+            ("the first tokenizer's length", length, "the second one's", length_2),
+            ("the UNet's added inputs", unet.projection_class_embeddings_input_dim, "pooled text and six sizes", added),
+        ]
+    sizes += [
+        ("the UNet's input channels", unet.in_channels, "the autoencoder's latent channels", vae.latent_channels),
+        ("the UNet's output channels", unet.out_channels, "the autoencoder's latent channels", vae.latent_channels),
+        ("the UNet's cross-attention width", unet.cross_attention_dim, needs, width),
+    ]
+    if parts.inversion is not None:
+        words = parts.inversion.config
+        if parts.image_encoder is None:
+            raise InstError(f"{source} has an inversion module but no image encoder; {AGAIN}.")
+        picture = parts.image_encoder.config
+        seen, pooled = "the image encoder's width", "the image encoder's projection"
+        sizes += [
+            ("the inversion's text width", words.text_width, needs, width),
+            ("the inversion's picture width", words.picture_width, seen, picture.hidden_size),
+            ("the inversion's pooled width", words.pooled_width, pooled, picture.projection_dim),
+        ]
+    for this, found, that, needed in sizes:
+        if found != needed:
+            raise InstError(
+                f"{source}: parts that do not belong together: {this} ({found}) and {that} ({needed}) differ."
+            )

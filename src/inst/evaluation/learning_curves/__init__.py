@@ -1,0 +1,1 @@
+"""Learning curves: how fast the forms of the inversion module learn."""

@@ -1,0 +1,97 @@
+"""The ablations: each a set of methods that differ in one thing, for `inst ablate` (paper sec. 4.3, and our own)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inst.backbone.model import Backbone
+from inst.errors import InstError
+from inst.evaluation.methods.styles import StyleMaker, StyleMethod, instant, learned
+
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One thing that is varied.
+
+    Attributes:
+        question: what it answers, one line.
+        methods: (backbone, arguments of `learn` common to all, arguments of `transfer` common to all) -> the methods.
+    """
+
+    question: str
+    methods: Callable[[Backbone, Arguments, Arguments], Sequence[StyleMethod]]
+
+
+def _vary_transfer(argument: str, values: Sequence[Any]) -> Callable[..., Sequence[StyleMethod]]:
+    """One learned style, transferred with several values of an argument."""
+
+    def methods(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
+        maker = learned(backbone, **learning)
+        return [StyleMethod(f"{argument}-{value}", backbone, maker, {**transfer, argument: value}) for value in values]
+
+    return methods
+
+
+def _vary_learning(settings: Mapping[str, Arguments]) -> Callable[..., Sequence[StyleMethod]]:
+    """Styles learned with several sets of arguments, all transferred alike."""
+
+    def methods(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
+        return [
+            StyleMethod(name, backbone, learned(backbone, name, **{**learning, **own}), transfer)
+            for name, own in settings.items()
+        ]
+
+    return methods
+
+
+def _instant_or_learned(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
+    if backbone.inversion is None:
+        raise InstError(f"The backbone {backbone.name} has no pretrained inversion module: it has no instant style.")
+    makers: list[StyleMaker] = [instant(backbone), learned(backbone, **learning)]
+    return [StyleMethod(maker.name, backbone, maker, transfer) for maker in makers]
+
+
+_SCRATCH = {"pretrained": False}
+
+ABLATIONS: Mapping[str, Ablation] = {
+    "stochastic": Ablation(
+        "What does stochastic inversion keep of the photo, beside plain noise and DDIM inversion?",
+        _vary_transfer("inversion", ("stochastic", "none", "ddim")),
+    ),
+    "strength": Ablation(
+        "How do style and content change with the strength?",
+        _vary_transfer("strength", (0.2, 0.35, 0.5, 0.65, 0.8)),
+    ),
+    "layers": Ablation(
+        "What are the attention layers worth: none, one, several, over patch tokens or one pooled token?",
+        _vary_learning(
+            {
+                "direct": {"variant": "direct", **_SCRATCH},
+                "pooled-3": {"variant": "pooled", "layers": 3, **_SCRATCH},
+                "attention-1": {"variant": "attention", "layers": 1, **_SCRATCH},
+                "attention-3": {"variant": "attention", "layers": 3, **_SCRATCH},
+                "attention-6": {"variant": "attention", "layers": 6, **_SCRATCH},
+            }
+        ),
+    ),
+    "dropout": Ablation(
+        "Does dropout in the attention layers help?",
+        _vary_learning(
+            {f"dropout-{rate}": {"variant": "attention", "dropout": rate, **_SCRATCH} for rate in (0.0, 0.05, 0.2)}
+        ),
+    ),
+    "instant": Ablation("Is a learned style closer to the painting than an instant one?", _instant_or_learned),
+    "vectors": Ablation(
+        "How many pseudo-word vectors does a style want?",
+        _vary_learning({f"vectors-{n}": {"vectors": n, **_SCRATCH} for n in (1, 2, 4, 8, 16)}),
+    ),
+    "steps": Ablation(
+        "How long is learning worth it?",
+        _vary_learning({f"steps-{steps}": {"steps": steps, "patience": steps} for steps in (25, 50, 100, 200, 400)}),
+    ),
+}
+"""The ablations by name; `inst.evaluation.learning_curves.measure` is one more, which compares curves."""

@@ -1,0 +1,138 @@
+"""Methods that repaint photos in the style of a painting, by name: this project's in its forms, for `inst compare`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inst.backbone.model import Backbone
+from inst.errors import InstWarning, UsageError
+from inst.evaluation.methods.method import OnStep, Repaint, Repainted
+from inst.learning.instant import instant_style
+from inst.learning.loop import learn
+from inst.pictures.io import Photo, make_thumbnail
+from inst.runs import complete
+from inst.styles.style import Style
+from inst.synthesis.from_photo import transfer
+from inst.synthesis.record import PictureRecord
+
+_BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
+
+
+@dataclass(frozen=True, eq=False)
+class StyleMaker:
+    """A way to make a style of a painting; its name is that of the files that keep the styles."""
+
+    name: str
+    settings: Mapping[str, Any]
+    make: Callable[[Photo, OnStep], Style]
+
+
+@dataclass(frozen=True, eq=False)
+class StyleMethod:
+    """A style, made once for a painting, and `inst.transfer` with fixed arguments.
+
+    Methods with the same maker share the styles, which are kept as files in the folder that `start` is given; the names
+    hold a digest of what the styles were made with and of.
+
+    Raises:
+        UsageError: arguments that `inst.transfer` cannot use.
+    """
+
+    name: str
+    backbone: Backbone
+    maker: StyleMaker
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_transfer(self.backbone, self.arguments)  # now, and not after every style has been learned
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            "backbone": f"{self.backbone.fingerprint} {self.backbone.denoiser_fingerprint}",
+            "style": {"maker": self.maker.name, **self.maker.settings},
+            "transfer": dict(self.arguments),
+        }
+
+    def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
+        made_with = json.dumps([self.settings["backbone"], self.settings["style"], painting.sha256], sort_keys=True)
+        digest = hashlib.sha256(made_with.encode()).hexdigest()[:8]
+        place = folder / f"{Path(painting.name).stem}-{self.maker.name}-{digest}.safetensors"
+        if place.is_file():
+            style = Style.load(place)
+        else:
+            style = self.maker.make(painting, on_step)
+            style.save(place)
+
+        def repaint(photo: Photo) -> Repainted:
+            pictures = complete(transfer(self.backbone, photo.picture, style, **self.arguments))
+            settings = {**self.arguments, "flatten": photo.alpha is None}
+            record = PictureRecord.of("transfer", self.backbone, settings, {"[C]": style}, photo=photo, thumbnails=True)
+            return Repainted(pictures[0], record.texts())
+
+        return repaint
+
+
+def check_transfer(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for arguments that `inst.transfer` cannot use with any photo and style."""
+    transfer(backbone, _BLANK.picture, caption_style(backbone, "a", _BLANK), **arguments)  # begun and not run
+
+
+def learned(backbone: Backbone, name: str = "learned", **arguments: Any) -> StyleMaker:
+    """Styles learned by `inst.learn` with these arguments. Raises UsageError for those that it cannot use."""
+    with warnings.catch_warnings(action="ignore", category=InstWarning):  # they come when a style is learned
+        learn(backbone, [_BLANK], **arguments)
+
+    def make(painting: Photo, on_step: OnStep) -> Style:
+        run = learn(backbone, [painting], **arguments)
+        return complete(run, lambda step: on_step(step.step, step.total))
+
+    return StyleMaker(name, arguments, make)
+
+
+def instant(backbone: Backbone) -> StyleMaker:
+    """Styles as the backbone's pretrained inversion module sees them."""
+    return StyleMaker("instant", {}, lambda painting, on_step: instant_style(backbone, [painting]))
+
+
+def captioned(backbone: Backbone, captions: Mapping[str, str]) -> StyleMaker:
+    """Written captions in the place of learned words: their ordinary tokens are the style's vectors.
+
+    Args:
+        captions: a caption for each painting's name without ending; one that has none gets that of
+            the name "", or is called after its file's name.
+    """
+
+    def make(painting: Photo, on_step: OnStep) -> Style:
+        stem = Path(painting.name).stem
+        caption = captions.get(stem) or captions.get("") or f"a painting, {stem.replace('-', ' ').replace('_', ' ')}"
+        return caption_style(backbone, caption, painting)
+
+    return StyleMaker("caption", {"captions": dict(captions)}, make)
+
+
+def caption_style(backbone: Backbone, caption: str, painting: Photo) -> Style:
+    """A "style" whose vectors are the tokens of a caption, so that the prompt "[C]" is that caption to the denoiser.
+
+    Raises:
+        UsageError: a caption without a word.
+    """
+    ids = backbone.tokenizer(caption, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise UsageError(f'The caption "{caption}" of {painting.name} has no word: write what the painting shows.')
+    return Style(
+        vectors=backbone.token_table[ids],
+        fingerprint=backbone.fingerprint,
+        denoiser=backbone.denoiser_fingerprint,
+        about={"name": Path(painting.name).stem, "backbone": backbone.name, "variant": "caption", "caption": caption},
+        thumbnail=make_thumbnail(painting.picture),
+        widths=backbone.text_widths,
+    )

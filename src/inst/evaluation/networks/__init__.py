@@ -1,0 +1,1 @@
+"""The networks that pictures are judged by, and where their weights come from."""

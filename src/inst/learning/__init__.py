@@ -1,0 +1,1 @@
+"""From paintings to a style (paper sec. 3.2)."""

@@ -1,0 +1,50 @@
+"""Denoise: noisy latents and a timestep -> the noise in them; with classifier-free guidance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from inst.backbone.text import TextEmbedding
+from inst.errors import UsageError
+
+Denoise = Callable[[Tensor, int], Tensor]
+"""(z_t [B, C, h, w], t) -> the noise epsilon predicted in it, [B, C, h, w] float32."""
+
+
+def guided(
+    predict_noise: Callable[[Tensor, int, TextEmbedding], Tensor],
+    text: TextEmbedding,
+    negative: TextEmbedding | None,
+    guidance: float,
+) -> Denoise:
+    """Make a denoiser with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
+
+    eps = eps(negative) + guidance (eps(text) - eps(negative)), both predicted in one call with a batch of 2 B. A
+    guidance of 1 is eps(text) alone: one call with a batch of B, and `negative` may be None.
+
+    Args:
+        predict_noise: such as `Backbone.predict_noise`: (z_t [B, C, h, w], t, text of B prompts) -> epsilon.
+        text: of B prompts, or of one for all.
+        negative: likewise of the negative (or empty) prompts.
+        guidance: the guidance scale, any finite number.
+
+    Raises:
+        UsageError: the guidance is not finite.
+    """
+    if not math.isfinite(guidance):
+        raise UsageError(f"A guidance of {guidance} cannot be used: give a number, such as 1 (none) or 5.")
+    if guidance == 1:
+        return lambda latents, timestep: predict_noise(latents, timestep, text)
+    if negative is None:
+        raise TypeError(f"a guidance of {guidance} needs the text of the negative prompt")
+
+    def denoise(latents: Tensor, timestep: int) -> Tensor:
+        both = TextEmbedding.cat([part.expand(len(latents)) for part in (negative, text)])
+        without, with_text = predict_noise(torch.cat([latents, latents]), timestep, both).chunk(2)
+        return without + guidance * (with_text - without)
+
+    return denoise

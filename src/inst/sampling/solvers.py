@@ -1,0 +1,144 @@
+"""Sampling: the timestep grid, the noise, guidance, and the solvers that bring noisy latents down to clean ones.
+
+Notation: abar_t is the noise schedule (`alphas_cumprod`), alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), so that
+z_t = alpha_t z_0 + sigma_t eps. Latents are [B, C, h, w] float32. Nothing here changes its inputs in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inst.arguments import check_choice
+from inst.sampling.denoiser import Denoise
+from inst.sampling.noise import noise_levels
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingStep:
+    """One step of a solver, after it was taken.
+
+    Attributes:
+        index: 0-based number of the step.
+        total: number of steps.
+        timestep: the timestep t at which the denoiser was called.
+        latents: z after the step, [B, C, h, w]; after the last step the result.
+        clean: the z_0 predicted in this step, [B, C, h, w], for previews.
+        phase: "sampling"; or "inversion" for the steps of DDIM inversion, which come before and count for themselves,
+            up to the noise level that sampling starts at.
+    """
+
+    index: int
+    total: int
+    timestep: int
+    latents: Tensor
+    clean: Tensor
+    phase: str = "sampling"
+
+
+Sampling = Generator[SamplingStep, Tensor | None, Tensor]
+"""Yields every step and returns the latents it ends with; those given, where there is no step to take.
+
+A tensor that is sent in (`sampling.send(latents)`) takes the place of the latents after the step that was just yielded.
+"""
+
+
+class StopSampling(Exception):
+    """Throw it into a `Sampling` of the phase "sampling" to end it at once, with the latents given."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__("sampling was stopped")
+        self.latents = latents
+
+
+Solver = Callable[[Denoise, Tensor, Sequence[int], Tensor], Sampling]
+"""(denoise, latents at the first timestep's noise level, falling timesteps, alphas_cumprod [T]) -> `Sampling`."""
+
+
+def ddim_step(latents: Tensor, epsilon: Tensor, abar: float, abar_to: float) -> tuple[Tensor, Tensor]:
+    """Move latents from the noise level `abar` to `abar_to`, up or down (Song et al. 2021, eq. 12 with sigma = 0).
+
+    z_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), and z' = sqrt(abar') z_0 + sqrt(1 - abar') eps.
+
+    Returns:
+        z' and the predicted z_0, both [B, C, h, w].
+    """
+    clean = (latents - math.sqrt(1 - abar) * epsilon) / math.sqrt(abar)
+    return math.sqrt(abar_to) * clean + math.sqrt(1 - abar_to) * epsilon, clean
+
+
+def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor) -> Sampling:
+    """Denoise deterministically with DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with sigma = 0).
+
+    Args:
+        denoise: predicts the noise; called once for each timestep.
+        latents: [B, C, h, w] at the noise level of the first timestep.
+        timesteps: strictly falling, such as from `timestep_grid`. After the last one comes z_0 (abar = 1).
+        alphas_cumprod: abar, [T].
+
+    Raises:
+        UsageError: timesteps that do not fall or are out of range.
+        InstError: the noise schedule is not within 0 and 1 at one of them.
+    """
+    levels = noise_levels(timesteps, alphas_cumprod)
+    for i, t in enumerate(timesteps):
+        latents, clean = ddim_step(latents, denoise(latents, t), levels[i], levels[i + 1])
+        changed = yield SamplingStep(i, len(timesteps), t, latents, clean)
+        latents = latents if changed is None else changed
+    return latents
+
+
+def dpm_solver_pp(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor) -> Sampling:
+    """Denoise deterministically with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
+
+    With x_i the z_0 predicted at t_i, lambda_t = log(alpha_t / sigma_t), h_i = lambda_(t_i) - lambda_(t_(i-1)) and
+    r_i = h_(i-1) / h_i:
+
+        D_i = x_(i-1) + (x_(i-1) - x_(i-2)) / (2 r_i)
+        z_(t_i) = sigma_(t_i) / sigma_(t_(i-1)) z_(t_(i-1)) - alpha_(t_i) (exp(-h_i) - 1) D_i
+
+    The first step has no x before it, and to the last one's target, z_0, h is infinite: both take D_i = x_(i-1).
+    The arguments and errors are those of `ddim`.
+    """
+    levels = noise_levels(timesteps, alphas_cumprod)
+    before: Tensor | None = None
+    for i, t in enumerate(timesteps):
+        abar, abar_to = levels[i], levels[i + 1]
+        alpha, sigma, alpha_to, sigma_to = (math.sqrt(x) for x in (abar, 1 - abar, abar_to, 1 - abar_to))
+        clean = (latents - sigma * denoise(latents, t)) / alpha
+        target = clean
+        if before is not None and abar_to < 1:
+            h_before, h = (_log_snr(levels[j + 1]) - _log_snr(levels[j]) for j in (i - 1, i))
+            target = clean + h / (2 * h_before) * (clean - before)
+        exp_minus_h = (sigma_to * alpha) / (sigma * alpha_to)
+        latents = sigma_to / sigma * latents - alpha_to * (exp_minus_h - 1) * target
+        before = clean
+        changed = yield SamplingStep(i, len(timesteps), t, latents, clean)
+        latents = latents if changed is None else changed
+    return latents
+
+
+def stoppable(sampling: Sampling) -> Sampling:
+    """Let `StopSampling`, thrown in between two steps, end a solver's steps as if they were all done."""
+    try:
+        return (yield from sampling)
+    except StopSampling as stop:
+        return stop.latents
+
+
+SOLVERS: Mapping[str, Solver] = {"ddim": ddim, "dpm++": dpm_solver_pp}
+"""The solvers by name."""
+
+
+def choose_solver(name: str) -> Solver:
+    """Return the solver of a name in `SOLVERS`. Raises UsageError for any other."""
+    check_choice("solver", name, SOLVERS)
+    return SOLVERS[name]
+
+
+def _log_snr(abar: float) -> float:
+    """lambda = log(alpha / sigma)."""
+    return 0.5 * (math.log(abar) - math.log1p(-abar))

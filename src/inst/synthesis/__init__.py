@@ -1,0 +1,1 @@
+"""From a photo or a prompt, and a style, to a picture."""

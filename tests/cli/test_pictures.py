@@ -1,0 +1,461 @@
+"""`inst transfer`, `generate`, `repeat`, `sheet`, `style`: what a user types, and what is on the disk afterwards."""
+
+import contextlib
+import errno
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import inst
+from inst.cli.defaults import defaults_of
+from inst.pictures.io import read_picture, save_picture, to_image
+from inst.pictures.sheets import _GAP, LABEL_HEIGHT
+from inst.styles.style import Style
+from inst.synthesis.record import PictureRecord, read_record
+from tiny import save_family
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def picture(path: Path, size: tuple[int, int] = (96, 64), seed: int = 0, mode: str = "RGB") -> Path:
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 256, (4, 6, len(mode)), dtype=np.uint8)
+    Image.fromarray(small, mode).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    picture(Path("painting.png"), (64, 64), 1)
+    given = ["transfer", "photo.png", "--style", "painting.png", "--steps", "3", "--seed", "5", *common]
+    code, out, err = run(*given, "-o", "made.png")
+    assert (code, out, err) == (0, "made.png\n", "")
+    assert pixels(Path("made.png")).shape == (64, 96, 3)
+    record = read_record("made.png")
+    assert record.photo is not None
+    assert record.photo.sha256 == hashlib.sha256(Path("photo.png").read_bytes()).hexdigest()
+    assert record.settings["seed"] == 5
+
+    code, out, err = run("repeat", "made.png", "--backbone", common[1])
+    assert (code, out, err) == (0, "outputs/made-again.png\n", "")
+    assert (pixels(Path(out.strip())) == pixels(Path("made.png"))).all()
+
+    older = replace(record, versions=dict(record.versions) | {"torch": "1.0"})
+    save_picture(read_picture("made.png"), "older.png", texts=older.texts())
+    warnings.simplefilter("ignore")  # as PYTHONWARNINGS=ignore does, which is about Python's warnings
+    code, _, err = run("repeat", "older.png", "--backbone", common[1], "--dtype", "bfloat16")
+    assert code == 0, err
+    assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
+
+
+def test_repeat_takes_the_defaults_of_what_a_record_made_in_python_leaves_out(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    picture(Path("photo.png"))
+    photo = inst.read_photo("photo.png", flattened=True)
+    style = inst.instant_style(tiny_backbone, [photo])
+    made = inst.complete(inst.transfer(tiny_backbone, photo.picture, style, steps=1))[0]
+    record = PictureRecord.of("transfer", tiny_backbone, {"steps": 1}, {"[C]": style}, photo=photo, thumbnails=True)
+    save_picture(made, "made.png", texts=record.texts())
+    code, _, err = run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])
+    assert code == 0, err
+    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+
+    for change, said in (
+        ({"photo": None}, "does not say which photo it was made of"),
+        ({"command": "generate"}, "does not say which prompt it was made of"),
+        ({"settings": {"seed": [1, 2]}}, "does not say which one of its seeds is its own"),
+        ({"settings": {"mask": 1}}, "was made by another version of inst"),
+    ):
+        save_picture(made, "made.png", texts=replace(record, **change).texts())
+        code, _, err = run("repeat", "made.png", "--backbone", common[1])
+        assert (code, err.count("\n")) == (1, 1)
+        assert said in err
+
+
+def test_repeat_keeps_the_order_of_styles_which_the_prompt_follows(run: Run, common: list[object]) -> None:
+    for seed in range(3):
+        picture(Path(f"{seed}.png"), seed=seed)
+    styles = ["--style", "B=1.png", "--style", "A=2.png"]
+    assert run("transfer", "0.png", *styles, "--steps", "2", "-o", "made.png", *common)[0] == 0
+    assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+
+
+def test_repeat_looks_for_a_backbone_of_the_model_hub_by_its_name(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
+    record = read_record("made.png")
+    of_hub = replace(record, backbone=replace(record.backbone, name="owner/no-such-model@v1"))
+    save_picture(read_picture("made.png"), "made.png", texts=of_hub.texts())
+    code, _, err = run("repeat", "made.png")
+    assert code == 1
+    assert err.startswith("Error: owner/no-such-model@v1 is not on this machine")
+    assert "--download" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "source"),
+    [
+        (["transfer", "photo.png", "--style", "art/one.png", "-o", "photo.png"], "photo.png"),
+        (["transfer", "photo.png", "--style", "art/one.png", "-o", "art/one.png"], "art/one.png"),
+        (["transfer", "photo.png", "--style", "A=mask.png", "--style", "art", "-o", "art/two.png"], "art/two.png"),
+        (["transfer", "photo.png", "--style", "art", "--mask", "mask.png", "-o", "mask.png"], "mask.png"),
+        (["transfer", "shot-1.png", "--style", "art", "--count", "2", "-o", "shot.png"], "shot-1.png"),
+        (["generate", "[A]", "--style", "A=art/one.png", "-o", "art/one.png"], "art/one.png"),
+        (["generate", "[C]", "--style", "art", "--count", "3", "-o", "art/one.png"], "art/one-2.png"),
+        (["sheet", "photo.png", "--style", "art", "-o", "art/one.png"], "art/one.png"),
+        (["learn", "shot-000002.png", "-o", "shot.safetensors", "--preview-every", "1"], "shot-000002.png"),
+        (["learn", "art/two.png", "art/two-000002.png", "-o", "art", "--preview-every", "5"], "art/two-000002.png"),
+    ],
+)
+def test_no_file_that_is_read_is_overwritten(run: Run, common: list[object], arguments: list[str], source: str) -> None:
+    Path("art").mkdir()
+    names = ["photo", "mask", "shot-1", "shot-000002", "art/one", "art/one-2", "art/two", "art/two-000002"]
+    for seed, name in enumerate(names):
+        picture(Path(f"{name}.png"), seed=seed)
+    before = {path: path.read_bytes() for path in Path().rglob("*.png")}
+    code, _, err = run(*arguments, "--steps", "2", *common)
+    assert code == 2
+    assert err == f"Error: {source} is what is read: give another name to -o, or it would be lost.\n"
+    assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
+
+
+def test_repeat_overwrites_nothing_that_it_reads(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    Image.new("L", (96, 64), 255).save("mask.png")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--mask", "mask.png", "--steps", "1", *common]
+    assert run(*given, "-o", "made.png")[0] == 0
+    for name in ("photo.png", "mask.png", "made.png"):
+        before = Path(name).read_bytes()
+        code, _, err = run("repeat", "made.png", "-o", name, "--backbone", common[1])
+        assert code == 2
+        assert f"{name} is what is read" in err
+        assert Path(name).read_bytes() == before
+
+
+def test_repeat_refuses_another_photo(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    picture(Path("painting.png"), seed=1)
+    run("transfer", "photo.png", "--style", "painting.png", "--steps", "2", "-o", "made.png", *common)
+    picture(Path("photo.png"), seed=2)
+    code, _, err = run("repeat", "made.png", "--backbone", common[1])
+    assert code == 1
+    assert "photo.png is not the photo that made.png was made of" in err
+    Path("photo.png").unlink()
+    code, _, err = run("repeat", "made.png", "--backbone", common[1])
+    assert code == 1
+    assert "give the photo photo.png with --photo" in err
+    code, _, err = run("repeat", "painting.png")
+    assert code == 1
+    assert "does not say what made it" in err
+
+
+def test_repeat_says_which_backbone_it_needs(run: Run, common: list[object], tiny_copy: Path) -> None:
+    picture(Path("photo.png"))
+    run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
+    place = Path(str(common[1]))
+    code, _, err = run("repeat", "made.png")
+    assert code == 1
+    assert err == (
+        f'Error: made.png was made with the backbone "{place.name}": '
+        f"give its folder, file or model-hub id with --backbone.\n"
+    )
+    weights = tiny_copy / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors | {"conv_in.bias": tensors["conv_in.bias"] + 1}, weights)
+    code, _, err = run("repeat", "made.png", "--backbone", tiny_copy)
+    assert code == 1
+    assert err.startswith(f"Error: made.png was made with another backbone than {tiny_copy}: ")
+    assert f'called "{place.name}"' in err
+    assert str(place.parent).encode() not in Path("made.png").read_bytes()
+
+
+def test_nothing_is_overwritten_where_no_place_is_named(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    given = ["transfer", "photo.png", "--style", "photo.png", "--steps", "1", "--json", "--count", "2", *common]
+    answers = [json.loads(run(*given)[1])["pictures"] for _ in range(2)]
+    names = [name for answer in answers for name in answer]
+    assert len(set(names)) == 4
+    first, second = (pixels(Path(name)) for name in names[:2])
+    assert (first != second).any()  # another seed
+    assert (pixels(Path(names[2])) == first).all()
+
+
+def test_generate_with_two_styles(run: Run, common: list[object]) -> None:
+    for seed in (1, 2):
+        picture(Path(f"{seed}.png"), seed=seed)
+    styles = ["--style", "A=1.png", "--style", "B=2.png"]
+    given = ["generate", "[A] and [B]", *styles, "--steps", "2", "--size", "80x64", *common]
+    code, _, err = run(*given, "-o", "made.png")
+    assert code == 0, err
+    assert pixels(Path("made.png")).shape == (64, 80, 3)
+    assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+
+
+def test_transparency_is_kept_or_flattened(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"), mode="RGBA")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--steps", "1", *common]
+    run(*given, "-o", "kept.png")
+    run(*given, "-o", "flat.png", "--flatten")
+    run(*given, "-o", "made.jpg")
+    assert [Image.open(name).mode for name in ("kept.png", "flat.png", "made.jpg")] == ["RGBA", "RGB", "RGB"]
+    assert run("repeat", "flat.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels(Path("again.png")) == pixels(Path("flat.png"))).all()
+
+
+def test_a_mask_keeps_the_photo_outside(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    mask = Image.new("L", (96, 64), 0)
+    mask.paste(255, (48, 0, 96, 64))
+    mask.save("mask.png")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--steps", "2", "--mask", "mask.png", *common]
+    assert run(*given, "-o", "made.png")[0] == 0
+    assert (pixels(Path("made.png"))[:, :40] == pixels(Path("photo.png"))[:, :40]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["transfer", "none.png", "--style", "photo.png"], 1, "none.png: no such file"),
+        (["transfer", "photo.png", "--style", "none.png"], 1, "none.png: no such file"),
+        (["transfer", "photo.png", "--style", "broken.safetensors"], 1, "broken.safetensors"),
+        (["transfer", "photo.png", "--style", "photo.png", "--strength", "1.2"], 2, "1.2"),
+        (["transfer", "photo.png", "--style", "photo.png", "--tone", "loud"], 2, "none, painting, photo"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", "photo.png"], 2, "photo.png is what is read"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", "no/made.png"], 1, "the folder no does not exist"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", "made.txt"], 2, "made.txt has the ending .txt"),
+        (["transfer", "photo.png", "--style", "empty"], 1, "empty holds no picture"),
+        (["transfer", "photo.png", "--style", "photo.png", "--style", "photo.png"], 2, "Two styles are called [C]"),
+        (["transfer", "photo.png", "--style", "photo.png", "--prompt", "a river " * 30], 2, "does not fit"),
+        (["generate", "a river", "--style", "photo.png"], 2, "[C]"),
+        (["generate", "[C]", "--style", "photo.png", "--size", "big"], 2, 'size "big" cannot be used'),
+        (["transfer", "photo.png", "--style", "x" * 300], 1, "xxx cannot be used (File name too long)"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", f"{'x' * 300}.png"], 1, "xxx.png cannot be used"),
+        (["style", "info", "photo.png"], 1, "photo.png"),
+        (["sheet", "photo.png", "--style", "photo.png", "--strengths", "weak"], 2, '--strengths "weak"'),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, common: list[object], arguments: list[str], code: int, message: str) -> None:
+    picture(Path("photo.png"))
+    Path("broken.safetensors").write_bytes(b"nothing")
+    Path("empty").mkdir()
+    before = Path("photo.png").read_bytes()
+    found, out, err = run(*arguments, *(common if arguments[0] != "style" else []))
+    assert found == code, err
+    assert out == ""
+    assert message in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    assert Path("photo.png").read_bytes() == before
+    assert not list(Path().rglob("*.part"))
+    assert not list(Path("outputs").glob("*")) if Path("outputs").exists() else True
+
+
+def test_a_style_of_another_text_space_is_refused(run: Run, common: list[object]) -> None:
+    picture(Path("photo.png"))
+    Style(torch.ones(3, 32), fingerprint="another").save("other.safetensors")
+    code, _, err = run("transfer", "photo.png", "--style", "other.safetensors", *common)
+    assert code == 2
+    assert "another" in err
+
+
+def test_styles_are_described_and_mixed(run: Run, common: list[object], tiny_backbone: inst.Backbone) -> None:
+    for seed in (1, 2):
+        picture(Path(f"{seed}.png"), seed=seed)
+        inst.instant_style(tiny_backbone, [inst.read_photo(f"{seed}.png")]).save(f"{seed}.safetensors")
+    assert run("style", "mix", "1.safetensors=3", "2.safetensors", "-o", "mixed.safetensors")[0] == 0
+    one, two, mixed = (Style.load(f"{name}.safetensors").vectors for name in ("1", "2", "mixed"))
+    np.testing.assert_allclose(mixed, 0.75 * one + 0.25 * two, atol=1e-6)
+    facts = json.loads(run("style", "info", "1.safetensors", "--json")[1])
+    assert facts["text space"] == tiny_backbone.fingerprint
+    assert facts["about"]["paintings"][0]["name"] == "1.png"
+
+
+def test_style_commands_check_a_style_against_a_backbone_where_one_is_named(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Style(torch.ones(3, 32), tiny_backbone.fingerprint, denoiser="another").save("mine.safetensors")
+    Style(torch.ones(3, 32), "0123456789abcdef").save("other.safetensors")
+    commands = [("info",), ("mix", "-o", "out.safetensors"), ("export", "--to", "comfyui", "-o", "out.safetensors")]
+    for name, *more in commands:
+        code, _, err = run("style", name, "mine.safetensors", *more, "--quiet", *common)
+        assert (code, err.count("\n")) == (0, 1)
+        assert "learned with another UNet (another)" in err
+        Path("out.safetensors").unlink(missing_ok=True)
+        code, out, err = run("style", name, "other.safetensors", *more, *common)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "0123456789abcdef" in err
+        assert tiny_backbone.fingerprint in err
+        assert not Path("out.safetensors").exists()
+
+    monkeypatch.setattr(inst.Backbone, "load", None)  # nothing loads one that is not named
+    for name, *more in commands:
+        assert run("style", name, "other.safetensors", *more, "--quiet") == (0, "", "")
+        Path("out.safetensors").unlink(missing_ok=True)
+        for option in ("--device=cpu", "--dtype=float32", "--image-encoder=clip", "--config=sd1", "--low-memory"):
+            code, out, err = run("style", name, "other.safetensors", *more, option)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f"{option.partition('=')[0]} is about a backbone, and none is loaded: add --backbone" in err
+            assert not Path("out.safetensors").exists()
+
+
+def test_a_sheet_has_a_picture_for_every_strength_and_guidance(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    """Three rows of a head and two strengths, of which the first gives what the autoencoder makes of the photo."""
+    photo, painting = picture(Path("photo.png")), picture(Path("painting.png"), seed=1)
+    given = ["sheet", photo, "--style", painting, "--strengths", "0,0.5", "--guidances", "1,2,3"]
+    code, _, err = run(*given, "--steps", "1", "-o", "sheet.png", *common)
+    assert code == 0, err
+    sheet = pixels(Path("sheet.png"))
+    across, down = 256 + _GAP, 64 + LABEL_HEIGHT + _GAP
+    assert sheet.shape == (3 * down + _GAP, 3 * across + _GAP, 3)
+
+    def cell(row: int, column: int) -> np.ndarray:
+        top, left = _GAP + row * down, _GAP + column * across + (256 - 96) // 2
+        return sheet[top : top + 64, left : left + 96]
+
+    assert (cell(0, 0) == pixels(painting)).all()
+    assert (cell(1, 0) == pixels(photo)).all()
+    assert (cell(2, 0) == sheet[0, 0]).all()  # left empty
+    with torch.no_grad():
+        rebuilt = np.asarray(to_image(tiny_backbone.decode(tiny_backbone.encode(read_picture(photo)[None]))[0]))
+    for row in range(3):
+        assert (cell(row, 1) == rebuilt).all()
+        assert all((cell(row, 2) != other).any() for other in (rebuilt, cell((row + 1) % 3, 2)))
+
+
+def test_a_sheet_says_what_cannot_be_used_before_it_makes_a_picture(
+    run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(Path("photo.png"))
+    made: list[object] = []
+    monkeypatch.setattr("inst.runs.complete", made.append)
+    code, _, err = run("sheet", "photo.png", "--style", "photo.png", "--strengths", "0.5,1.5", *common)
+    assert (code, made) == (2, [])
+    assert err.startswith("Error: A strength of 1.5 cannot be used")
+
+
+def test_ctrl_c_is_one_word(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(Path("photo.png"))
+    monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it behind
+    try:
+        code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, out, err) == (130, "", "Interrupted.\n")
+
+
+def test_too_little_memory_is_one_line(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(Path("photo.png"))
+    monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: torch.empty(2**48))
+    code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
+    assert (code, out) == (1, "")
+    assert err.startswith("Error: the memory does not suffice")
+    assert err.count("\n") == 1
+
+
+def test_defaults_are_those_of_the_functions() -> None:
+    functions = {
+        ("inst.synthesis.from_photo", "transfer"): inst.transfer,
+        ("inst.learning.loop", "learn"): inst.learn,
+        ("inst.backbone.model", "Backbone.load"): inst.Backbone.load,
+    }
+    for place, function in functions.items():
+        expected = {
+            key: parameter.default
+            for key, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        assert defaults_of(*place) == expected
+
+
+def test_a_full_disk_leaves_what_was_there(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(Path("photo.png"))
+    shutil.copy("photo.png", "made.png")
+    before = Path("made.png").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
+    assert code == 1
+    assert "make room on the disk" in err
+    assert Path("made.png").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal of POSIX")
+@pytest.mark.parametrize("more", [[], ["--quiet"]])
+def test_a_terminal_shows_that_ddim_inversion_is_under_way(
+    tmp_path: Path, common: list[object], more: list[str]
+) -> None:
+    import pty
+
+    picture(tmp_path / "photo.png")
+    given = ["transfer", "photo.png", "--style", "photo.png", "--inversion", "ddim", "--steps", "40", *common, *more]
+    ours, theirs = pty.openpty()
+    program = [str(Path(sys.executable).with_name("inst")), *map(str, given)]
+    terminal = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=terminal)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's word for the end
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    process.communicate(timeout=60)
+    assert process.returncode == 0, shown
+    assert (b"DDIM inversion" in shown) == (not more)
+    assert (b"painting" in shown) == (not more)
+
+
+def test_the_demo_leaves_a_sheet_and_a_style_and_never_overwrites(run: Run, common: list[object]) -> None:
+    given = ["demo", "--steps", "1", "-o", "made", "--json", *common]
+    answers = [json.loads(run(*given)[1]) for _ in range(2)]
+    assert len({answer[what] for answer in answers for what in ("sheet", "style")}) == 4
+    for answer in answers:
+        assert Image.open(answer["sheet"]).width > 4 * 256
+        assert Style.load(answer["style"]).name
+    assert sorted(path.name for path in Path("made").iterdir()) == sorted(
+        Path(answer[what]).name for answer in answers for what in ("sheet", "style")
+    )
+
+
+def test_the_demo_of_a_model_without_pretrained_module_learns_only(run: Run, tmp_path: Path) -> None:
+    """Stable Diffusion's have none."""
+    model = save_family(tmp_path / "sd1", "sd1")
+    code, out, err = run("demo", "--steps", "1", "-o", "made", "--json", "--backbone", model, "--device", "cpu")
+    assert code == 0, err
+    sheet = Image.open(json.loads(out)["sheet"])
+    assert sheet.width > 4 * 256
+    assert len(sheet.crop((2 * 256 + 3 * _GAP, _GAP, 3 * 256 + 3 * _GAP, 200)).getcolors() or []) == 1  # left empty
+
+
+def test_a_demo_that_fails_leaves_no_empty_file(run: Run, common: list[object]) -> None:
+    code, _, err = run("demo", "--steps", "0", "-o", "made", *common)
+    assert code == 2
+    assert "0 steps cannot be used" in err
+    assert not list(Path("made").iterdir())

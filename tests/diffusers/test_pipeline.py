@@ -1,0 +1,503 @@
+"""InSTPipeline against the package's own functions and against diffusers' pipelines on the same weights."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from inst import Backbone, InstError, InstWarning, Style, UsageError, complete, generate, instant_style, transfer
+from inst.diffusers.pipeline import InSTPipeline
+from inst.pictures.io import Photo, make_thumbnail, save_png, to_image, to_tensor
+from inst.sampling.solvers import SamplingStep
+from tiny import WIDTH, edit_json, save_family
+
+FEW = {"num_inference_steps": 3}
+
+
+def picture(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return to_tensor(to_image(torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_backbone_folder: Path) -> InSTPipeline:
+    return quiet(InSTPipeline.from_pretrained(tiny_backbone_folder))
+
+
+@pytest.fixture
+def diffusers_pipe(tiny_backbone_folder: Path) -> StableDiffusionPipeline:
+    return quiet(StableDiffusionPipeline.from_pretrained(tiny_backbone_folder))
+
+
+@pytest.fixture
+def style(tiny_backbone: Backbone) -> Style:
+    vectors = torch.randn(3, WIDTH, generator=generator(0)) * 0.5
+    thumbnail = make_thumbnail(picture(80, 70, seed=100))
+    return Style(vectors, tiny_backbone.fingerprint, tiny_backbone.denoiser_fingerprint, {}, thumbnail)
+
+
+def as_tensor(found: Any) -> torch.Tensor:
+    return torch.stack([to_tensor(image) for image in found.images])
+
+
+def same_pictures(found: Any, expected: torch.Tensor) -> None:
+    """The very levels of 8-bit pictures, but where rounding is a matter of the last bit."""
+    torch.testing.assert_close(as_tensor(found), expected, rtol=0, atol=1.01 / 127.5)
+
+
+# What it makes
+
+
+def test_a_photo_is_transferred(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    photo, mask = picture(80, 100), torch.zeros(80, 100)
+    mask[:, 50:] = 1
+    expected = complete(transfer(tiny_backbone, photo, style, seed=7))
+    found = pipe(image=to_image(photo), style=style, generator=generator(7))
+    assert [image.size for image in found.images] == [(80, 64)]
+    same_pictures(found, expected)
+
+    settings = {"strength": 0.7, "inversion": "ddim", "solver": "ddim", "tone": "photo", "style_weight": 0.5}
+    expected = complete(
+        transfer(
+            tiny_backbone,
+            photo,
+            style,
+            prompt="a river",
+            negative_prompt="a dog",
+            steps=3,
+            guidance=2.5,
+            size=72,
+            mask=mask,
+            seed=3,
+            tile=48,
+            **settings,
+        )
+    )
+    found = pipe(
+        "a river",
+        to_image(photo),
+        style,
+        negative_prompt="a dog",
+        guidance_scale=2.5,
+        size=72,
+        mask_image=Image.fromarray((mask.numpy() * 255).astype(np.uint8)),
+        generator=generator(3),
+        tile=48,
+        **settings,
+        **FEW,
+    )
+    same_pictures(found, expected)
+
+
+def test_pictures_are_generated(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    prompts = ["a river in the style of [C]", "[C]"]
+    expected = complete(generate(tiny_backbone, prompts, style, seed=[3, 4], size=(80, 64), tone="painting"))
+    found = pipe(prompts, style=style, generator=[generator(3), generator(4)], width=80, height=64, tone="painting")
+    same_pictures(found, expected)
+
+
+def test_generating_is_that_of_diffusers(diffusers_pipe: StableDiffusionPipeline, style: Style) -> None:
+    """From the same generators, several pictures of several prompts: so its noise must be drawn in the same way."""
+    pipe = quiet(InSTPipeline.from_pipe(diffusers_pipe))
+    prompts = ["a river in the style of [C]", "[C] by a dog"]
+    text = pipe.backbone.embed_text(prompts, {"[C]": style.vectors}).tokens
+    negative = pipe.backbone.embed_text(["a photo"] * 2).tokens
+    diffusers_pipe.scheduler = DDIMScheduler.from_config(
+        diffusers_pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "num_images_per_prompt": 2, "output_type": "pt"}
+    for one_for_all in (True, False):
+
+        def generators() -> Any:
+            return generator(5) if one_for_all else [generator(k) for k in range(4)]  # noqa: B023
+
+        expected = diffusers_pipe(
+            prompt_embeds=text, negative_prompt_embeds=negative, generator=generators(), **settings
+        ).images
+        found = pipe(prompts, style=style, negative_prompt="a photo", solver="ddim", generator=generators(), **settings)
+        torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_photos_and_prompts(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    photos, prompts = [picture(), picture(seed=1)], ["a river", "a dog"]
+    found = pipe(
+        prompts,
+        [to_image(photo) for photo in photos],
+        style,
+        num_images_per_prompt=2,
+        generator=[generator(k) for k in range(4)],
+        **FEW,
+    )
+    for k in range(4):
+        expected = transfer(tiny_backbone, photos[k // 2], style, prompt=prompts[k // 2], seed=k, steps=3)
+        torch.testing.assert_close(as_tensor(found)[k], complete(expected)[0], rtol=0, atol=1.01 / 127.5)
+    several = pipe(prompts, to_image(photos[0]), style, generator=generator(0), **FEW)  # one photo, two prompts
+    assert len(several.images) == 2
+
+
+def test_every_form_of_a_photo(pipe: InSTPipeline, style: Style) -> None:
+    photo = picture()
+    levels = photo / 2 + 0.5
+    forms = [
+        to_image(photo),
+        [to_image(photo)],
+        levels,
+        levels[None],
+        levels.permute(1, 2, 0).numpy(),
+        [levels.permute(1, 2, 0).numpy()],
+    ]
+    first, *others = (
+        pipe(image=form, style=style, generator=generator(0), output_type="pt", **FEW).images for form in forms
+    )
+    for other in others:
+        torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+
+
+def test_photos_are_read_as_files_are(pipe: InSTPipeline, style: Style) -> None:
+    """Upright, and laid over white where they are transparent."""
+    upright = to_image(picture(64, 96))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned by 270 degrees
+    see_through = upright.convert("RGBA")
+    see_through.putalpha(0)
+
+    def of(image: Image.Image) -> torch.Tensor:
+        return pipe(image=image, style=style, strength=0, output_type="pt").images
+
+    assert torch.equal(of(turned), of(upright))
+    assert torch.equal(of(see_through), of(Image.new("RGB", (96, 64), "white")))
+
+
+def test_every_form_of_a_style(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style, tmp_path: Path) -> None:
+    painting, other = picture(70, 90, seed=1), picture(70, 90, seed=2)
+    file, style_file = save_png(painting, tmp_path / "painting.png"), style.save(tmp_path / "one.safetensors")
+    instant = instant_style(tiny_backbone, [Photo(painting)])
+    both = instant_style(tiny_backbone, [Photo(painting), Photo(other)])
+
+    def of(given: Any, prompt: str = "[C]") -> torch.Tensor:
+        return pipe(prompt, style=given, generator=generator(0), output_type="pt", **FEW).images
+
+    assert torch.equal(of(style_file), of(style))
+    assert torch.equal(of(str(style_file)), of(style))
+    assert torch.equal(of(file), of(instant))
+    assert torch.equal(of(to_image(painting)), of(instant))
+    assert torch.equal(of([file, to_image(other)]), of(both))
+    named = {"[A]": style_file, "[B]": to_image(painting)}
+    assert torch.equal(of(named, "[A] and [B]"), of({"[A]": style, "[B]": instant}, "[A] and [B]"))
+
+
+def test_every_form_of_result(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    def of(**settings: Any) -> Any:
+        return pipe("[C]", style=style, generator=generator(0), **FEW, **settings)
+
+    steps: list[SamplingStep] = []
+    pictures = complete(generate(tiny_backbone, "[C]", style, steps=3), steps.append)
+    pt, array, [image], latent = (of(output_type=kind).images for kind in ("pt", "np", "pil", "latent"))
+    torch.testing.assert_close(pt, pictures / 2 + 0.5)
+    np.testing.assert_allclose(array, pt.permute(0, 2, 3, 1).numpy())
+    assert np.array_equal(np.array(image), (array[0] * 255).round().astype(np.uint8))
+    torch.testing.assert_close(latent, steps[-1].latents)
+    assert isinstance(of(return_dict=False), tuple)
+    assert of(return_dict=False)[0][0] == image
+    assert of()["images"][0] == image
+
+
+def test_noise_without_a_generator_is_pytorchs(pipe: InSTPipeline, style: Style) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        found = pipe("[C]", style=style, output_type="pt", **FEW).images
+        again = pipe("[C]", style=style, output_type="pt", **FEW).images
+    assert torch.equal(found, pipe("[C]", style=style, generator=generator(7), output_type="pt", **FEW).images)
+    assert not torch.equal(found, again)
+
+
+# Callbacks
+
+
+def test_the_callback_sees_and_changes_the_latents(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    steps: list[SamplingStep] = []
+    complete(generate(tiny_backbone, "[C]", style, steps=3), steps.append)
+    seen: list[tuple[int, int]] = []
+
+    def look(given: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> None:
+        assert given is pipe
+        assert pipe.num_timesteps == 3
+        assert tensors.keys() == {"latents", "clean"}
+        torch.testing.assert_close(tensors["latents"], steps[step].latents)
+        torch.testing.assert_close(tensors["clean"], steps[step].clean)
+        seen.append((step, timestep))
+
+    settings = {"style": style, "output_type": "pt", **FEW}
+    names = ["latents", "clean"]
+    plain = pipe(
+        "[C]",
+        generator=generator(0),
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=names,
+        **settings,
+    )
+    assert seen == [(step.index, step.timestep) for step in steps]
+
+    def change(given: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"latents": torch.full_like(tensors["latents"], 0.5)} if step == 2 else tensors
+
+    changed = pipe("[C]", generator=generator(0), callback_on_step_end=change, **settings).images
+    expected = tiny_backbone.decode(torch.full((1, 4, 8, 8), 0.5)) / 2 + 0.5
+    torch.testing.assert_close(changed, expected.detach())
+    assert not torch.allclose(changed, plain.images)
+
+
+def test_the_callback_can_interrupt(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+    steps: list[SamplingStep] = []
+    complete(transfer(tiny_backbone, picture(), style, steps=3, inversion="ddim"), steps.append)
+    seen = []
+
+    def stop(given: Any, step: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        given._interrupt = step == 1
+        seen.append(step)
+        return tensors
+
+    settings = {"image": to_image(picture()), "style": style, "inversion": "ddim", "output_type": "pt", **FEW}
+    found = pipe(callback_on_step_end=stop, **settings).images
+    assert seen == [0, 1]  # the steps of the inversion are not shown
+    torch.testing.assert_close(found, (tiny_backbone.decode(steps[4].latents) / 2 + 0.5).detach(), rtol=1e-4, atol=1e-4)
+    latents = pipe(callback_on_step_end=stop, **settings | {"output_type": "latent"}).images
+    torch.testing.assert_close(latents, steps[4].latents, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bar_for_each_phase(
+    tiny_backbone_folder: Path, style: Style, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = InSTPipeline.from_pretrained(tiny_backbone_folder)
+    pipe.set_progress_bar_config(desc="painting", mininterval=0)
+    capsys.readouterr()
+    pipe(image=to_image(picture()), style=style, inversion="ddim", **FEW)
+    lines = capsys.readouterr().err.rstrip().split("\n")
+    assert len(lines) == 2
+    assert all("3/3" in line for line in lines)
+    pipe.set_progress_bar_config(disable=True)
+    pipe("[C]", style=style, **FEW)
+    assert capsys.readouterr().err == ""
+
+
+# The pipeline itself
+
+
+def test_a_taken_over_pipeline_shares_its_parts(diffusers_pipe: StableDiffusionPipeline) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        diffusers_pipe.to(dtype=dtype)
+        pipe = InSTPipeline.from_pipe(diffusers_pipe)
+        for name in ("vae", "unet", "text_encoder", "tokenizer", "image_encoder"):
+            assert getattr(pipe, name) is getattr(diffusers_pipe, name)
+        assert pipe.backbone.unet is diffusers_pipe.unet
+        assert diffusers_pipe.unet.dtype == dtype
+        assert pipe.inversion is None
+        with pytest.raises(InstError, match="no pretrained inversion module"):
+            pipe("[C]", style=to_image(picture()))
+        back = StableDiffusionPipeline.from_pipe(pipe, safety_checker=None, requires_safety_checker=False)
+        assert back.unet is diffusers_pipe.unet
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fingerprints_are_those_of_the_files(
+    tiny_backbone_folder: Path, tiny_backbone: Backbone, dtype: torch.dtype
+) -> None:
+    found = InSTPipeline.from_pretrained(tiny_backbone_folder, dtype=dtype).backbone
+    assert found.dtype == dtype
+    assert found.fingerprint == tiny_backbone.fingerprint
+    assert found.denoiser_fingerprint == tiny_backbone.denoiser_fingerprint
+
+
+def test_rounded_parts_that_are_not_those_of_their_files(tiny_copy: Path, style: Style) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy, dtype=torch.bfloat16))
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(2)
+    assert pipe.backbone.denoiser_fingerprint == ""
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy, dtype=torch.bfloat16))
+    shutil.rmtree(tiny_copy)
+    with pytest.raises(UsageError, match="bfloat16, which is too coarse"):
+        pipe("[C]", style=style)
+
+
+def test_another_denoiser_is_warned_of_and_another_text_space_refused(tiny_copy: Path, style: Style) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.mul_(1.1)
+    with pytest.warns(InstWarning, match="learned with another UNet"):
+        pipe("[C]", style=style, **FEW)
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
+    with torch.no_grad():
+        pipe.text_encoder.get_input_embeddings().weight.mul_(1.1)
+    with pytest.raises(UsageError, match="belongs to the text space"):
+        pipe("[C]", style=style, **FEW)
+
+
+def test_what_is_saved_is_read_again(
+    pipe: InSTPipeline, tiny_backbone: Backbone, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    inversion = pipe.inversion
+    pipe.save_pretrained(tmp_path)
+    assert pipe.inversion is inversion
+    assert json.loads((tmp_path / "model_index.json").read_text())["inversion"] == [None, None]
+    again = quiet(InSTPipeline.from_pretrained(tmp_path))
+    painting = to_image(picture(seed=3))
+    first, second = (
+        one("[C]", style=painting, generator=generator(0), output_type="pt", **FEW).images for one in (pipe, again)
+    )
+    torch.testing.assert_close(first, second)
+    assert Backbone.load(tmp_path, "cpu", "float32").inversion is not None
+    StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
+
+
+def test_the_inversion_module_stays_in_float32(tiny_backbone_folder: Path) -> None:
+    pipe = InSTPipeline.from_pretrained(tiny_backbone_folder, dtype=torch.bfloat16)
+    assert pipe.to(torch.bfloat16) is pipe
+    assert pipe.unet.dtype == torch.bfloat16
+    assert pipe.inversion.dtype == torch.float32
+    assert pipe.device == torch.device("cpu")
+    image = quiet(pipe)("[C]", style=to_image(picture()), **FEW).images[0]
+    assert np.array(image).std() > 0
+
+
+def test_the_bundled_model_by_name() -> None:
+    pipe = quiet(InSTPipeline.from_pretrained("mini"))
+    found = pipe("[C]", style=to_image(picture()), num_inference_steps=1).images[0]
+    assert found.size == (256, 256)
+    assert pipe.backbone.fingerprint == Backbone.load("mini", "cpu").fingerprint
+
+
+def test_a_repository_of_the_hub(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    """From the cache, where a download would have put it: with the inversion module, which no index names."""
+    snapshot = tmp_path / "models--somebody--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_backbone_folder, snapshot)
+    (tmp_path / "models--somebody--tiny" / "refs").mkdir()
+    (tmp_path / "models--somebody--tiny" / "refs" / "main").write_text("0" * 40)
+    pipe = InSTPipeline.from_pretrained("somebody/tiny", cache_dir=tmp_path, local_files_only=True)
+    assert pipe.inversion is not None
+    assert pipe.config["_name_or_path"] == "somebody/tiny"
+
+
+def test_two_text_encoders(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, "sdxl")
+    backbone = Backbone.load(folder, "cpu", "float32")
+    style = Style(torch.randn(3, backbone.text_width, generator=generator(0)), backbone.fingerprint)
+    expected = complete(transfer(backbone, picture(), style, steps=3, prompt="a river", tone="none"))
+    own = InSTPipeline.from_pretrained(folder, dtype=torch.float32)
+    of_diffusers = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
+    for pipe in (own, InSTPipeline.from_pipe(of_diffusers)):
+        assert pipe.backbone.force_zeros_for_empty_prompt
+        found = quiet(pipe)("a river", to_image(picture()), style, generator=generator(0), tone="none", **FEW)
+        same_pictures(found, expected)
+
+
+def test_an_autoencoder_that_overflows_works_in_float32(tmp_path: Path) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(save_family(tmp_path, "sdxl"), dtype=torch.float16))
+    precisions: set[torch.dtype] = set()
+    pipe.vae.decoder.register_forward_pre_hook(lambda module, given: precisions.add(given[0].dtype))
+    style = Style(torch.randn(3, pipe.backbone.text_width, generator=generator(0)), pipe.backbone.fingerprint)
+    assert len(pipe("[C]", style=style, **FEW).images) == 1
+    assert precisions == {torch.float32}
+    assert pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_other_schedulers_lend_their_noise_schedule(tiny_copy: Path, style: Style, kind: str) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
+    first = pipe("[C]", style=style, generator=generator(0), output_type="pt", **FEW).images
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    second = pipe("[C]", style=style, generator=generator(0), output_type="pt", **FEW).images
+    assert torch.equal(first, second)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UsageError, match="FlowMatchEulerDiscreteScheduler"):
+        pipe("[C]", style=style)
+
+
+def test_parts_that_do_not_fit_together(tiny_copy: Path, style: Style) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
+    pipe.tokenizer.model_max_length = 10**30
+    with pytest.raises(UsageError, match="model_max_length"):
+        pipe("[C]", style=style)
+    edit_json(tiny_copy / "unet" / "config.json", in_channels=9)
+    shutil.rmtree(tiny_copy / "unet")
+    pipe.tokenizer.model_max_length = 24
+    pipe.unet = type(pipe.unet).from_config(pipe.unet.config, in_channels=9)
+    with pytest.raises(InstError, match="input channels"):
+        pipe("[C]", style=style)
+
+
+# Wrong arguments
+
+
+@pytest.fixture
+def calls() -> dict[str, Any]:
+    photo = to_image(picture())
+    return {"photo": photo, "photos": [photo, photo], "odd": [photo, to_image(picture(64, 80))]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing to paint"),
+        ({"prompt": "[C]", "style": None}, "No style is given"),
+        ({"prompt": "a castle"}, "does not say where the style goes"),
+        ({"prompt": "[C]", "style": 3}, "A style of the type int"),
+        ({"prompt": "[C]", "style": [3]}, "A style of the type list"),
+        ({"prompt": "[C]", "strength": 0.5}, "strength cannot be used here: give a photo"),
+        ({"prompt": "[C]", "mask_image": "photo"}, "mask_image cannot be used here"),
+        ({"prompt": "[C]", "height": 64}, "both height and width"),
+        ({"image": "photo", "width": 64}, "width cannot be used here"),
+        ({"image": "odd"}, "several of one size"),
+        ({"image": "photo", "prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators do not fit 2"),
+        ({"image": "photos", "prompt": ["a", "b", "a"]}, "3 prompts do not fit 2 photos"),
+        ({"image": torch.full((3, 64, 64), 255.0)}, "values cannot be used"),
+        ({"image": []}, "image cannot be used"),
+        ({"image": "file.png"}, "image cannot be used"),
+        ({"image": "photo", "mask_image": "odd"}, "mask_image"),
+        ({"image": "photo", "strength": 1.5}, "strength of 1.5"),
+        ({"image": "photo", "output_type": "latent", "strength": 0}, "latent"),
+        ({"image": "photo", "output_type": "latent", "tone": "photo"}, "latent"),
+        ({"prompt": "[C]", "output_type": "latent", "tone": "painting"}, "latent"),
+        ({"prompt": "[C]", "output_type": "jpg"}, 'output_type "jpg" is unknown'),
+        ({"prompt": "[C]", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"prompt": "[C]", "negative_prompt": ["a", "b"]}, "one text for all"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "only latents and clean"),
+    ],
+)
+def test_wrong_arguments(
+    pipe: InSTPipeline, style: Style, calls: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    pictures = ("image", "mask_image")
+    settings = {
+        key: calls.get(value, value) if key in pictures and isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"style": style, **settings})
+
+
+def test_drawing_as_diffusers_does_is_the_same_as_seeds() -> None:
+    """What the documentation of `generator` says."""
+    assert torch.equal(randn_tensor((1, 4, 8, 8), generator(3))[0], torch.randn(4, 8, 8, generator=generator(3)))

@@ -1,0 +1,96 @@
+"""What is written down: plain values, exactly, and no folder names."""
+
+import hashlib
+import json
+import math
+from pathlib import Path, PureWindowsPath
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inst import InstError
+from inst.files.provenance import SourceFile, base_name, describe, entry, plain, reason
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/home/ann/photos/boat.jpg", "boat.jpg"),
+        ("C:\\Users\\Ann\\boat.jpg", "boat.jpg"),
+        ("\\\\server\\share\\boat.jpg", "boat.jpg"),
+        ("C:/Users/Ann\\boat.jpg", "boat.jpg"),
+        ("../boat.jpg", "boat.jpg"),
+        ("/models/stable-diffusion/", "stable-diffusion"),
+        ("boat.jpg", "boat.jpg"),
+        ("", ""),
+        ("/", ""),
+        (Path("/home/ann/boat.jpg"), "boat.jpg"),
+        (PureWindowsPath("C:/Users/Ann/boat.jpg"), "boat.jpg"),
+    ],
+)
+def test_base_names(path, expected: str) -> None:
+    assert base_name(path) == expected
+    assert SourceFile(str(path), "00").name == expected
+
+
+def test_plain_values() -> None:
+    value = {
+        "size": (512, 768),
+        "path": Path("/home/ann/x"),
+        "text": "a/b",
+        "prompt": "black/white",
+        "n": torch.tensor(3),
+    }
+    assert plain(value) == {"size": [512, 768], "path": "x", "text": "b", "prompt": "white", "n": 3}
+    assert plain(value, frozenset({"prompt"}))["prompt"] == "black/white"
+    assert plain({"deep": [{"prompt": ("a/b", "c/d")}]}, frozenset({"prompt"})) == {
+        "deep": [{"prompt": ["a/b", "c/d"]}]
+    }
+    assert plain({"prompt": Path("a/b")}, frozenset({"prompt"})) == {"prompt": "b"}
+    for wrong in (object(), {1, 2}, b"bytes", torch.float32):
+        with pytest.raises(TypeError, match="cannot be written down"):
+            plain([wrong])
+    for wrong in (math.nan, math.inf, torch.tensor([1.0, math.nan])):
+        with pytest.raises(ValueError, match="only finite"):
+            plain({"loss": wrong})
+
+
+def test_titles_and_labels_may_hold_a_slash() -> None:
+    made_of = {"title": "Ours / theirs?", "labels": ["oil/canvas"], "photo": "/home/ann/a.png"}
+    said = json.loads(describe("plot", "inst", **made_of)["inst"])
+    assert (said["title"], said["labels"], said["photo"]) == ("Ours / theirs?", ["oil/canvas"], "a.png")
+
+
+_words = st.text(st.characters(exclude_characters="/\\"))
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _words,
+    lambda inner: st.lists(inner) | st.dictionaries(_words, inner),
+    max_leaves=8,
+)
+
+
+@given(_values)
+def test_plain_values_come_back_exactly(value: object) -> None:
+    assert json.loads(json.dumps(plain(value))) == value == plain(plain(value))
+
+
+def test_a_source_file(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"content")
+    assert SourceFile.of(path) == SourceFile("mask.png", hashlib.sha256(b"content").hexdigest())
+    for wrong in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InstError, match="cannot be read"):
+            SourceFile.of(wrong)
+
+
+def test_looking_up_what_was_written_down() -> None:
+    assert entry({"a": "x"}, "a", str) == "x"
+    with pytest.raises(TypeError, match="a is a int, not a str"):
+        entry({"a": 1}, "a", str)
+    with pytest.raises(KeyError) as caught:
+        entry({}, "a", str)
+    assert reason(caught.value) == "'a' is missing"
+    assert reason(ValueError("first\nsecond")) == "first"
+    assert reason(RecursionError()) == "RecursionError"

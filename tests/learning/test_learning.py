@@ -1,0 +1,681 @@
+"""Learning on a tiny random model: what changes and what does not, exact resume, and what the loss is."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import inst
+from inst import InstError, InstWarning, UsageError
+from inst.backbone.inversion import VARIANTS, build_inversion
+from inst.learning.data import CAPTIONS, Square, denoising_loss, draw_captions, look_at, prepare, random_square, views
+from inst.learning.instant import instant_style
+from inst.learning.loop import Learning, LearningDiverged, LearningState, LearningStep, Painting, learn
+from inst.learning.run import LearningRun, learning_rate, spread_timesteps
+from inst.learning.settings import PRESETS
+from inst.learning.state import GROWTH_INTERVAL, Progress
+from inst.pictures.io import Photo
+from inst.runs import complete
+from inst.styles.style import Style
+from tiny import write_tiny_backbone
+
+
+def paint(seed: int, height: int = 80, width: int = 80) -> Painting:
+    """Stripes of two colours."""
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
+    wave = torch.sin(torch.arange(width) * (0.1 + 0.3 * torch.rand((), generator=generator))).expand(1, height, width)
+    return Photo(colours[0] + (colours[1] - colours[0]) * (wave + 1) / 2, None, f"painting{seed}.png", f"{seed:064x}")
+
+
+def short(backbone: inst.Backbone, *paintings: Painting, **settings: Any) -> Learning:
+    """A learning of 6 steps, unless said otherwise."""
+    given = {"steps": 6, "batch_size": 2, "crops": 3, "validate_every": 2} | settings
+    return learn(backbone, paintings or [paint(1)], **given)
+
+
+def finish(learning: Learning) -> tuple[list[LearningStep], Style]:
+    steps = []
+    while True:
+        try:
+            steps.append(next(learning))
+        except StopIteration as end:
+            return steps, end.value
+
+
+def digest(backbone: inst.Backbone) -> str:
+    """Of every byte that the backbone holds, also of the pretrained inversion module."""
+    found = hashlib.sha256()
+    for part in (backbone.vae, backbone.unet, backbone.text_encoder, backbone.image_encoder, backbone.inversion):
+        for name, value in sorted(part.state_dict().items()):
+            found.update(name.encode() + value.numpy().tobytes())
+    found.update(backbone.alphas_cumprod.numpy().tobytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def blind_backbone(tmp_path_factory: pytest.TempPathFactory) -> inst.Backbone:
+    """An epsilon model without image encoder, and so without pretrained module: as Stable Diffusion's folders are."""
+    folder = write_tiny_backbone(tmp_path_factory.mktemp("blind"), "epsilon")
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("image_encoder", "feature_extractor"):
+        del index[name]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name in ("image_encoder", "feature_extractor", "inversion"):
+        (folder / name).rename(folder / f"not-{name}")
+    return inst.Backbone.load(folder, device="cpu", dtype="float32")
+
+
+# What learning does
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_learning_lowers_the_validation_loss(tiny_backbone: inst.Backbone, variant: str) -> None:
+    steps, style = finish(short(tiny_backbone, variant=variant, pretrained=False, steps=30, validate_every=10))
+    assert len(steps) == 30
+    assert steps[-1].validation is not None
+    assert steps[-1].validation < style.about["start_loss"]
+    assert style.about["variant"] == variant
+    assert style.about["loss"] == min(step.validation for step in steps if step.validation is not None)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_only_the_inversion_changes(tiny_backbone: inst.Backbone, pretrained: bool) -> None:
+    before = digest(tiny_backbone)
+    learning = short(tiny_backbone, pretrained=pretrained, lr=0.1)
+    first = next(learning).state()
+    last = finish(learning)[0][-1].state()
+    changed = {key for key, value in first.part("module").items() if not torch.equal(value, last.part("module")[key])}
+    assert changed == set(first.part("module"))
+    assert digest(tiny_backbone) == before
+    frozen = (tiny_backbone.vae, tiny_backbone.unet, tiny_backbone.text_encoder, tiny_backbone.image_encoder)
+    for part in (*frozen, tiny_backbone.inversion):
+        assert not part.training
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in part.parameters())
+
+
+def test_the_loss_is_the_papers(tiny_backbone: inst.Backbone, blind_backbone: inst.Backbone) -> None:
+    """The mean squared error of epsilon, against diffusers' own noising; for a v model by v's definition."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
+    timesteps = torch.tensor([0, 500, 999])
+    for backbone in (tiny_backbone, blind_backbone):
+        text = backbone.embed_text(["a painting"])
+        noisy = backbone.scheduler.add_noise(clean, noise, timesteps)
+        output = backbone.unet(noisy, timesteps, text.tokens.expand(3, -1, -1)).sample
+        abar = backbone.scheduler.alphas_cumprod[timesteps].view(3, 1, 1, 1)
+        if backbone is tiny_backbone:  # v = sqrt(abar) eps - sqrt(1 - abar) z_0, and z_t = ... : solved for eps
+            output = abar.sqrt() * output + (1 - abar).sqrt() * noisy
+        expected = torch.stack([((output[i] - noise[i]) ** 2).mean() for i in range(3)])
+        found = denoising_loss(backbone, text, clean, noise, timesteps)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_in_a_step_nothing_is_encoded_or_tokenised_again(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def count(owner: object, name: str) -> None:
+        real: Callable[..., Any] = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **named: (calls.append(name), real(*given, **named))[1])
+
+    count(tiny_backbone.vae, "encode")
+    count(tiny_backbone.image_encoder, "forward")
+    count(type(tiny_backbone.tokenizer), "__call__")
+    learning = short(tiny_backbone)
+    next(learning)
+    assert set(calls) == {"encode", "forward", "__call__"}
+    calls.clear()
+    finish(learning)
+    assert calls == []
+
+
+def test_learning_begins_with_the_instant_style(tiny_backbone: inst.Backbone) -> None:
+    """A rate at which nothing can get better: the best is the start, which is the pretrained module's word."""
+    painting = paint(1, 64, 120)
+    steps, style = finish(short(tiny_backbone, painting, lr=1e-30, steps=50, patience=3))
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6]  # three validations, none better
+    assert torch.equal(style.vectors, instant_style(tiny_backbone, [painting]).vectors)
+    assert style.about["steps"] == 0
+    assert style.about["loss"] == style.about["start_loss"]
+
+
+def test_the_best_state_is_kept(tiny_backbone: inst.Backbone) -> None:
+    learning = short(tiny_backbone, pretrained=False, variant="direct", lr=0.03, steps=12, validate_every=1, patience=9)
+    seen: dict[float, torch.Tensor] = {}
+    best = []
+    for step in learning:
+        assert step.validation is not None
+        seen[step.validation] = step.style().vectors
+        lowest = min([step.best_style().about["start_loss"], *seen])
+        assert step.best == (step.validation == lowest)
+        if lowest in seen:
+            assert torch.equal(step.best_style().vectors, seen[lowest])
+            best.append(step.best_style().about["steps"])
+    assert best == sorted(best)
+    assert len(set(seen)) > 1
+
+
+def test_without_validation_the_last_state_is_the_result(tiny_backbone: inst.Backbone) -> None:
+    learning = short(tiny_backbone, validate_every=0)
+    for step in learning:
+        assert step.validation is None
+        assert not step.best
+        latest = step.style()
+    result = finish(short(tiny_backbone, validate_every=0))[1]
+    assert torch.equal(latest.vectors, result.vectors)
+    assert result.about["loss"] is None
+    assert result.about["steps"] == 6
+
+
+def test_what_a_step_says(tiny_backbone: inst.Backbone) -> None:
+    steps, style = finish(short(tiny_backbone, steps=7, validate_every=3, lr=1e-3))
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5, 6, 7]
+    assert {step.total for step in steps} == {7}
+    assert [step.step for step in steps if step.validation is not None] == [3, 6, 7]
+    assert steps[0].smoothed == pytest.approx(steps[0].loss)
+    average, weight = 0.0, 0.0
+    for step in steps:
+        average, weight = 0.98 * average + 0.02 * step.loss, 0.98 * weight + 0.02
+        assert step.smoothed == pytest.approx(average / weight)
+        assert step.lr == learning_rate(step.step - 1, 7, 1e-3)
+    seconds = [step.seconds for step in steps]
+    assert seconds == sorted(seconds)
+    assert steps[-1].remaining == 0 < steps[0].remaining
+    assert style.about["settings"]["lr"] == 1e-3
+    assert style.about["settings"]["batch_size"] == 2
+    assert style.about["seed"] == 0
+    assert style.about["backbone"] == tiny_backbone.name
+    assert style.about["paintings"] == [{"name": "painting1.png", "sha256": f"{1:064x}"}]
+    assert style.name == "painting1"
+    assert style.check(tiny_backbone) is None
+    assert style.painting() is not None
+    assert Style.from_bytes(style.to_bytes()).about == style.about
+
+
+def test_a_style_can_bring_its_module(tiny_backbone: inst.Backbone) -> None:
+    steps, style = finish(short(tiny_backbone, lr=0.1))
+    assert style.module is None
+    whole = steps[-1].style(with_module=True)
+    assert whole.module is not None
+    assert whole.module_config is not None
+    module = build_inversion(whole.module_config).eval()
+    module.load_state_dict(dict(whole.module))
+    views = look_at(tiny_backbone, [paint(1)])
+    torch.testing.assert_close(module(*views).mean(dim=0), whole.vectors)
+
+
+# The same again
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_same_seed_gives_the_same_style_whatever_else_draws(tiny_backbone: inst.Backbone, pretrained: bool) -> None:
+    torch.manual_seed(1)
+    one = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1))[1]
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    other = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1))[1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one.vectors, other.vectors)
+    assert one.to_bytes() == other.to_bytes()
+    third = finish(short(tiny_backbone, pretrained=pretrained, dropout=0.5, lr=0.1, seed=3, validate_every=0))[1]
+    assert not torch.equal(one.vectors, third.vectors)
+
+
+@pytest.mark.parametrize(
+    ("variant", "at"), [("attention", 1), ("attention", 4), ("attention", 6), ("pooled", 4), ("direct", 4)]
+)
+def test_going_on_is_as_if_it_had_never_stopped(
+    tiny_backbone: inst.Backbone, tmp_path: Path, variant: str, at: int
+) -> None:
+    settings = {"variant": variant, "steps": 8, "lr": 1e-3, "dropout": 0.3, "validate_every": 3, "crops": 5}
+    paintings = [paint(1, 70, 150), paint(2)]
+    straight, result = finish(short(tiny_backbone, *paintings, **settings))
+
+    learning = short(tiny_backbone, *paintings, **settings)
+    for _ in range(at):
+        step = next(learning)
+    learning.close()  # an interrupt between two steps
+    state = LearningState.load(step.state().save(tmp_path / "state.safetensors"))
+    torch.manual_seed(99)
+    rest, again = finish(short(tiny_backbone, *paintings, **settings, resume=state))
+
+    assert [step.step for step in rest] == list(range(at + 1, 9))
+    for expected, found in zip(straight[at:], rest, strict=True):
+        assert (found.loss, found.smoothed, found.lr) == (expected.loss, expected.smoothed, expected.lr)
+        assert (found.validation, found.best) == (expected.validation, expected.best)
+    assert torch.equal(again.vectors, result.vectors)
+    assert again.about == result.about
+
+
+def test_a_learning_can_be_made_longer(tiny_backbone: inst.Backbone) -> None:
+    state = finish(short(tiny_backbone))[0][-1].state()
+    steps, _ = finish(short(tiny_backbone, steps=8, patience=20, resume=state))
+    assert [step.step for step in steps] == [7, 8]
+    assert steps[0].seconds > state.progress.seconds
+    assert finish(short(tiny_backbone, resume=state))[0] == []  # nothing is left to do
+
+
+def test_a_step_that_is_past_says_so_and_the_best_stays_at_hand(tiny_backbone: inst.Backbone) -> None:
+    learning = short(tiny_backbone)
+    first = next(learning)
+    next(learning)
+    for ask in (first.style, first.state):
+        with pytest.raises(RuntimeError, match="step 1"):
+            ask()
+    learning.close()
+    assert first.best_style().vectors.isfinite().all()
+
+
+def test_an_interrupt_within_a_step_leaves_the_best(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning = short(tiny_backbone)
+    next(learning)
+    last = next(learning)
+    expected = last.best_style().vectors
+
+    def interrupt(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LearningRun, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(learning)
+    assert torch.equal(last.best_style().vectors, expected)
+    with pytest.raises(RuntimeError):  # half a step cannot be gone on from
+        last.state()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr": 0.5}, "has lr 0.001, not 0.5"),
+        ({"batch_size": 1}, "has batch size 2, not 1"),
+        ({"seed": 1}, "has seed 0, not 1"),
+        ({"variant": "direct", "lr": 0.001}, "not direct"),
+    ],
+)
+def test_other_settings_cannot_go_on(tiny_backbone: inst.Backbone, settings: dict[str, Any], said: str) -> None:
+    state = next(short(tiny_backbone, lr=0.001)).state()
+    with pytest.raises(UsageError, match=said):
+        short(tiny_backbone, **({"lr": 0.001} | settings), resume=state)
+
+
+def test_other_paintings_and_backbones_cannot_go_on(
+    tiny_backbone: inst.Backbone, blind_backbone: inst.Backbone
+) -> None:
+    state = next(short(tiny_backbone, variant="direct")).state()
+    with pytest.raises(UsageError, match="set of paintings"):
+        short(tiny_backbone, paint(2), variant="direct", resume=state)
+    other = replace(state, about=dict(state.about) | {"text space": "0123456789abcdef"})
+    with pytest.raises(UsageError, match="text space"):
+        short(tiny_backbone, variant="direct", resume=other)
+
+
+def test_another_image_encoder_cannot_go_on(tiny_backbone: inst.Backbone) -> None:
+    """Nor one of the same sizes, with which it would go on as if nothing were; "direct" looks through none."""
+    other = copy.copy(tiny_backbone)
+    other.image_encoder = copy.deepcopy(tiny_backbone.image_encoder)
+    assert other.image_encoder is not None
+    other.image_encoder.visual_projection.weight.data.neg_()
+    state = next(short(tiny_backbone)).state()
+    with pytest.raises(UsageError, match="different image encoder"):
+        short(other, resume=state)
+    next(short(other, variant="direct", resume=next(short(tiny_backbone, variant="direct")).state()))
+
+
+def test_where_an_operation_has_no_deterministic_kernel_learning_goes_on_and_says_so(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And gives the style that it would have given, dropout and all. The error is PyTorch's own."""
+    expected = finish(short(tiny_backbone, steps=2))[1].vectors
+    update, calls = LearningRun._update, []
+
+    def fail_once(run: LearningRun) -> None:
+        calls.append(run)
+        if len(calls) == 2:
+            torch.use_deterministic_algorithms(True)
+            try:
+                torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+            finally:
+                torch.use_deterministic_algorithms(False)
+        update(run)
+
+    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
+    monkeypatch.setattr(LearningRun, "_update", fail_once)
+    with pytest.warns(InstWarning, match="on cpu: put_ has no deterministic kernel"):
+        found = finish(short(tiny_backbone, steps=2))[1].vectors
+    assert len(calls) == 3
+    assert torch.equal(found, expected)
+
+
+def test_another_precision_cannot_go_on(tiny_backbone: inst.Backbone, tiny_backbone_folder: Path) -> None:
+    """The bits would be others, and float16 needs its loss scaled, which a state of float32 knows nothing of."""
+    state = next(short(tiny_backbone, variant="direct")).state()
+    half = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
+    with pytest.raises(UsageError, match=r"different precision \(float32, not float16\)"):
+        short(half, variant="direct", resume=state)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "other", "older"])
+def test_a_broken_state_is_one_line(tiny_backbone: inst.Backbone, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.safetensors"
+    state = next(short(tiny_backbone, variant="direct")).state()
+    if damage == "older":
+        broken = json.dumps({"progress": {"step": 3}, "settings": {}, "about": {}})
+        save_file(dict(state.tensors), path, {"inst_learning": broken})
+    elif damage == "other":
+        save_file(dict(state.tensors), path)
+    elif damage != "missing":
+        state.save(path)
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else -100])
+    with pytest.raises(InstError) as caught:
+        LearningState.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# When it goes wrong
+
+
+def test_a_loss_that_is_no_number_stops_with_the_last_good_style(tiny_backbone: inst.Backbone) -> None:
+    learning = short(tiny_backbone, lr=1e38, steps=40)
+    seen: list[LearningStep] = []
+    with pytest.raises(LearningDiverged, match="not finite") as caught:
+        complete(learning, lambda step: seen.append(step))
+    error = caught.value
+    assert error.exit_code == 1
+    assert "1e+38" in str(error)
+    assert "\n" not in str(error)
+    assert error.step == len(seen) + 1
+    assert error.last_good.vectors.isfinite().all()
+    assert torch.equal(error.last_good.vectors, instant_style(tiny_backbone, [paint(1)]).vectors)
+
+
+def test_a_gradient_that_overflows_float16_is_scaled_down(tiny_backbone_folder: Path) -> None:
+    backbone = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
+    learning = short(backbone, steps=3)
+    first = next(learning)
+    run: LearningRun = first._run
+    assert {parameter.dtype for parameter in run.parameters.values()} == {torch.float32}
+    before = first.state()
+    run.progress = replace(run.progress, loss_scale=2.0**40)
+    skipped = next(learning).state()
+    assert skipped.progress.loss_scale == 2.0**39
+    for key, value in before.part("module").items():
+        assert torch.equal(value, skipped.part("module")[key])
+    run.progress = replace(run.progress, loss_scale=1.0)
+    run.parameters["offsets"].register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(LearningDiverged, match="float32"):
+        next(learning)
+
+
+def test_the_scale_of_the_loss_grows_again_as_gradscaler_lets_it() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    adam, start = torch.optim.Adam([parameter]), 2.0**16
+    scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=GROWTH_INTERVAL)
+    progress = Progress(loss_scale=start)
+    overflows = {
+        0,
+        1,
+        20,
+        20 + GROWTH_INTERVAL,
+        21 + 2 * GROWTH_INTERVAL,
+    }  # in the step that would double it, and after
+    for step in range(8 * GROWTH_INTERVAL):
+        finite = step not in overflows
+        scaler.scale(parameter * (1.0 if finite else math.inf)).backward()
+        scaler.step(adam)
+        scaler.update()
+        adam.zero_grad()
+        progress = progress.fitted(start) if finite else progress.overflowed()
+        assert progress.loss_scale == min(start, scaler.get_scale())  # ours ends where it began
+    assert progress.loss_scale == start
+    assert Progress().fitted(1.0) == Progress()  # other precisions
+
+
+def test_the_scale_of_the_loss_grows_after_an_interrupt_as_without(
+    tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inst.learning.state.GROWTH_INTERVAL", 3)
+    backbone = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
+    learning = short(backbone, steps=6)
+    state = next(learning).state()
+    state = replace(state, progress=state.progress.overflowed())
+    seen = [step.state() for step in short(backbone, steps=6, resume=state)]
+    assert [one.progress.loss_scale for one in seen] == [2.0**15] * 2 + [2.0**16] * 3
+    read = LearningState.load(seen[0].save(tmp_path / "state.safetensors"))
+    again = [step.state() for step in short(backbone, steps=6, resume=read)]
+    assert [one.progress.loss_scale for one in again] == [one.progress.loss_scale for one in seen[1:]]
+    assert all(torch.equal(value, again[-1].tensors[key]) for key, value in seen[-1].tensors.items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_backbone_in_half_precision_teaches_the_same(
+    tiny_backbone: inst.Backbone, tiny_backbone_folder: Path, dtype: str
+) -> None:
+    """The gradient of a step in half precision points where float32's does."""
+    gradients = []
+    for backbone in (tiny_backbone, inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype=dtype)):
+        run = next(short(backbone, dropout=0.0, batch_size=8))._run
+        gradients.append(torch.cat([p.grad.flatten() for p in run.parameters.values() if p.grad is not None]))
+    one, other = gradients
+    assert torch.cosine_similarity(one, other, dim=0) > 0.98
+    assert other.norm() / one.norm() == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"batch_size": 0}, "0 batch size"),
+        ({"crops": 0}, "0 crops"),
+        ({"patience": 0}, "0 patience"),
+        ({"validate_every": -1}, "-1 steps"),
+        ({"preview_every": -1}, "-1 steps"),
+        ({"lr": 0.0}, "rate of 0.0"),
+        ({"lr": math.nan}, "rate of nan"),
+        ({"seed": -1}, "seed -1"),
+        ({"variant": "Attention"}, '"Attention" is unknown: use one of attention, pooled, direct'),
+        ({"variant": "direct", "layers": 5}, "has no layers"),
+        ({"pretrained": True, "vectors": 4}, "has vectors: 3, not 4"),
+        ({"pretrained": True, "layers": 2}, "has layers: 1, not 2"),
+        ({"pretrained": True, "variant": "pooled"}, "has the variant attention, not pooled"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(tiny_backbone: inst.Backbone, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        short(tiny_backbone, **settings)
+
+
+def test_values_that_only_the_module_can_judge_are_refused(tiny_backbone: inst.Backbone) -> None:
+    for settings, said in (({"dropout": 1.5}, "dropout of 1.5"), ({"vectors": 0, "pretrained": False}, "0 vectors")):
+        with pytest.raises(UsageError, match=said):
+            short(tiny_backbone, **settings)
+    with pytest.raises(UsageError, match="does not fit"):
+        short(tiny_backbone, vectors=30)
+
+
+def test_no_painting_is_refused(tiny_backbone: inst.Backbone) -> None:
+    for call in (learn, instant_style):
+        with pytest.raises(UsageError, match="No painting"):
+            call(tiny_backbone, [])
+
+
+# Other backbones
+
+
+def test_without_image_encoder_only_direct_works(blind_backbone: inst.Backbone) -> None:
+    steps, style = finish(short(blind_backbone, variant="direct", steps=20, validate_every=10))
+    assert style.vectors.shape == (8, 32)
+    assert steps[-1].validation is not None
+    assert steps[-1].validation < style.about["start_loss"]
+    for variant in ("attention", "pooled"):
+        with pytest.raises(UsageError, match="--variant direct, which needs none"):
+            short(blind_backbone, variant=variant)
+    with pytest.raises(UsageError, match="no pretrained inversion module"):
+        short(blind_backbone, variant="direct", pretrained=True)
+    with pytest.raises(InstError, match="inst learn"):
+        instant_style(blind_backbone, [paint(1)])
+
+
+def test_without_image_encoder_and_variant_direct_is_taken_and_said(blind_backbone: inst.Backbone) -> None:
+    with pytest.warns(InstWarning, match="--image-encoder") as caught:
+        style = finish(short(blind_backbone, steps=1))[1]
+    assert style.about["variant"] == "direct"
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error::inst.InstWarning")
+def test_with_an_image_encoder_attention_is_taken_and_direct_may_be_asked_for(
+    tiny_backbone: inst.Backbone, blind_backbone: inst.Backbone
+) -> None:
+    assert finish(short(tiny_backbone, steps=1))[1].about["variant"] == "attention"
+    assert finish(short(blind_backbone, steps=1, variant="direct"))[1].about["variant"] == "direct"
+
+
+def test_what_the_pretrained_module_does_not_have_is_learned_from_scratch(tiny_backbone: inst.Backbone) -> None:
+    for settings in ({"vectors": 2}, {"layers": 2}, {"variant": "pooled"}, {"variant": "direct"}):
+        style = finish(short(tiny_backbone, steps=1, **settings))[1]
+        assert style.about["settings"]["pretrained"] is False
+        assert len(style.vectors) == settings.get("vectors", 8)
+    assert finish(short(tiny_backbone, steps=1))[1].about["settings"]["pretrained"] is True
+
+
+def test_the_papers_preset() -> None:
+    assert PRESETS["paper"] == {"lr": 1e-3, "batch_size": 1, "dropout": 0.05}
+
+
+def test_learning_works_inside_inference_mode(tiny_backbone: inst.Backbone) -> None:
+    with torch.inference_mode():
+        inside = finish(short(tiny_backbone, lr=0.1))[1]
+    assert torch.equal(inside.vectors, finish(short(tiny_backbone, lr=0.1))[1].vectors)
+
+
+# Instant style
+
+
+def test_an_instant_style_is_the_mean_of_the_modules_words(tiny_backbone: inst.Backbone) -> None:
+    painting = paint(4, 64, 110)
+    style = instant_style(tiny_backbone, [painting])
+    assert tiny_backbone.inversion is not None
+    squares = views(64, 110, 64, 8)
+    assert len(set(squares)) == 8
+    words = [tiny_backbone.inversion(*tiny_backbone.embed_picture(s.cut(painting.picture, 64)[None])) for s in squares]
+    torch.testing.assert_close(style.vectors, torch.cat(words).mean(dim=0))
+    assert style.name == "painting4"
+    assert style.about["variant"] == "instant"
+    assert style.painting() is not None
+    assert torch.equal(instant_style(tiny_backbone, [painting]).vectors, style.vectors)
+    assert not torch.equal(instant_style(tiny_backbone, [paint(5, 64, 64)]).vectors, style.vectors)
+    assert instant_style(tiny_backbone, [painting], name="mine").name == "mine"
+
+
+def test_several_paintings_are_averaged(tiny_backbone: inst.Backbone) -> None:
+    paintings = [paint(4), paint(5, 64, 100)]
+    words = [instant_style(tiny_backbone, [painting]).vectors for painting in paintings]
+    torch.testing.assert_close(instant_style(tiny_backbone, paintings).vectors, (words[0] + words[1]) / 2)
+    assert instant_style(tiny_backbone, [paint(6, 8, 8)] * 70).vectors.shape == (3, 32)
+
+
+# Previews
+
+
+def test_previews_come_when_asked_and_change_nothing(tiny_backbone: inst.Backbone) -> None:
+    steps, style = finish(short(tiny_backbone, lr=3e-3, preview_every=4))
+    shown = {step.step: step.preview for step in steps if step.preview is not None}
+    assert list(shown) == [4, 6]
+    assert shown[4].shape == (3, 64, 64)
+    assert shown[4].abs().max() <= 1
+    assert not torch.equal(shown[4], shown[6])
+    again = finish(short(tiny_backbone, lr=3e-3, preview_every=4))[0][3].preview
+    assert again is not None
+    assert torch.equal(again, shown[4])
+    assert torch.equal(finish(short(tiny_backbone, lr=3e-3))[1].vectors, style.vectors)
+
+
+# The parts
+
+
+@pytest.mark.parametrize("crops", [2, 3, 7])
+def test_crops_are_random_and_others_validate_also_where_there_are_few(
+    tiny_backbone: inst.Backbone, crops: int
+) -> None:
+    paintings = [paint(seed, 90, 120) for seed in (1, 2, 3)]
+    assert tiny_backbone.inversion is not None
+    generator = torch.Generator().manual_seed(0)
+    data, validation = prepare(tiny_backbone, paintings, tiny_backbone.inversion, crops, generator)
+    assert len(data.mean) == max(crops, 3)
+    centres, own = prepare(tiny_backbone, paintings, tiny_backbone.inversion, 1, generator)
+    assert len(centres.mean) == 3
+    assert {one.tobytes() for one in own.clean.numpy()} == {one.tobytes() for one in centres.mean.numpy()}
+    known = torch.cat([data.mean, centres.mean])
+    assert all((one != known).flatten(1).any(dim=1).all() for one in validation.clean)
+    assert all((one != centres.mean).flatten(1).any(dim=1).all() for one in data.mean)
+
+
+def test_random_squares_lie_within_and_are_not_enlarged_much() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for height, width, size in ((300, 500, 64), (500, 300, 256), (100, 64, 64), (20, 900, 64), (1, 1, 64)):
+        squares = [random_square(height, width, size, generator) for _ in range(100)]
+        shorter = min(height, width)
+        for square in squares:
+            assert 0 <= square.top <= height - square.side
+            assert 0 <= square.left <= width - square.side
+            assert square.side >= 0.6 * shorter - 1
+            assert square.side >= min(shorter, size / 1.25 - 1)
+        assert 25 < sum(square.mirrored for square in squares) < 75
+    assert len({square.side for square in squares}) == 1
+    picture = torch.arange(12.0).view(1, 3, 4).expand(3, -1, -1) / 12
+    assert torch.equal(Square(1, 2, 2).cut(picture, 2), picture[:, 1:3, 2:4])
+    assert torch.equal(Square(1, 2, 2, mirrored=True).cut(picture, 2), picture[:, 1:3, 2:4].flip(-1))
+
+
+def test_timesteps_fill_the_range_evenly_from_anywhere() -> None:
+    every = spread_timesteps(0, 1000, 1000, 0.3)
+    assert torch.equal(torch.cat([spread_timesteps(first, 8, 1000, 0.3) for first in range(0, 1000, 8)]), every)
+    assert every.min() >= 0
+    assert every.max() < 1000
+    for first in (0, 123, 777):
+        counts = torch.histc(spread_timesteps(first, 100, 1000, 0.7).float(), bins=10, min=0, max=1000)
+        assert counts.min() >= 9
+        assert counts.max() <= 11
+    assert spread_timesteps(0, 1, 1000, 1 - 1e-12).item() == 999
+
+
+def test_captions_are_the_word_alone_half_of_the_time() -> None:
+    drawn = torch.bincount(draw_captions(4000, torch.Generator().manual_seed(0)), minlength=len(CAPTIONS)) / 4000
+    assert CAPTIONS[0] == "[C]"
+    assert all("[C]" in caption for caption in CAPTIONS)
+    assert drawn[0].item() == pytest.approx(0.5, abs=0.03)
+    assert drawn[1:].tolist() == pytest.approx([0.5 / 3] * 3, abs=0.03)
+
+
+def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
+    rates = [learning_rate(step, 100, 2.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2, rel=0.01)
+    assert max(rates) == pytest.approx(2.0, rel=0.05)
+    assert rates.index(max(rates)) == 9
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(100, 100, 2.0) == pytest.approx(0.2)
+    assert learning_rate(150, 100, 2.0) == pytest.approx(0.2)
+
+
+def test_progress_counts_what_is_not_better() -> None:
+    progress = Progress().validated(3.0)
+    assert (progress.start_loss, progress.best_loss, progress.best_step, progress.stale) == (3.0, 3.0, 0, 0)
+    progress = progress.after(1.0).validated(3.0)
+    assert (progress.best_step, progress.stale) == (0, 1)
+    progress = progress.after(1.0).validated(2.0)
+    assert (progress.best_loss, progress.best_step, progress.stale) == (2.0, 2, 0)
+    assert progress.smoothed == pytest.approx(1.0)

@@ -1,0 +1,517 @@
+"""Styles as embeddings of other programs: read by diffusers, by the formats' definitions, and back again."""
+
+import base64
+import json
+import os
+import pickle
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import inst
+from inst import Backbone, InstError, UsageError
+from inst.pictures.io import make_thumbnail, read_photo, save_png, to_tensor
+from inst.styles.exporting import FORMATS, export_style, slug, token_of
+from inst.styles.importing import import_style
+from inst.styles.style import Style
+from tiny import LATENT_CHANNELS, WIDTH, tiny_text_encoder, tiny_tokenizer
+
+Run = Callable[..., tuple[int, str, str]]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "styles-elsewhere.md"
+VECTORS = 5
+OTHER = 2 * WIDTH  # the second text encoder's
+
+
+def make_style(backbone: Backbone, name: str = "Waves", widths: tuple[int, ...] = (WIDTH,), **changes: Any) -> Style:
+    vectors = torch.randn(VECTORS, sum(widths), generator=torch.Generator().manual_seed(0)) * 0.5
+    return Style(vectors, backbone.fingerprint, about={"name": name, "steps": 7}, widths=widths, **changes)
+
+
+def code_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+
+# diffusers
+
+
+@pytest.mark.parametrize("name", ["Waves", "Große Welle", "睡莲", "25% waves + 75% lilies", "WAVES_2", "[C]", "..."])
+def test_diffusers_finds_every_vector_of_a_token(
+    tiny_backbone: Backbone, tiny_backbone_folder: Path, tmp_path: Path, name: str
+) -> None:
+    style = make_style(tiny_backbone, name)
+    word = export_style(style, tmp_path / "out.safetensors", "diffusers")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_backbone_folder)
+    pipeline.load_textual_inversion(tmp_path / "out.safetensors")
+    found, _ = pipeline.encode_prompt(f"a river in the style of {word} by a dog", "cpu", 1, False)
+    expected = tiny_backbone.embed_text(["a river in the style of [C] by a dog"], {"[C]": style.vectors}).tokens
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_documented_code_makes_the_picture_of_inst(
+    tiny_backbone: Backbone, tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style = make_style(tiny_backbone)
+    monkeypatch.chdir(tmp_path)
+    assert export_style(style, "waves-diffusers.safetensors", "diffusers") == "<waves>"
+    code = code_blocks()[0].replace("models/stable-diffusion-v1-5", str(tiny_backbone_folder))
+    exec(code, {})
+    with torch.no_grad():
+        prompt = "a church in the style of [C]"
+        made = inst.complete(inst.generate(tiny_backbone, prompt, style, steps=20, guidance=5.0, seed=0, solver="ddim"))
+    found = to_tensor(Image.open("church.png"))
+    assert (found - made[0]).abs().max() < 1.6 / 127.5  # levels of 8 bits, of which rounding may move one
+
+
+def tiny_xl() -> StableDiffusionXLPipeline:
+    """diffusers' own pipeline for Stable Diffusion XL, with random weights."""
+    torch.manual_seed(0)
+    config = tiny_text_encoder(tiny_tokenizer()).config.to_dict()
+    wide = config | {"hidden_size": OTHER, "projection_dim": OTHER}
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=LATENT_CHANNELS),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**config)),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**wide)),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            down_block_types=["CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D"],
+            block_out_channels=[8],
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+            cross_attention_dim=WIDTH + OTHER,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + OTHER,
+        ),
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+    )
+
+
+def test_the_documented_code_for_two_text_encoders(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_xl().save_pretrained("xl")
+    style = make_style(tiny_backbone, widths=(WIDTH, OTHER))
+    assert export_style(style, "waves-diffusers.safetensors", "diffusers") == "<waves>"
+    code = code_blocks()[1].replace("models/stable-diffusion-xl-base-1.0", str(tmp_path / "xl"))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["image"].size == (8, 8)
+    pipeline = names["pipeline"]
+    pairs = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
+    for (tokenizer, encoder), part in zip(pairs, style.vectors.split([WIDTH, OTHER], dim=1), strict=True):
+        prompt = pipeline.maybe_convert_prompt("a dog <waves>", tokenizer)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert torch.equal(encoder.get_input_embeddings().weight[ids[2:]], part)
+
+
+def test_tokens_are_small_letters_without_spaces() -> None:
+    for name in ("Waves", "Große Welle", "İstanbul", "睡莲", "a/b\\c", "<x>", "", "[C]", "x" * 300, "Ｂ"):  # noqa: RUF001
+        token = token_of(name)
+        assert re.fullmatch(r"<[^\s<>\[\]()]+>", token)
+        assert token == unicodedata.normalize("NFC", token.lower())
+        assert token_of(token) == token
+        assert len(token) <= 62
+    assert token_of("Die große  Welle (II)") == "<die-große-welle-ii>"
+    assert slug("***") == "style"
+
+
+def test_a_token_of_ones_own(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    style = make_style(tiny_backbone)
+    for token in ("<sea-2>", "sea-2"):
+        assert export_style(style, tmp_path / "out.safetensors", "diffusers", token) == "<sea-2>"
+        assert set(load_file(tmp_path / "out.safetensors")) == {"<sea-2>"}
+    for token in ("[C]", "<Sea>", "the sea", ""):
+        with pytest.raises(UsageError, match="cannot be used, because CLIP reads small letters only"):
+            export_style(style, tmp_path / "bad.safetensors", "diffusers", token)
+    with pytest.raises(UsageError, match="a1111 goes by the file's name"):
+        export_style(style, tmp_path / "bad.safetensors", "a1111", "<sea>")
+    assert not (tmp_path / "bad.safetensors").exists()
+
+
+# A1111 and ComfyUI
+
+
+@pytest.mark.parametrize("widths", [(WIDTH,), (WIDTH, OTHER)])
+def test_the_files_of_a1111_and_comfyui(tiny_backbone: Backbone, tmp_path: Path, widths: tuple[int, ...]) -> None:
+    style = make_style(tiny_backbone, widths=widths)
+    path = tmp_path / "my.waves.safetensors"
+    assert export_style(style, path, "a1111") == "my.waves"
+    content = load_file(path)
+    assert set(content) == ({"emb_params"} if len(widths) == 1 else {"clip_l", "clip_g"})
+    parts = [content[key] for key in ("emb_params", "clip_l", "clip_g") if key in content]
+    assert [part.shape[1] for part in parts] == list(widths)
+    assert torch.equal(torch.cat(parts, dim=1), style.vectors)
+    before = path.read_bytes()
+    assert export_style(style, path, "comfyui") == "embedding:my.waves"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("thumbnail", [True, False])
+def test_the_picture_of_a1111(tiny_backbone: Backbone, tmp_path: Path, thumbnail: bool) -> None:
+    painting = torch.linspace(-1, 1, 3 * 40 * 60).view(3, 40, 60)
+    style = make_style(tiny_backbone, thumbnail=make_thumbnail(painting) if thumbnail else None)
+    assert export_style(style, tmp_path / "waves.png", "a1111-png") == "waves"
+    with Image.open(tmp_path / "waves.png") as image:
+        assert image.size == ((60, 40) if thumbnail else (256, 256))
+        content = json.loads(base64.b64decode(image.text["sd-ti-embedding"]))
+        said = json.loads(image.text["inst"])
+    assert (said["kind"], said["about"], said["fingerprint"]) == ("picture of a style", style.about, style.fingerprint)
+    assert content["name"] == "waves"
+    assert content["step"] == 7
+    assert list(content["string_to_param"]) == list(content["string_to_token"]) == ["*"]
+    (entry,) = content["string_to_param"].values()
+    assert torch.equal(torch.tensor(entry["TORCHTENSOR"]), style.vectors)
+
+    both = make_style(tiny_backbone, widths=(WIDTH, OTHER))
+    export_style(both, tmp_path / "both.png", "a1111-png")
+    with Image.open(tmp_path / "both.png") as image:
+        content = json.loads(base64.b64decode(image.text["sd-ti-embedding"]))
+    assert {key: len(entry["TORCHTENSOR"][0]) for key, entry in content.items()} == {"clip_l": WIDTH, "clip_g": OTHER}
+
+
+@pytest.mark.parametrize("name", ["my waves", "waves,2", "waves(2)", "a:b"])
+def test_names_that_no_prompt_could_hold(tiny_backbone: Backbone, tmp_path: Path, name: str) -> None:
+    for to in ("a1111", "comfyui"):
+        with pytest.raises(UsageError, match="could not be written in a prompt"):
+            export_style(make_style(tiny_backbone), tmp_path / f"{name}.safetensors", to)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_endings_and_formats(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    for to, ending in FORMATS.items():
+        wrong = ".png" if ending == ".safetensors" else ".safetensors"
+        with pytest.raises(UsageError, match=rf"give a name that ends in \{ending}"):
+            export_style(make_style(tiny_backbone), tmp_path / f"waves{wrong}", to)
+    with pytest.raises(UsageError, match=r'The format "lora" is unknown: use one of diffusers, a1111, comfyui'):
+        export_style(make_style(tiny_backbone), tmp_path / "waves.safetensors", "lora")
+    three = make_style(tiny_backbone, widths=(1, 2, 3))
+    with pytest.raises(UsageError, match="3 text encoders"):
+        export_style(three, tmp_path / "waves.safetensors", "a1111")
+
+
+# Back
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_written_is_read(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
+    style = make_style(tiny_backbone)
+    path = tmp_path / f"sea{FORMATS[to]}"
+    export_style(style, path, to)
+    found = import_style(tiny_backbone, path)
+    assert torch.equal(found.vectors, style.vectors)
+    assert found.fingerprint == tiny_backbone.fingerprint
+    assert found.check(tiny_backbone) is None
+    assert found.name == ("waves" if to == "diffusers" else "sea")
+    assert found.about["imported"]["name"] == path.name
+    assert import_style(tiny_backbone, path, name="Sea").name == "Sea"
+    assert torch.equal(Style.load(found.save(tmp_path / "again.safetensors")).vectors, style.vectors)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_written_for_two_text_encoders_is_read(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
+    style = make_style(tiny_backbone, widths=(WIDTH, OTHER))
+    path = tmp_path / f"sea{FORMATS[to]}"
+    export_style(style, path, to)
+    pipeline = tiny_xl()
+    two = Backbone(
+        vae=pipeline.vae,
+        unet=pipeline.unet,
+        text_encoder=pipeline.text_encoder,
+        text_encoder_2=pipeline.text_encoder_2,
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer_2,
+        scheduler=pipeline.scheduler,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        fingerprint="two",
+    )
+    found = import_style(two, path)
+    assert torch.equal(found.vectors, style.vectors)
+    assert found.widths == (WIDTH, OTHER)
+    with pytest.raises(UsageError, match=rf"width {WIDTH} \+ {OTHER}, which does not fit .* of width {WIDTH}:"):
+        import_style(tiny_backbone, path)
+
+
+def a1111(vectors: Any) -> dict[str, Any]:
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": vectors,
+        "name": "Monet",
+        "step": 100,
+        "sd_checkpoint": "7460a6fa",
+        "sd_checkpoint_name": "sd-v1-4",
+    }
+
+
+def test_pickles_of_others_are_read(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    vectors = torch.randn(VECTORS, WIDTH)
+    path = tmp_path / "file.pt"
+    for content, name, kind in (
+        (a1111({"*": vectors}), "Monet", "A1111"),
+        (a1111({"*": nn.Parameter(vectors)}), "Monet", "A1111"),
+        # textual inversion's own
+        (
+            {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": nn.ParameterDict({"*": vectors})},
+            "file",
+            "A1111",
+        ),
+        ({"<monet>": vectors}, "monet", "diffusers"),
+        ({"<monet>": vectors.half()}, "monet", "diffusers"),
+        (vectors, "file", "diffusers"),
+    ):
+        torch.save(content, path)
+        found = import_style(tiny_backbone, path)
+        torch.testing.assert_close(found.vectors, vectors, rtol=1e-3, atol=1e-3)
+        assert (found.name, found.about["imported"]["format"]) == (name, kind)
+    torch.save({"<monet>": vectors[0]}, path)
+    assert torch.equal(import_style(tiny_backbone, path).vectors, vectors[:1])
+    torch.save({"<monet>": vectors}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(import_style(tiny_backbone, path).vectors, vectors)
+
+
+def test_a_painting_gives_the_palette(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    export_style(make_style(tiny_backbone), tmp_path / "sea.safetensors", "a1111")
+    Image.new("RGB", (30, 20), "teal").save(tmp_path / "painting.png")
+    found = import_style(
+        tiny_backbone, tmp_path / "sea.safetensors", painting=read_photo(tmp_path / "painting.png", flattened=True)
+    )
+    shown = found.painting()
+    assert shown is not None
+    assert shown.shape == (3, 20, 30)
+    assert found.about["paintings"][0]["name"] == "painting.png"
+
+
+# The first numbers of A1111's generator, as its own tests quote them.
+A1111_NUMBERS = [253, 242, 127, 44, 157, 27, 239, 133, 38, 79, 167, 4, 177, 95, 130, 79, 78, 14, 52, 215, 220, 194, 126]
+
+
+def hide(text: bytes, height: int) -> Image.Image:
+    """A picture with a text in blocks of pixels left and right of it, in A1111's layout."""
+    stream = zlib.compress(text, 9)
+    width = -(-len(stream) // (3 * height))
+    stream = (stream * 4)[: 3 * height * width]  # the rest is filled up with the text's beginning
+    numbers, state = [], 0
+    for _ in stream:
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        numbers.append(state % 255)
+    assert numbers[: len(A1111_NUMBERS)] == A1111_NUMBERS[: len(numbers)]
+    decoration = np.random.default_rng(0).integers(1, 16, len(stream), dtype=np.uint8) << 4
+    noise = np.array(numbers, np.uint8) & 0x0F
+    data = np.frombuffer(stream, np.uint8)
+    blocks = [(half ^ noise | decoration).reshape(height, width, 3) for half in (data & 0x0F, data >> 4)]
+    picture = np.full((height, 40, 3), 90, np.uint8)
+    line = np.zeros((height, 1, 3), np.uint8)
+    return Image.fromarray(np.concatenate([blocks[0], line, picture, line, blocks[1]], axis=1))
+
+
+@pytest.mark.parametrize("ending", ["png", "webp"])
+def test_what_a1111_hides_in_the_pixels_is_read(tiny_backbone: Backbone, tmp_path: Path, ending: str) -> None:
+    style = make_style(tiny_backbone)
+    text = json.dumps(a1111({"*": {"TORCHTENSOR": style.vectors.tolist()}})).encode()
+    path = tmp_path / f"picture.{ending}"
+    hide(text, 64).save(path, lossless=True)
+    found = import_style(tiny_backbone, path)
+    assert torch.equal(found.vectors, style.vectors)
+    assert found.name == "Monet"
+    framed = Image.new("RGB", (400, 300))
+    framed.paste(hide(text, 64), (7, 9))
+    framed.save(path, lossless=True)
+    assert torch.equal(import_style(tiny_backbone, path).vectors, style.vectors)
+    for spoilt in (hide(text, 64).resize((50, 50)), hide(b"{}", 8), hide(b"[", 8), hide(text, 64).rotate(180)):
+        spoilt.save(path, lossless=True)
+        with pytest.raises(InstError, match=r"no embedding|damaged"):
+            import_style(tiny_backbone, path)
+
+
+class Harmful:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_runs_nothing(tiny_backbone: Backbone, tmp_path: Path, protocol: int, zipped: bool) -> None:
+    path, harmed = tmp_path / "file.pt", tmp_path / "harmed"
+    content = {"attention": Harmful(harmed), "string_to_param": {"*": torch.ones(1, WIDTH)}}
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InstError) as caught:
+        import_style(tiny_backbone, path)
+    assert not harmed.exists()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "safetensors" in message
+    if protocol == 2:
+        assert "asks for posix.mkdir" in message or "asks for nt.mkdir" in message
+        assert "nothing was run" in message
+    torch.load(path, weights_only=False)  # the ordinary reader does run it: the test would notice
+    assert harmed.exists()
+
+
+def test_other_classes_are_refused_by_name(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    torch.save({"*": nn.Conv2d(1, 1, 1)}, tmp_path / "file.pt")
+    with pytest.raises(InstError, match=r"asks for torch\.nn\.modules\.conv\.Conv2d"):
+        import_style(tiny_backbone, tmp_path / "file.pt")
+    (tmp_path / "file.pt").write_bytes(pickle.dumps({"*": eval}, 2))
+    with pytest.raises(InstError, match=r"file\.pt is"):
+        import_style(tiny_backbone, tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_another_width_is_refused_by_name(tiny_backbone: Backbone, tmp_path: Path, width: int) -> None:
+    path = tmp_path / "sea.safetensors"
+    save_file({"emb_params": torch.zeros(2, width)}, path)
+    model = {768: "1.x", 1024: "2.x"}[width]
+    with pytest.raises(UsageError) as caught:
+        import_style(tiny_backbone, path)
+    assert f"an embedding of width {width} (Stable Diffusion {model}), which does not fit" in str(caught.value)
+    assert f"of width {WIDTH}:" in str(caught.value)
+
+
+def test_files_that_are_no_embedding(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    def refuse(path: Path, said: str) -> None:
+        with pytest.raises(InstError) as caught:
+            import_style(tiny_backbone, path)
+        message = str(caught.value)
+        assert message.startswith(str(path))
+        assert "\n" not in message
+        assert said in message
+
+    def saved(content: Any) -> Path:
+        torch.save(content, tmp_path / "file.pt")
+        return tmp_path / "file.pt"
+
+    refuse(tmp_path / "nowhere.pt", "no such file")
+    for table in (
+        torch.ones(2, WIDTH).to_sparse(),
+        torch.ones(2, WIDTH, device="meta"),
+        torch.ones(1, 1).expand(10**9, WIDTH),  # would take 128 GB
+    ):
+        refuse(saved({"emb_params": table}), "does not hold vectors")
+    refuse(saved({"emb_params": torch.full((2, WIDTH), float("nan")).to(torch.float8_e4m3fn)}), "are not finite")
+    Image.new("RGB", (64, 64), (16, 32, 48)).save(tmp_path / "grey.png")  # what hides in it is 0 pixels wide
+    refuse(tmp_path / "grey.png", "carries no embedding")
+    refuse(tmp_path, "cannot be read")
+    path = make_style(tiny_backbone).save(tmp_path / "style.safetensors")
+    refuse(path, "is a style of InST's already")
+    save_file({"a": torch.ones(1), "b": torch.ones(1)}, path)
+    refuse(path, "no embedding in a known format (it holds a, b)")
+    path.write_bytes(b"")
+    refuse(path, "no embedding that can be read")
+    path.write_bytes(b"hello, I am a text")
+    refuse(path, "no embedding that can be read")
+    with path.open("wb") as file:
+        file.truncate(300_000_000)
+    refuse(path, "too large for an embedding")
+    for content in (
+        {"x": torch.ones(2, 3, 4)},
+        {"x": torch.ones(2, 3, dtype=torch.int64)},
+        {"x": "y"},
+        {"x": torch.ones(0, 3)},
+    ):
+        refuse(saved(content), "vectors of the shape [n, d]")
+    refuse(saved({"x": torch.full((1, WIDTH), float("nan"))}), "not finite")
+    refuse(saved({}), "no embedding in a known format")
+    refuse(saved([1, 2]), "no embedding in a known format")
+    refuse(saved(a1111({"*": torch.ones(1, WIDTH), "+": torch.ones(1, WIDTH)})), "exactly one embedding")
+    refuse(saved(a1111([])), "exactly one embedding")
+    refuse(saved({"clip_l": torch.ones(2, 3), "clip_g": torch.ones(1, 3)}), "2 and 1 vectors")
+    refuse(saved({"attention": torch.ones(1)}), "no embeddings.pt of the reference code")
+    whole = saved(a1111({"*": torch.ones(9, WIDTH)})).read_bytes()
+    for length in (5, 100, len(whole) // 2, len(whole) - 30):
+        (tmp_path / "file.pt").write_bytes(whole[:length])
+        refuse(tmp_path / "file.pt", "no pickle of weights that can be read")
+
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (9, 9)).save(picture)
+    refuse(picture, "carries no embedding, neither in a text chunk (sd-ti-embedding) nor in its pixels")
+    for text in (
+        "no base64!",
+        base64.b64encode(b"[").decode(),
+        base64.b64encode(b'{"x": {"TORCHTENSOR": [[1], [1, 2]]}}').decode(),
+    ):
+        save_png(torch.zeros(3, 9, 9), picture, texts={"sd-ti-embedding": text})
+        refuse(picture, "its embedding is damaged")
+
+
+# The command line
+
+
+def test_commands_there_and_back(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+    style = make_style(tiny_backbone)
+    style.save("mine.safetensors")
+    for to, word in (("diffusers", "<waves>"), ("a1111", "out"), ("comfyui", "embedding:out"), ("a1111-png", "out")):
+        out = f"out{FORMATS[to]}"
+        code, said, err = run("style", "export", "mine.safetensors", "--to", to, "-o", out)
+        assert (code, said, err) == (0, f"{out}\nIn the prompt, write: {word}\n", "")
+        code, said, err = run("style", "import", out, "--backbone", tiny_backbone_folder, "-o", "back.safetensors")
+        assert (code, err) == (0, "")
+        assert said.splitlines()[0] == "back.safetensors"
+        assert torch.equal(Style.load("back.safetensors").vectors, style.vectors)
+
+
+def test_commands_choose_free_names(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+    make_style(tiny_backbone).save("mine.safetensors")
+    for name in ("waves", "waves-2"):
+        code, said, _ = run("style", "export", "mine.safetensors", "--to", "comfyui", "--json")
+        assert code == 0
+        expected = {"file": f"outputs/{name}.safetensors", "to": "comfyui", "prompt": f"embedding:{name}"}
+        assert json.loads(said) == expected
+    code, said, _ = run("style", "import", "outputs/waves.safetensors", "--backbone", tiny_backbone_folder, "--json")
+    answer = json.loads(said)
+    assert (code, answer["style"]) == (0, "outputs/waves-3.safetensors")
+    assert (answer["vectors"], answer["widths"]) == (VECTORS, [WIDTH])
+    _, said, _ = run("style", "info", answer["style"])
+    assert "imported" in said
+
+
+def test_mistakes_are_one_line(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+    path = make_style(tiny_backbone).save("mine.safetensors")
+    before = path.read_bytes()
+    save_file({"emb_params": torch.zeros(2, 1024)}, "other.safetensors")
+    for arguments, code in (
+        (["export", path, "--to", "lora"], 2),
+        (["export", path, "--to", "diffusers", "-o", path], 2),
+        (["export", path, "--to", "diffusers", "--token", "[C]"], 2),
+        (["export", path, "--to", "a1111-png", "-o", "x.safetensors"], 2),
+        (["export", path, "--to", "a1111", "-o", "nowhere/x.safetensors"], 1),
+        (["export", "other.safetensors", "--to", "a1111"], 1),
+        (["import", path, "--backbone", tiny_backbone_folder], 2),
+        (["import", "other.safetensors", "--backbone", tiny_backbone_folder], 2),
+        (["import", "other.safetensors", "--backbone", tiny_backbone_folder, "--as-reference"], 2),
+        (["import", "other.safetensors", "--backbone", tiny_backbone_folder, "-o", "other.safetensors"], 2),
+        (["import", "nowhere.pt", "--backbone", tiny_backbone_folder], 1),
+    ):
+        found, said, err = run("style", *arguments)
+        assert (found, said) == (code, ""), (arguments, err)
+        assert err.startswith("Error: ")
+        assert err.count("\n") == 1
+    assert path.read_bytes() == before
+    assert not Path("outputs").exists() or not list(Path("outputs").iterdir())

@@ -1,0 +1,453 @@
+"""Style files: what is kept, what is refused and in which words, and what fits which backbone."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from inst import Backbone, InstError, UsageError
+from inst.pictures.io import make_thumbnail
+from inst.styles.style import Style
+from tiny import WIDTH
+
+HERE, THERE = "0123456789abcdef", "fedcba9876543210"
+
+
+def random_vectors(seed: int = 0, n: int = 3, width: int = WIDTH) -> torch.Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def full_style() -> Style:
+    picture = torch.linspace(-1, 1, 3 * 40 * 60).view(3, 40, 60)
+    return Style(
+        random_vectors(),
+        HERE,
+        THERE,
+        about={
+            "name": "Wellen",
+            "backbone": "tiny",
+            "variant": "attention",
+            "steps": 200,
+            "loss": 0.1234567890123,
+            "crops": True,
+            "paintings": [{"name": "/home/ann/睡莲.jpg", "sha256": "00ff"}],
+            "captions": ["[C]", "black/white [C]"],
+        },
+        thumbnail=make_thumbnail(picture),
+        module={"layers.0.weight": torch.eye(4), "base": torch.arange(3.0), "spread": torch.tensor(0.5)},
+        module_config={"layers": 1, "dropout": 0.05, "variant": "attention"},
+    )
+
+
+# What is kept
+
+
+def test_a_style_comes_back_as_it_was(tmp_path: Path) -> None:
+    style = full_style()
+    path = style.save(tmp_path / "waves.safetensors")
+    found = Style.load(path)
+    assert torch.equal(found.vectors, style.vectors)
+    assert (found.fingerprint, found.denoiser, found.thumbnail) == (HERE, THERE, style.thumbnail)
+    assert found.about == style.about
+    assert found.about["paintings"] == [{"name": "睡莲.jpg", "sha256": "00ff"}]
+    assert found.about["captions"][1] == "black/white [C]"
+    assert found.module is not None
+    assert style.module is not None
+    assert found.module.keys() == style.module.keys()
+    assert all(torch.equal(found.module[key], style.module[key]) for key in style.module)
+    assert found.module_config == style.module_config
+    painting = found.painting()
+    assert painting is not None
+    assert painting.shape == (3, 40, 60)
+
+    smallest = Style(random_vectors(), HERE)
+    found = Style.from_bytes(smallest.to_bytes())
+    assert torch.equal(found.vectors, smallest.vectors)
+    assert (found.denoiser, found.about, found.name, found.thumbnail, found.module, found.module_config) == (
+        ("", {}, "unnamed", None, None, None)
+    )
+    assert found.painting() is None
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    path = full_style().save(tmp_path / "waves.safetensors")
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {
+            "vectors",
+            "thumbnail",
+            "module.layers.0.weight",
+            "module.base",
+            "module.spread",
+        }
+        assert torch.equal(file.get_tensor("vectors"), full_style().vectors)
+        assert file.get_tensor("thumbnail").dtype == torch.uint8
+        assert json.loads(file.metadata()["inst_style"])["about"]["steps"] == 200
+
+
+def test_the_same_style_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = full_style().to_bytes()
+    assert Style.from_bytes(data).to_bytes() == data
+    style = full_style()
+    reordered = dataclasses.replace(
+        style,
+        about=dict(reversed(style.about.items())),
+        module=dict(reversed((style.module or {}).items())),
+        module_config=dict(reversed((style.module_config or {}).items())),
+    )
+    assert reordered.to_bytes() == data
+    # Hash seeds differ from process to process, and safetensors' own do too.
+    path = tmp_path / "waves.safetensors"
+    path.write_bytes(data)
+    program = (
+        "import sys, hashlib; from inst.styles.style import Style;"
+        f"print(hashlib.sha256(Style.load({str(path)!r}).to_bytes()).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert other.stdout.strip() == hashlib.sha256(data).hexdigest()
+
+
+def test_vectors_are_a_float32_copy_that_can_be_learned_on() -> None:
+    source = torch.nn.Parameter(random_vectors().double())
+    style = Style(source, HERE)
+    with torch.no_grad():
+        source.zero_()
+    assert style.vectors.dtype == torch.float32
+    assert not style.vectors.requires_grad
+    assert torch.equal(style.vectors, random_vectors())
+    assert torch.equal(Style(random_vectors().half(), HERE).vectors, random_vectors().half().float())
+    with torch.inference_mode():
+        style = Style(random_vectors() * 2, HERE)
+    (style.vectors * torch.ones(WIDTH, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    vectors = random_vectors()
+    vectors[1, 2] = value
+    with pytest.raises(InstError, match=r"not finite: learn the style again"):
+        Style(vectors, HERE)
+    path = rewrite(tmp_path / "nan.safetensors", {"vectors": vectors})
+    refuse(path, "not finite")
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, 2, WIDTH), (0, WIDTH), (3, 0)])
+def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\[n, d\]"):
+        Style(torch.zeros(shape), HERE)
+    refuse(rewrite(tmp_path / "shape.safetensors", {"vectors": torch.zeros(shape)}), "have the shape [n, d]")
+
+
+def test_widths_of_two_text_encoders_are_kept(tmp_path: Path) -> None:
+    style = Style(random_vectors(), HERE, widths=(20, WIDTH - 20))
+    assert Style.load(style.save(tmp_path / "two.safetensors")).widths == (20, WIDTH - 20)
+    assert style.bare(thumbnail=False).widths == style.widths
+    assert Style.mix([(style, 1), (style, 2)]).widths == style.widths
+    assert style.width_text == f"20 + {WIDTH - 20}"
+    one = Style(random_vectors(), HERE)
+    assert (one.widths, one.width_text) == ((WIDTH,), str(WIDTH))
+    assert Style.from_bytes(one.to_bytes()).widths == (WIDTH,)
+    with pytest.raises(UsageError, match=rf"different widths .20 \+ {WIDTH - 20} and {WIDTH}"):
+        Style.mix([(style, 1), (one, 1)])
+
+
+def test_files_from_before_there_were_widths_are_read(tmp_path: Path) -> None:
+    path = rewrite(tmp_path / "old.safetensors", {"vectors": random_vectors()})
+    assert Style.load(path).widths == (WIDTH,)
+
+
+@pytest.mark.parametrize("widths", [(WIDTH, 1), (WIDTH + 1, -1), (WIDTH, 0), (1,)])
+def test_widths_that_do_not_split_the_vectors(widths: tuple[int, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="do not split"):
+        Style(random_vectors(), HERE, widths=widths)
+    refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=list(widths)), "do not split")
+
+
+@pytest.mark.parametrize("widths", [str(WIDTH), [str(WIDTH)], [float(WIDTH)], [None], {str(WIDTH): 1}])
+def test_widths_that_are_no_integers(widths: object, tmp_path: Path) -> None:
+    refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=widths), "is damaged")
+
+
+def test_provenance_holds_plain_values_only() -> None:
+    with pytest.raises(TypeError, match="cannot be written down"):
+        Style(random_vectors(), HERE, about={"what": object()})
+
+
+# Files that are no style
+
+
+def rewrite(path: Path, tensors: dict[str, torch.Tensor], **changes: object) -> Path:
+    """A style file put together by hand, by safetensors alone."""
+    content = {"format": 1, "fingerprint": HERE, "denoiser": "", "about": {}, "module_config": None} | changes
+    content = {key: value for key, value in content.items() if value != "left out"}
+    save_file(tensors, path, {"inst_style": json.dumps(content)})
+    return path
+
+
+def refuse(path: Path, said: str) -> None:
+    with pytest.raises(InstError) as caught:
+        Style.load(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert message.count(str(path)) == 1
+    assert "\n" not in message
+    assert said in message
+
+
+def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
+    refuse(tmp_path / "nowhere.safetensors", "no such file")
+    refuse(tmp_path / "nowhere" / "style.safetensors", "no such file")
+    refuse(tmp_path, "is a folder")
+    (tmp_path / "empty.safetensors").touch()
+    refuse(tmp_path / "empty.safetensors", "is empty (0 bytes)")
+    refuse(tmp_path / "empty.safetensors" / "inner", "cannot be read")
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "harmed"),)
+
+    path = tmp_path / "style.pt"
+    for protocol in range(2, 6):
+        path.write_bytes(pickle.dumps(Harmful(), protocol))
+        refuse(path, "is a pickle, which is never opened")
+    torch.save({"[C]": random_vectors()}, path)
+    refuse(path, "is a pickle or a zip archive")
+    path.write_bytes(pickle.dumps(Harmful(), 0))
+    refuse(path, "is no safetensors file")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif"])
+def test_a_picture_is_no_style(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"painting.{ending}"
+    Image.new("RGB", (9, 9)).save(path)
+    refuse(path, "is a picture: give a style file, which `inst learn` makes from a painting")
+
+
+@pytest.mark.parametrize("content", [b"x", b"hello, I am a text", bytes(50), b"\xff" * 50])
+def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "style.safetensors"
+    path.write_bytes(content)
+    refuse(path, "is no safetensors file")
+
+
+def test_foreign_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"emb_params": random_vectors()}, path, metadata)
+        refuse(path, "is a safetensors file, but no style of InST's")
+
+
+def test_a_foreign_model_is_not_read_into_memory(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 38], "data_offsets": [0, 1 << 40]}}).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        try:
+            file.truncate(8 + len(header) + (1 << 40))  # a terabyte, of which the disk holds a block
+        except OSError:
+            pytest.skip("no sparse files of this size here")
+    refuse(path, "no style of InST's")
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    data = full_style().to_bytes()
+    path = tmp_path / "cut.safetensors"
+    for length in [*range(1, 40), *range(40, len(data), 61), len(data) - 1]:
+        path.write_bytes(data[:length])
+        refuse(path, "is damaged" if length >= 8 else "is no safetensors file")
+    path.write_bytes(data + b"\0")
+    refuse(path, "is damaged")
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_wrong_bytes_are_read_or_refused_in_one_line(data: st.DataObject) -> None:
+    content = bytearray(full_style().to_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    noise = data.draw(st.binary(min_size=1, max_size=9))
+    content[at : at + len(noise)] = noise
+    said = ""
+    try:
+        Style.from_bytes(bytes(content), "x")
+    except InstError as error:
+        said = str(error)
+    assert said == "" or (said.startswith("x") and "\n" not in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fingerprint": 7}, "fingerprint is a int, not a str"),
+        ({"fingerprint": "left out"}, "'fingerprint' is missing"),
+        ({"about": None}, "about is a NoneType, not a dict"),
+        ({"module_config": [1]}, "module_config is a list, not a dict"),
+        ({"format": "left out"}, "'format' is missing"),
+        ({"format": "one"}, "is damaged"),
+        ({"format": 2}, "was written by a newer version of inst: update inst"),
+        ({"about": {"loss": float("nan")}}, "only finite numbers"),
+        ({"about": {"paintings": ["waves.jpg"]}}, "paintings are no list of objects"),
+        ({"about": {"paintings": 3}}, "is damaged"),
+    ],
+)
+def test_metadata_that_make_no_sense(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    refuse(rewrite(tmp_path / "wrong.safetensors", {"vectors": random_vectors()}, **changes), said)
+
+
+def test_metadata_that_are_no_json_or_nested_too_deeply(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.safetensors"
+    for text in ("", "[]", "{", "null", "[" * 100_000):
+        save_file({"vectors": random_vectors()}, path, {"inst_style": text})
+        refuse(path, "is damaged")
+    save_file({"other": random_vectors()}, path, {"inst_style": json.dumps({"format": 1, "module_config": None})})
+    refuse(path, "'vectors' is missing")
+
+
+def test_a_damaged_thumbnail_is_named() -> None:
+    style = Style(random_vectors(), HERE, about={"name": "Wellen"}, thumbnail=b"no picture")
+    with pytest.raises(InstError, match='The thumbnail of the style "Wellen" is no picture'):
+        Style.from_bytes(style.to_bytes()).painting()
+
+
+# Writing
+
+
+def test_only_a_style_file_can_be_written(tmp_path: Path) -> None:
+    painting = tmp_path / "painting.png"
+    painting.write_bytes(b"a painting")
+    with pytest.raises(UsageError, match=r"give a name that ends in \.safetensors"):
+        full_style().save(painting)
+    assert painting.read_bytes() == b"a painting"
+
+
+def test_a_full_disk_leaves_the_old_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = full_style().save(tmp_path / "waves.safetensors")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InstError, match=r"cannot be written \(No space left on device\): make room"):
+        Style(-random_vectors(), HERE).save(path)
+    assert Style.load(path).to_bytes() == full_style().to_bytes()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Which backbone
+
+
+def test_a_style_fits_the_backbone_it_was_learned_with(tiny_backbone: Backbone) -> None:
+    fingerprint, denoiser = tiny_backbone.fingerprint, tiny_backbone.denoiser_fingerprint
+    assert Style(random_vectors(), fingerprint, denoiser).check(tiny_backbone) is None
+    assert Style(random_vectors(), fingerprint).check(tiny_backbone) is None
+    assert (
+        tiny_backbone.embed_text(["[C]"], {"[C]": Style(random_vectors(), fingerprint).vectors}).tokens.isfinite().all()
+    )
+
+
+def test_another_text_space_is_refused_by_both_names(tiny_backbone: Backbone) -> None:
+    style = Style(random_vectors(), HERE, about={"name": "Wellen", "backbone": "stable-diffusion-2"})
+    with pytest.raises(UsageError) as caught:
+        style.check(tiny_backbone)
+    for part in ('"Wellen"', HERE, "stable-diffusion-2", tiny_backbone.fingerprint, tiny_backbone.name):
+        assert part in str(caught.value)
+
+
+def test_another_unet_is_warned_of(tiny_backbone: Backbone) -> None:
+    warning = Style(random_vectors(), tiny_backbone.fingerprint, THERE, {"name": "Wellen"}).check(tiny_backbone)
+    assert warning is not None
+    assert "\n" not in warning
+    for part in ('"Wellen"', THERE, tiny_backbone.denoiser_fingerprint, "may look different"):
+        assert part in warning
+
+
+def test_vectors_of_another_width_are_refused(tiny_backbone: Backbone) -> None:
+    style = Style(random_vectors(width=WIDTH + 1), tiny_backbone.fingerprint)
+    with pytest.raises(InstError, match=f"width {WIDTH + 1}, but its text space has width {WIDTH}"):
+        style.check(tiny_backbone)
+
+
+# Mixing
+
+
+def test_both_ends_of_an_interpolation_are_exact() -> None:
+    one, other = Style(random_vectors(1), HERE), Style(random_vectors(2), HERE)
+    for style in (one, other):
+        mixed = Style.mix([(one, 1.0 if style is one else 0.0), (other, 0.0 if style is one else 1.0)])
+        assert torch.equal(mixed.vectors, style.vectors)
+    assert torch.equal(Style.mix([(one, 0.3)]).vectors, one.vectors)
+
+
+def test_weights_count_by_their_proportions() -> None:
+    one, other = Style(random_vectors(1), HERE), Style(random_vectors(2), HERE)
+    mixed = Style.mix([(one, 2), (other, 1)])
+    torch.testing.assert_close(mixed.vectors, (2 * one.vectors + other.vectors) / 3)
+    assert torch.equal(mixed.vectors, Style.mix([(one, 0.5), (other, 0.25)]).vectors)
+    assert torch.equal(mixed.vectors, Style.mix([(other, 1), (one, 2)]).vectors)
+    torch.testing.assert_close(Style.mix([(one, 1), (one, 5)]).vectors, one.vectors)
+
+
+def test_a_mixture_says_what_it_is_made_of() -> None:
+    one, other = (
+        Style(
+            random_vectors(seed),
+            HERE,
+            denoiser,
+            {"name": name, "backbone": "tiny", "paintings": [{"name": f"{name}.jpg", "sha256": name}]},
+            thumbnail=name.encode(),
+        )
+        for seed, name, denoiser in ((1, "waves", HERE), (2, "lilies", THERE))
+    )
+    mixed = Style.mix([(one, 1), (other, 3)])
+    assert mixed.name == "25% waves + 75% lilies"
+    assert [painting["name"] for painting in mixed.about["paintings"]] == ["waves.jpg", "lilies.jpg"]
+    assert [part["weight"] for part in mixed.about["mixed"]] == [0.25, 0.75]
+    assert mixed.about["mixed"][0]["about"] == one.about
+    assert mixed.about["backbone"] == "tiny"
+    assert (mixed.thumbnail, mixed.module) == (b"lilies", None)
+    assert mixed.denoiser not in (HERE, THERE)
+    assert Style.mix([(one, 1), (one, 1)]).denoiser == HERE
+    assert Style.mix([(one, 1), (other, 0)]).denoiser == HERE
+    unknown = Style(random_vectors(3), HERE)
+    assert Style.mix([(unknown, 1), (one, 1)]).denoiser == HERE
+    assert Style.mix([(unknown, 1), (unknown, 1)]).denoiser == ""
+    assert Style.from_bytes(mixed.to_bytes()).about == mixed.about
+
+
+def test_a_mixture_of_different_denoisers_is_warned_of(tiny_backbone: Backbone) -> None:
+    own = tiny_backbone.denoiser_fingerprint
+    styles = [(Style(random_vectors(), tiny_backbone.fingerprint, denoiser), 1.0) for denoiser in (own, THERE)]
+    assert Style.mix(styles[:1]).check(tiny_backbone) is None
+    assert "another UNet" in (Style.mix(styles).check(tiny_backbone) or "")
+
+
+def test_styles_that_cannot_be_mixed() -> None:
+    one = Style(random_vectors(), HERE, about={"name": "waves"})
+    for other, said in (
+        (Style(random_vectors(), THERE, about={"name": "lilies"}), f"different text spaces .{HERE} and {THERE}"),
+        (Style(random_vectors(n=5), HERE, about={"name": "lilies"}), "different numbers of vectors .3 and 5"),
+        (Style(random_vectors(width=9), HERE, about={"name": "lilies"}), f"different widths .{WIDTH} and 9"),
+    ):
+        with pytest.raises(UsageError, match=f'"waves" and "lilies" have {said}'):
+            Style.mix([(one, 1), (other, 1)])
+
+
+@pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], [1e308, 1e308]])
+def test_weights_that_make_no_mixture(weights: list[float]) -> None:
+    style = Style(random_vectors(), HERE)
+    with pytest.raises(UsageError, match="make no mixture"):
+        Style.mix([(style, weight) for weight in weights])

@@ -1,0 +1,679 @@
+"""Transfer and generation against diffusers' pipelines on the same weights, worked cases, and what they promise."""
+
+import copy
+import dataclasses
+import itertools
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from inst import Backbone, InstError, UsageError
+from inst.errors import InstWarning
+from inst.pictures.io import make_thumbnail, resize
+from inst.pictures.oklab import srgb_to_oklab
+from inst.runs import complete
+from inst.sampling.content import INVERSIONS, invert_content
+from inst.sampling.masks import feather
+from inst.sampling.noise import draw_noise
+from inst.sampling.solvers import SOLVERS, SamplingStep, StopSampling
+from inst.styles.style import Style
+from inst.synthesis.from_photo import transfer
+from inst.synthesis.from_prompt import generate
+from inst.synthesis.prompts import complete_prompt, embed_prompts
+from inst.synthesis.tone import adain, channel_statistics, palette
+from tiny import WIDTH, write_tiny_backbone
+
+NATIVE = 64  # pixels of the tiny model's native side
+VECTORS = 3
+FEW = {"steps": 3}
+
+
+def picture(height: int = NATIVE, width: int = NATIVE, seed: int = 0) -> torch.Tensor:
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+
+
+def make_style(backbone: Backbone, seed: int = 0, **changes: Any) -> Style:
+    style = Style(
+        torch.randn(VECTORS, WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.5,
+        backbone.fingerprint,
+        backbone.denoiser_fingerprint,
+        {"name": f"style {seed}"},
+        make_thumbnail(picture(80, 70, seed=100 + seed)),
+    )
+    return dataclasses.replace(style, **changes)
+
+
+@pytest.fixture
+def style(tiny_backbone: Backbone) -> Style:
+    return make_style(tiny_backbone)
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_backbone(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
+
+
+# The method
+
+
+def pipeline_of(kind: Any, folder: Path) -> Any:
+    pipeline = kind.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
+    return pipeline
+
+
+def test_generating_is_that_of_diffusers(folder: Path) -> None:
+    backbone = Backbone.load(folder, "cpu", "float32")
+    style, seeds = make_style(backbone), [3, 4]
+    prompts = ["a river in the style of [C]", "[C] by a dog"]
+    found = complete(
+        generate(backbone, prompts, style, steps=5, guidance=3.0, negative_prompt="a photo", seed=seeds, solver="ddim")
+    )
+    expected = pipeline_of(StableDiffusionPipeline, folder)(
+        prompt_embeds=backbone.embed_text(prompts, {"[C]": style.vectors}).tokens,
+        negative_prompt_embeds=backbone.embed_text(["a photo"] * 2).tokens,
+        latents=draw_noise((4, 8, 8), seeds),
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        output_type="pt",
+    ).images
+    close(found, expected * 2 - 1)
+
+
+def test_transferring_plain_noise_is_that_of_diffusers(folder: Path) -> None:
+    backbone = Backbone.load(folder, "cpu", "float32")
+    style, photo = make_style(backbone), picture(NATIVE, 96)
+    settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", "tone": "none"}
+    found = complete(transfer(backbone, photo, style, strength=0.5, steps=5, inversion="none", **settings))
+    expected = pipeline_of(StableDiffusionImg2ImgPipeline, folder)(
+        image=backbone.encode(photo[None]),
+        prompt_embeds=backbone.embed_text(["[C]"], {"[C]": style.vectors}).tokens,
+        negative_prompt_embeds=backbone.embed_text(["a photo"]).tokens,
+        strength=0.5,
+        num_inference_steps=10,  # of which it takes the last 5
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="pt",
+    ).images
+    close(found, expected * 2 - 1)
+
+
+@torch.no_grad()
+def test_stochastic_inversion_worked_by_hand(tiny_backbone: Backbone, style: Style) -> None:
+    """One step from strength 0.5: the noise predicted without guidance starts it, guidance is for the step itself."""
+    photo = picture()
+    found = complete(
+        transfer(tiny_backbone, photo, style, strength=0.5, steps=1, guidance=3.0, tone="none", seed=5, solver="ddim")
+    )
+    text, empty = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors}), tiny_backbone.embed_text([""])
+    t, clean = 499, tiny_backbone.encode(photo[None])
+    alpha, sigma = tiny_backbone.alphas_cumprod[t].sqrt(), (1 - tiny_backbone.alphas_cumprod[t]).sqrt()
+    noisy = alpha * clean + sigma * draw_noise((4, 8, 8), [5])
+    start = alpha * clean + sigma * tiny_backbone.predict_noise(noisy, t, text)
+    without, with_text = (tiny_backbone.predict_noise(start, t, words) for words in (empty, text))
+    noise = without + 3.0 * (with_text - without)
+    close(found, tiny_backbone.decode((start - sigma * noise) / alpha))
+
+
+@pytest.mark.parametrize("tone", ["none", "painting"])
+@torch.no_grad()
+def test_strength_0_is_the_autoencoders_reconstruction(tiny_backbone: Backbone, style: Style, tone: str) -> None:
+    photo = picture(100, 150)
+    found = complete(transfer(tiny_backbone, photo, style, strength=0, tone=tone))
+    small = resize(photo[None], (64, 96))
+    assert torch.equal(found, tiny_backbone.decode(tiny_backbone.encode(small)))
+
+
+def test_the_steps_of_ddim_inversion_are_shown_too(tiny_backbone: Backbone, style: Style) -> None:
+    steps = {kind: list(transfer(tiny_backbone, picture(), style, inversion=kind, **FEW)) for kind in INVERSIONS}
+    assert [(step.phase, step.index, step.total) for step in steps["ddim"]] == [
+        *(("inversion", i, 3) for i in range(3)),
+        *(("sampling", i, 3) for i in range(3)),
+    ]
+    timesteps = [step.timestep for step in steps["ddim"]]
+    assert timesteps == sorted(timesteps[:3]) + sorted(timesteps[3:], reverse=True)
+    assert {step.phase for kind in ("stochastic", "none") for step in steps[kind]} == {"sampling"}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_latents_sent_in_are_gone_on_from(tiny_backbone: Backbone, style: Style, solver: str) -> None:
+    settings = {"solver": solver, "steps": 2, "tone": "none"}
+    plain = complete(generate(tiny_backbone, "[C]", style, **settings))
+    sampling = generate(tiny_backbone, "[C]", style, **settings)
+    step = next(sampling)
+    step = sampling.send(step.latents.clone())  # the same again changes nothing
+    with pytest.raises(StopIteration) as end:
+        next(sampling)
+    assert torch.equal(end.value.value, plain)
+
+    sampling, other = generate(tiny_backbone, "[C]", style, **settings), torch.ones(1, 4, 8, 8)
+    next(sampling)
+    sampling.send(other)
+    with pytest.raises(StopIteration) as end:
+        sampling.send(other)
+    assert torch.equal(end.value.value, tiny_backbone.decode(other))
+
+
+def test_sampling_stops_with_the_picture_of_the_latents_as_they_are(tiny_backbone: Backbone, style: Style) -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
+    for sampling in (
+        generate(tiny_backbone, "[C]", style),
+        transfer(tiny_backbone, picture(), style, mask=mask, tone="photo"),
+    ):
+        step = next(sampling)
+        with pytest.raises(StopIteration) as end:
+            sampling.throw(StopSampling(step.latents))
+        found = end.value.value
+        assert found.shape == (1, 3, 64, 64)
+    assert torch.equal(found[0, :, :, :32], picture()[:, :, :32])
+
+
+def test_noise_is_drawn_from_generators_as_diffusers_does(tiny_backbone: Backbone, style: Style) -> None:
+    def noise_of(**settings: Any) -> torch.Tensor:
+        [step] = generate(tiny_backbone, solver="ddim", steps=1, guidance=1, style=style, **settings)
+        return step.latents
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    for prompts, given, shape in (
+        (["[C]"], generator(5), (1, 4, 8, 8)),
+        (["[C]"] * 3, generator(5), (3, 4, 8, 8)),
+        (["[C]"] * 2, [generator(5), generator(6)], (2, 4, 8, 8)),
+        (["[C]"], [generator(5), generator(6)], (2, 4, 8, 8)),
+    ):
+        drawn = randn_tensor(shape, [generator(5), generator(6)] if isinstance(given, list) else generator(5))
+        text = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors})
+        with torch.no_grad():
+            predicted = tiny_backbone.predict_noise(drawn, 999, text)
+        abar = tiny_backbone.alphas_cumprod[999]
+        close(noise_of(prompt=prompts, seed=given), (drawn - (1 - abar).sqrt() * predicted) / abar.sqrt(), atol=1e-3)
+    one = generator(5)
+    first, second = noise_of(prompt="[C]", seed=one), noise_of(prompt="[C]", seed=one)
+    assert torch.equal(first, noise_of(prompt="[C]", seed=5))
+    assert not torch.equal(first, second)  # a generator goes on; it does not start anew
+
+
+def test_a_prompt_for_each_photo(tiny_backbone: Backbone, style: Style) -> None:
+    photos, prompts = torch.stack([picture(), picture(seed=1)]), ["a river", "a dog"]
+    found = complete(transfer(tiny_backbone, photos, style, prompt=prompts, **FEW))
+    for i in range(2):
+        close(found[i], complete(transfer(tiny_backbone, photos[i], style, prompt=prompts[i], **FEW))[0])
+    with pytest.raises(UsageError, match="2 prompts do not fit 1 photos"):
+        transfer(tiny_backbone, picture(), style, prompt=prompts)
+
+
+def test_every_choice_gives_another_picture(tiny_backbone: Backbone, style: Style) -> None:
+    found = [
+        complete(transfer(tiny_backbone, picture(), style, inversion=inversion, solver=solver, **FEW))
+        for inversion in INVERSIONS
+        for solver in SOLVERS
+    ]
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(one, other, atol=1e-4)
+    assert all(one.isfinite().all() and one.abs().max() <= 1 for one in found)
+
+
+def test_one_step_is_yielded_for_each(tiny_backbone: Backbone, style: Style) -> None:
+    steps: list[SamplingStep] = []
+    complete(transfer(tiny_backbone, picture(70, 64), style, steps=4, strength=0.8), steps.append)
+    assert [(step.index, step.total) for step in steps] == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert steps[0].timestep == 799
+    assert steps[-1].latents.shape == (1, 4, 10, 8)
+
+
+def test_a_backbone_without_picture_encoder_will_do(tiny_backbone: Backbone, style: Style) -> None:
+    bare = copy.copy(tiny_backbone)
+    bare.image_encoder = bare.feature_extractor = bare.inversion = None
+    found = complete(transfer(bare, picture(), style, **FEW))
+    assert torch.equal(found, complete(transfer(tiny_backbone, picture(), style, **FEW)))
+
+
+def test_other_precisions(tiny_backbone_folder: Path) -> None:
+    backbone = Backbone.load(tiny_backbone_folder, "cpu", "bfloat16")
+    found = complete(transfer(backbone, picture(), make_style(backbone), style_weight=1.2, **FEW))
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+
+
+# Batches and seeds
+
+
+def test_a_picture_does_not_depend_on_the_batch(tiny_backbone: Backbone, style: Style) -> None:
+    photos = torch.stack([picture(48, 80), picture(48, 80, seed=1)])
+    both = complete(transfer(tiny_backbone, photos, style, seed=[5, 9], **FEW))
+    for photo, seed, found in zip(photos, (5, 9), both, strict=True):
+        close(found, complete(transfer(tiny_backbone, photo, style, seed=seed, **FEW))[0])
+    same_seed = complete(transfer(tiny_backbone, photos, style, seed=5, **FEW))
+    close(same_seed[0], both[0])
+    assert not torch.allclose(same_seed[1], both[1], atol=1e-3)
+
+
+def test_several_seeds_of_one_photo_or_prompt(tiny_backbone: Backbone, style: Style) -> None:
+    found = complete(transfer(tiny_backbone, picture(), style, seed=range(3), **FEW))
+    assert found.shape == (3, 3, NATIVE, NATIVE)
+    close(found[2], complete(transfer(tiny_backbone, picture(), style, seed=2, **FEW))[0])
+    made = complete(generate(tiny_backbone, "[C]", style, seed=[8, 2], **FEW))
+    close(made[1], complete(generate(tiny_backbone, ["a dog, [C]", "[C]"], style, seed=2, **FEW))[1])
+
+
+def test_the_same_twice(tiny_backbone: Backbone, style: Style) -> None:
+    one, other = (complete(transfer(tiny_backbone, picture(), style, **FEW)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+# Sizes and tiles
+
+
+@pytest.mark.parametrize(
+    ("photo", "size", "expected"),
+    [
+        ((64, 64), None, (64, 64)),
+        ((200, 300), None, (64, 96)),
+        ((131, 60), None, (140, 64)),
+        ((50, 77), 50, (50, 77)),
+        ((50, 77), 17, (17, 26)),
+        ((333, 1), 16, (5328, 16)),
+        ((3, 4), 90, (90, 120)),
+    ],
+)
+def test_the_result_has_the_size_asked_for(
+    tiny_backbone: Backbone, style: Style, photo: tuple[int, int], size: int | None, expected: tuple[int, int]
+) -> None:
+    found = complete(transfer(tiny_backbone, picture(*photo), style, size=size, steps=1))
+    assert found.shape == (1, 3, *expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, (64, 64)), (40, (40, 40)), ((90, 33), (33, 90))])
+def test_the_size_of_what_is_generated(tiny_backbone: Backbone, style: Style, size: Any, expected: Any) -> None:
+    assert complete(generate(tiny_backbone, "[C]", style, size=size, steps=1)).shape == (1, 3, *expected)
+
+
+@pytest.fixture
+def seen_by_unet(tiny_backbone: Backbone) -> Any:
+    """The heights and widths of what the UNet is called with."""
+    sizes: list[tuple[int, ...]] = []
+    handle = tiny_backbone.unet.register_forward_pre_hook(lambda unet, given: sizes.append(tuple(given[0].shape[2:])))
+    yield sizes
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "expected"),
+    [
+        ((128, 64), None, {(8, 16)}),  # twice the native side: still at once
+        ((129, 64), None, {(8, 8)}),
+        ((256, 256), None, {(8, 8)}),
+        ((256, 64), 0, {(8, 32)}),
+        ((128, 128), 100, {(14, 14)}),  # 112 pixels: the next multiple of what the UNet takes
+        ((64, 64), 1000, {(8, 8)}),
+    ],
+)
+def test_large_pictures_are_denoised_in_tiles(
+    tiny_backbone: Backbone, style: Style, seen_by_unet: list[tuple[int, ...]], size: Any, tile: Any, expected: Any
+) -> None:
+    found = complete(generate(tiny_backbone, "[C]", style, size=size, tile=tile, steps=1))
+    assert found.shape == (1, 3, size[1], size[0])
+    assert set(seen_by_unet) == expected
+    seen_by_unet.clear()
+    complete(transfer(tiny_backbone, picture(size[1], size[0]), style, size=min(size), tile=tile, steps=1))
+    assert set(seen_by_unet) == expected
+
+
+# Prompts and styles
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names", "expected"),
+    [
+        (None, ["[C]"], "[C]"),
+        ("  ", ["[C]"], "[C]"),
+        ("a dog", ["[C]"], "a dog in the style of [C]"),
+        ("a dog by [C]", ["[C]"], "a dog by [C]"),
+        (None, ["[C1]", "[C2]"], "[C1] and [C2]"),
+        ("a dog", ["[C1]", "[C2]"], "a dog in the style of [C1] and [C2]"),
+        ("[C2] dog", ["[C1]", "[C2]"], "[C2] dog"),
+    ],
+)
+def test_prompts_are_completed(prompt: str | None, names: list[str], expected: str) -> None:
+    assert complete_prompt(prompt, "", dict.fromkeys(names)) == expected
+
+
+def test_what_the_negative_prompt_names_is_not_asked_for(tiny_backbone: Backbone) -> None:
+    styles = {"[C]": make_style(tiny_backbone), "[bad]": make_style(tiny_backbone, 1)}
+    assert complete_prompt("a dog", "[bad]", styles) == "a dog in the style of [C]"
+    found = complete(transfer(tiny_backbone, picture(), styles, negative_prompt="[bad]", **FEW))
+    other = complete(transfer(tiny_backbone, picture(), styles["[C]"], negative_prompt="bad", **FEW))
+    assert not torch.allclose(found, other, atol=1e-3)
+
+
+def test_a_prompt_without_placeholder_is_completed_for_a_photo(tiny_backbone: Backbone, style: Style) -> None:
+    found, expected = (
+        complete(transfer(tiny_backbone, picture(), style, prompt=prompt, **FEW))
+        for prompt in ("a dog", "a dog in the style of [C]")
+    )
+    assert torch.equal(found, expected)
+
+
+def test_several_styles_in_one_prompt(tiny_backbone: Backbone) -> None:
+    one, other = make_style(tiny_backbone), make_style(tiny_backbone, 1)
+    found, swapped = (
+        complete(generate(tiny_backbone, "[C1] and [C2]", styles, **FEW))
+        for styles in ({"[C1]": one, "[C2]": other}, {"[C1]": other, "[C2]": one})
+    )
+    assert not torch.allclose(found, swapped, atol=1e-3)
+
+
+@torch.no_grad()
+def test_style_weights(tiny_backbone: Backbone, style: Style) -> None:
+    prompt = "a dog in the style of [C] and [C]"
+    styles = {"[C]": style}
+    words = " ".join(["painting"] * VECTORS)
+    plain = tiny_backbone.embed_text([prompt.replace("[C]", words)]).tokens
+    styled = tiny_backbone.embed_text([prompt], {"[C]": style.vectors}).tokens
+    assert torch.equal(embed_prompts(tiny_backbone, [prompt], styles).tokens, styled)
+    for weight, expected in ((0.0, plain), (0.5, (plain + styled) / 2), (2.0, 2 * styled - plain)):
+        close(embed_prompts(tiny_backbone, [prompt], styles, weight).tokens, expected)
+    assert torch.equal(
+        complete(generate(tiny_backbone, "[C]", style, style_weight=0, **FEW)),
+        complete(generate(tiny_backbone, "[C]", make_style(tiny_backbone, 1), style_weight=0, **FEW)),
+    )
+
+
+def test_another_denoiser_is_warned_of(tiny_backbone: Backbone) -> None:
+    other = make_style(tiny_backbone, denoiser="another")
+    with pytest.warns(InstWarning, match="another UNet") as caught:
+        complete(transfer(tiny_backbone, picture(), other, steps=1))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        complete(transfer(tiny_backbone, picture(), make_style(tiny_backbone), steps=1))
+
+
+# Tone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("strength", "share"), [(0.2, 0.4), (0.6, 1.0)])
+def test_the_paintings_palette_is_given_to_the_photo_before_noising(
+    tiny_backbone: Backbone, style: Style, monkeypatch: pytest.MonkeyPatch, strength: float, share: float
+) -> None:
+    noised = []
+    module = sys.modules[transfer.__module__]
+    original = invert_content
+
+    def spy(kind: str, denoise: Any, clean: torch.Tensor, *others: Any) -> torch.Tensor:
+        noised.append(clean)
+        return original(kind, denoise, clean, *others)
+
+    monkeypatch.setattr(module, "invert_content", spy)
+    complete(transfer(tiny_backbone, picture(), style, strength=strength, tone="painting", **FEW))
+    latents = tiny_backbone.encode(picture()[None])
+    painting = style.painting()
+    assert painting is not None
+    toned = adain(latents, *channel_statistics(tiny_backbone.encode(resize(painting[None], (72, 64)))))
+    close(noised[0], latents + share * (toned - latents))
+
+
+@torch.no_grad()
+def test_the_palette_of_what_is_generated(tiny_backbone: Backbone) -> None:
+    styles = {"[C1]": make_style(tiny_backbone), "[C2]": make_style(tiny_backbone, 1)}
+    steps: list[SamplingStep] = []
+    found = complete(generate(tiny_backbone, "[C1] [C2]", styles, tone="painting", **FEW), steps.append)
+    means, stds = zip(*(palette(tiny_backbone, [style.painting()]) for style in styles.values()), strict=True)
+    expected = adain(steps[-1].latents, sum(means) / 2, sum(stds) / 2)
+    close(found, tiny_backbone.decode(expected))
+
+
+def test_the_photos_colours_are_kept(tiny_backbone: Backbone, style: Style) -> None:
+    grey = picture().mean(dim=0, keepdim=True).expand(3, -1, -1)
+    found, plain = (complete(transfer(tiny_backbone, grey, style, tone=tone, **FEW)) for tone in ("photo", "none"))
+    assert (found.amax(dim=1) - found.amin(dim=1)).max() < 2e-3
+    close(srgb_to_oklab(found)[:, 0], srgb_to_oklab(plain)[:, 0], atol=2e-3)
+
+
+def test_a_style_without_painting_is_warned_of(tiny_backbone: Backbone) -> None:
+    bare = make_style(tiny_backbone, thumbnail=None)
+    with pytest.warns(InstWarning, match="carries no picture of its painting"):
+        found = complete(transfer(tiny_backbone, picture(), bare, tone="painting", **FEW))
+    assert torch.equal(found, complete(transfer(tiny_backbone, picture(), bare, tone="none", **FEW)))
+
+
+# Masks
+
+
+def test_outside_of_the_mask_the_photo_stays(tiny_backbone: Backbone, style: Style) -> None:
+    photo = picture(64, 96)
+    mask = torch.zeros(64, 96)
+    mask[:, 40:] = 1
+    for size in (None, 80):
+        out = resize(photo[None], (size or 64, round(96 * (size or 64) / 64)))
+        edge = round(40 * out.shape[3] / 96)
+        found = complete(transfer(tiny_backbone, photo, style, mask=mask, size=size, strength=0.8, **FEW))
+        assert torch.equal(found[..., : edge - 2], out[..., : edge - 2])
+        changed = (found - out).abs().amax(dim=(0, 1, 2))
+        assert changed[edge + 8 :].min() > 0.01
+        assert changed[edge] < changed.max()  # the edge is soft
+
+
+def test_a_mask_of_ones_is_no_mask(tiny_backbone: Backbone, style: Style) -> None:
+    one, other = (
+        complete(transfer(tiny_backbone, picture(), style, mask=mask, **FEW)) for mask in (None, torch.ones(64, 64))
+    )
+    close(one, other)
+
+
+@torch.no_grad()
+def test_latents_outside_of_the_mask_end_at_the_photos(tiny_backbone: Backbone, style: Style) -> None:
+    """Blended latent diffusion: at every step they are the photo's, at that step's noise level."""
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
+    for settings in ({"solver": "ddim"}, {"solver": "dpm++"}, {"inversion": "ddim"}):
+        steps: list[SamplingStep] = []
+        complete(transfer(tiny_backbone, picture(), style, mask=mask, steps=4, **settings), steps.append)
+        clean = tiny_backbone.encode(picture()[None])
+        for step in steps[-4:]:
+            close(step.clean[..., :4], clean[..., :4])
+        close(steps[-1].latents[..., :4], clean[..., :4])
+        assert not torch.allclose(steps[-1].latents[..., 4:], clean[..., 4:], atol=1e-2)
+
+
+def test_feathering_goes_inwards() -> None:
+    mask = torch.zeros(40, 60)
+    mask[10:, 20:] = 1  # touches two of the picture's borders
+    soft = feather(mask, 4)
+    assert (soft[mask == 0] == 0).all()
+    assert (soft[18:, 28:] == 1).all()
+    row = soft[30]
+    assert (row.diff() >= 0).all()
+    assert row.diff().max() < 0.15
+    torch.testing.assert_close(feather(torch.full((9, 9), 0.3), 3), torch.full((9, 9), 0.3))
+    assert torch.equal(feather(mask, 0), mask)
+
+
+@pytest.mark.parametrize("level", [1.0, 0.4])
+def test_feathering_lets_no_narrow_region_fade(level: float) -> None:
+    for width in range(1, 24):
+        mask = torch.zeros(40, 60)
+        mask[8:32, 20 : 20 + width] = level
+        soft = feather(mask, 4)
+        assert (soft[mask == 0] == 0).all()
+        assert soft.max() == pytest.approx(level)
+        assert (soft <= mask + 1e-6).all()
+    mask[19:21] = level  # a line through it, over the whole picture
+    soft = feather(mask, 4)
+    assert soft[:, 2].max() == pytest.approx(level)
+    assert soft[:, -3].max() == pytest.approx(level)
+    assert soft[16, 31] == pytest.approx(level)
+
+
+def test_feathering_is_soft_all_around_a_round_region() -> None:
+    away = torch.cartesian_prod(*[torch.arange(-30.0, 31)] * 2).norm(dim=1).view(61, 61)
+    soft = feather((away <= 25).float(), 4)
+    assert soft[away <= 12].min() == pytest.approx(1)
+    assert soft[(away > 23.5) & (away <= 25)].max() < 0.35
+    assert max(soft.diff(dim=dim).abs().max() for dim in (0, 1)) < 0.3
+
+
+def test_a_narrow_mask_is_painted(tiny_backbone: Backbone, style: Style) -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, 28:36] = 1
+    found = complete(transfer(tiny_backbone, picture(), style, mask=mask, strength=1.0, **FEW))
+    assert (found[0] - picture())[..., 28:36].abs().max() > 0.05
+
+
+# Wrong use
+
+
+@pytest.fixture
+def idle(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    """A backbone that must not be asked to compute anything."""
+    backbone = copy.copy(tiny_backbone)
+
+    def compute(*arguments: Any) -> None:
+        pytest.fail("computed something before all arguments were checked")
+
+    for name in ("encode", "decode", "embed_text", "predict_noise"):
+        monkeypatch.setattr(backbone, name, compute, raising=False)
+    return backbone
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"strength": 1.2}, "strength of 1.2"),
+    ({"strength": -0.1}, "strength of -0.1"),
+    ({"strength": float("nan")}, "strength of nan"),
+    ({"steps": 0}, "0 sampling steps"),
+    ({"steps": 1001}, "1 to 1000"),
+    ({"guidance": -1.0}, "guidance of -1.0"),
+    ({"guidance": float("nan")}, "guidance of nan"),
+    ({"seed": -1}, "seed -1"),
+    ({"seed": []}, "No seed"),
+    ({"seed": [1, 2, 3], "photo": torch.zeros(2, 3, 64, 64)}, "3 seeds do not fit 2 pictures"),
+    ({"solver": "euler"}, r'"euler" is unknown: use one of ddim, dpm\+\+'),
+    ({"inversion": "null"}, '"null" is unknown: use one of stochastic, none, ddim'),
+    ({"tone": "sepia"}, '"sepia" is unknown: use one of none, painting, photo'),
+    ({"style_weight": -0.5}, "style weight of -0.5"),
+    ({"style_weight": float("inf")}, "style weight of inf"),
+    ({"size": 0}, "short side of 0"),
+    ({"size": 15}, "15 x 15 pixels is too small: give 16"),
+    ({"size": 20_000}, "20000 x 20000 pixels is too large"),
+    ({"tile": 8}, "Tiles of 8 pixels"),
+    ({"tile": -64}, "Tiles of -64 pixels"),
+    ({"mask": torch.ones(64, 32)}, r"\[64, 32\] does not fit a photo of \[64, 64\]"),
+    ({"mask": torch.full((64, 64), 1.5)}, "mask's values"),
+    ({"mask": torch.full((64, 64), float("nan"))}, "mask's values"),
+    ({"photo": torch.zeros(64, 64)}, r"shape \[64, 64\]"),
+    ({"photo": torch.zeros(4, 64, 64)}, r"shape \[4, 64, 64\]"),
+    ({"photo": torch.zeros(3, 64, 0)}, r"shape \[3, 64, 0\]"),
+    ({"photo": torch.full((3, 64, 64), 255.0)}, "from -1 to 1"),
+    ({"photo": torch.full((3, 64, 64), float("nan"))}, "from -1 to 1"),
+    ({"photo": torch.zeros(3, 64, 64, dtype=torch.uint8)}, "from -1 to 1"),
+    ({"prompt": "[B] and [C]"}, r"\[B\], which stands for no style \(known here: \[C\]\)"),
+    ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*". Shorten'),
+    ({"negative_prompt": "river " * 40}, "Shorten"),
+    ({"negative_prompt": "[B]"}, "stands for no style"),
+    ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
+    ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1}, r"alone names \[C\], and with a guidance of 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_wrong_arguments_are_named_before_anything_is_computed(
+    idle: Backbone, style: Style, changes: dict[str, Any], message: str
+) -> None:
+    arguments = {"photo": picture(), "style": style} | changes
+    with pytest.raises(UsageError, match=message) as caught:
+        transfer(idle, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a castle"}, r'write \[C\] in it, such as "a castle in the style of \[C\]"'),
+        ({"prompt": ""}, r'such as "a castle in the style of \[C\]"'),
+        ({"prompt": ["[C]", "a dog"]}, r'"a dog" does not say where the style goes'),
+        ({"prompt": []}, "No prompt"),
+        ({"size": (100, 8)}, "100 x 8 pixels is too small"),
+        ({"tone": "photo"}, "use one of none, painting"),
+        ({"steps": 0}, "0 sampling steps"),
+        ({"prompt": ["[C]"] * 2, "seed": [1, 2, 3]}, "3 seeds do not fit 2 pictures"),
+        ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
+        ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1.0}, "has no effect: give more guidance"),
+    ],
+)
+def test_wrong_arguments_of_generate(idle: Backbone, style: Style, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        generate(idle, **{"prompt": "[C]", "style": style} | changes)
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda style: {}, "No style is given"),
+        (lambda style: {"C": style}, '"C" is no placeholder'),
+        (lambda style: {"[C]": style, "[D]": style}, r"write \[D\] in it"),
+        (lambda style: dataclasses.replace(style, fingerprint="0" * 16), "0000000000000000"),
+    ],
+)
+def test_wrong_styles(
+    idle: Backbone, style: Style, choose: Callable[[Style], Style | Mapping[str, Style]], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        transfer(idle, picture(), choose(style), prompt="a dog, [C]")
+
+
+def test_a_damaged_painting_is_named_before_anything_is_computed(idle: Backbone, style: Style) -> None:
+    assert style.thumbnail is not None
+    with pytest.raises(InstError, match="thumbnail"):
+        transfer(idle, picture(), dataclasses.replace(style, thumbnail=style.thumbnail[:200]), tone="painting")
+
+
+# Generators
+
+
+@pytest.mark.parametrize("kind", ["transfer", "generate"])
+def test_gradients_are_off_inside_and_as_they_were_outside(tiny_backbone: Backbone, style: Style, kind: str) -> None:
+    weight = tiny_backbone.unet.conv_in.weight
+    weight.requires_grad_(True)
+    try:
+        if kind == "transfer":
+            steps = transfer(tiny_backbone, picture(), style, **FEW)
+        else:
+            steps = generate(tiny_backbone, "[C]", style, **FEW)
+        step = next(steps)
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not step.latents.requires_grad
+        result = complete(steps)
+        assert torch.is_grad_enabled()
+        assert not result.requires_grad
+        result.add_(1)  # an ordinary tensor, which callers may go on with
+        (result * torch.ones((), requires_grad=True)).sum().backward()
+    finally:
+        weight.requires_grad_(False)
+
+
+def test_stopping_early_is_harmless(tiny_backbone: Backbone, style: Style) -> None:
+    steps = transfer(tiny_backbone, picture(), style, **FEW)
+    next(steps)
+    steps.close()
+    assert torch.is_grad_enabled()
+    assert list(steps) == []

@@ -1,0 +1,40 @@
+"""The rooms of the package stand on each other: each imports from those below it only (docs/architecture.md)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import inst
+
+PACKAGE = Path(inst.__file__).parent
+FROM_THE_GROUND_UP = (
+    *("version", "errors", "arguments", "runs", "models", "demo", "files", "pictures", "backbone", "styles"),
+    *("sampling", "synthesis", "learning", "diffusers", "evaluation", "study", "cli"),
+)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of the package that a file imports anywhere, such as "backbone.model"."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "inst":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("inst."):
+            yield (node.module or "").removeprefix("inst.")
+
+
+def test_every_room_imports_from_the_rooms_below_it_only() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if room != "__init__":
+            below = FROM_THE_GROUND_UP[: FROM_THE_GROUND_UP.index(room) + 1]
+            uphill = [name for name in imports(path) if name.split(".")[0] not in below]
+            assert not uphill, f"{path.relative_to(PACKAGE)} imports {uphill} from above"
+
+
+def test_no_file_imports_one_that_imports_it_again() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        graph[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = set(imports(path))
+    while free := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+    assert not graph, f"these files import each other: {sorted(graph)}"
