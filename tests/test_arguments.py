@@ -47,7 +47,9 @@ def style(backbone: inst.Backbone) -> Style:
         *((learn, name) for name in ("steps", "seed", "batch_size", "crops", "vectors", "patience", "preview_every")),
     ],
 )
-def test_whole_numbers(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+def test_a_value_that_is_no_whole_number_is_refused_in_one_line(
+    tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object
+) -> None:
     if (wrong is None and name in ("size", "tile", "vectors")) or (wrong == [1] and name == "seed"):
         return  # which have a meaning
     with pytest.raises(UsageError, match="cannot be used: give a whole number") as caught:
@@ -64,19 +66,23 @@ def test_whole_numbers(tiny_backbone: inst.Backbone, function: Any, name: str, w
         *((learn, name) for name in ("lr", "dropout")),
     ],
 )
-def test_numbers(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+def test_a_value_that_is_no_number_is_refused(
+    tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object
+) -> None:
     with pytest.raises(UsageError, match="cannot be used: give a number"):
         function(tiny_backbone, **{name: wrong})
 
 
 @pytest.mark.parametrize("name", ["steps", "seed", "size", "tile", "strength", "guidance", "style_weight"])
-def test_numbers_that_no_computer_could_use(tiny_backbone: inst.Backbone, name: str) -> None:
+def test_a_number_of_400_digits_is_refused_as_too_large(tiny_backbone: inst.Backbone, name: str) -> None:
     with pytest.raises(UsageError, match="is too large to be used"):
         transfer(tiny_backbone, **{name: 10**400})
 
 
 @pytest.mark.parametrize("name", ["guidance", "style_weight"])
-def test_the_largest_factor_is_said(tiny_backbone: inst.Backbone, name: str) -> None:
+def test_a_factor_that_is_too_large_is_refused_with_the_largest_allowed_one(
+    tiny_backbone: inst.Backbone, name: str
+) -> None:
     with pytest.raises(UsageError, match=f"of 20000 cannot be used: .* to {LARGEST_FACTOR}"):
         transfer(tiny_backbone, **{name: 20_000})
 
@@ -90,7 +96,9 @@ def test_the_largest_factor_is_said(tiny_backbone: inst.Backbone, name: str) -> 
         (learn, "variant"),
     ],
 )
-def test_texts(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object) -> None:
+def test_a_value_that_is_no_text_is_refused(
+    tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object
+) -> None:
     with pytest.raises(UsageError):
         function(tiny_backbone, **{name: wrong})
 
@@ -98,7 +106,7 @@ def test_texts(tiny_backbone: inst.Backbone, function: Any, name: str, wrong: ob
 @pytest.mark.parametrize(
     "wrong", ["photo.png", Path("photo.png"), inst.pictures.io.Photo(torch.zeros(3, 8, 8)), 5, None]
 )
-def test_pictures_and_styles(tiny_backbone: inst.Backbone, wrong: object) -> None:
+def test_photos_styles_and_paintings_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wrong: object) -> None:
     with pytest.raises(UsageError, match="photo of the type"):
         transfer(tiny_backbone, photo=wrong)
     for given in (wrong, {"[C]": wrong}):
@@ -117,7 +125,9 @@ NOT_THESE = ["a", 5, 0.5, True, [1], {"a": 1}, Path("a"), b"a", object(), np.one
 
 
 @pytest.mark.parametrize("wrong", NOT_THESE)
-def test_backbones_masks_controls_and_states(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+def test_backbones_masks_controls_runs_and_states_of_a_wrong_type_are_refused(
+    tiny_backbone: inst.Backbone, wrong: Any
+) -> None:
     control = Control(tiny_controlnet(tiny_backbone.unet), torch.zeros(3, 64, 64))
     for said, call in (
         ("A backbone", lambda: inst.transfer(wrong, torch.zeros(3, 64, 64), style(tiny_backbone))),
@@ -144,7 +154,7 @@ def test_backbones_masks_controls_and_states(tiny_backbone: inst.Backbone, wrong
 
 
 @pytest.mark.parametrize("wrong", [5, None, ["a"], b"a", torch.zeros(2)])
-def test_names_of_files(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+def test_file_names_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wrong: Any) -> None:
     for call in (
         lambda: inst.read_photo(wrong),
         lambda: inst.pictures.io.read_picture(wrong),
@@ -161,13 +171,13 @@ def test_names_of_files(tiny_backbone: inst.Backbone, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [1.5, ["cpu"], torch.zeros(2, 2), Path("cpu")])
-def test_devices_and_precisions(wrong: Any) -> None:
+def test_devices_and_precisions_of_a_wrong_type_are_refused(wrong: Any) -> None:
     for given in ({"device": wrong}, {"dtype": wrong}):
         with pytest.raises(UsageError, match=r"of the type .* cannot be used: give"):
             inst.Backbone.load(**given)
 
 
-def test_mixtures_are_of_pairs(tiny_backbone: inst.Backbone) -> None:
+def test_a_mixture_that_is_no_list_of_style_and_weight_pairs_is_refused(tiny_backbone: inst.Backbone) -> None:
     one = style(tiny_backbone)
     wrong: Any
     for wrong in (one, "ab", {one: 1}, [one, one], [(one,)], [(one, 1, 2)], ["ab"], [5]):
@@ -176,21 +186,21 @@ def test_mixtures_are_of_pairs(tiny_backbone: inst.Backbone) -> None:
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 2), [1, 2], object(), b"a"])
-def test_what_else_learning_is_told(tiny_backbone: inst.Backbone, wrong: Any) -> None:
+def test_other_learning_settings_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wrong: Any) -> None:
     for name in ("layers", "vectors", "pretrained", "name", "variant"):
         with pytest.raises(UsageError, match=f"^The {name} .* cannot be used: give") as caught:
             learn(tiny_backbone, **{name: wrong})
         assert "\n" not in str(caught.value)
 
 
-def test_masks_and_placeholders_of_another_kind(tiny_backbone: inst.Backbone) -> None:
+def test_complex_masks_and_placeholders_that_are_no_text_are_refused(tiny_backbone: inst.Backbone) -> None:
     with pytest.raises(UsageError, match="mask's values cannot be used"):
         transfer(tiny_backbone, mask=torch.zeros(64, 64, dtype=torch.complex64))
     with pytest.raises(UsageError, match='"1" is no placeholder'):
         transfer(tiny_backbone, style={1: style(tiny_backbone)})
 
 
-def test_sizes_weights_and_scales(tiny_backbone: inst.Backbone) -> None:
+def test_sizes_weights_and_control_scales_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone) -> None:
     for size in ((64,), (64, "a"), (64, 64.0), (64, 64, 64), "64x64", {64}):
         with pytest.raises(UsageError, match=r"The size .* cannot be used: give a whole number"):
             generate(tiny_backbone, size=size)
@@ -201,7 +211,7 @@ def test_sizes_weights_and_scales(tiny_backbone: inst.Backbone) -> None:
         generate(tiny_backbone, control=control)
 
 
-def test_numbers_of_other_libraries_are_numbers(tiny_backbone: inst.Backbone) -> None:
+def test_numpy_numbers_and_fractions_are_accepted_as_numbers(tiny_backbone: inst.Backbone) -> None:
     plain = inst.complete(transfer(tiny_backbone, steps=1, seed=3, strength=0.5, size=64))
     given = {"steps": np.int64(1), "seed": np.uint8(3), "strength": np.float32(0.5), "size": np.int32(64)}
     assert torch.equal(inst.complete(transfer(tiny_backbone, **given)), plain)

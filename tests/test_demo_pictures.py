@@ -58,11 +58,11 @@ def test_pictures_are_small_plain_and_of_the_size_said(folder: Path) -> None:
         assert 360 <= min(picture.size) <= 512, name
 
 
-def test_what_goes_into_the_wheel_stays_small() -> None:
+def test_the_demo_pictures_in_the_wheel_take_less_than_750_kb() -> None:
     assert sum(path.stat().st_size for path in demo.FOLDER.glob("*.webp")) < 750_000
 
 
-def test_the_sheet_has_eight_paintings_and_eight_photos() -> None:
+def test_the_benchmark_pictures_are_eight_paintings_and_eight_photos() -> None:
     pictures = benchmark_pictures()
     assert (len(pictures.PAINTINGS), len(pictures.PHOTOS)) == (8, 8)
     assert sorted(pictures.PAINTINGS + pictures.PHOTOS) == sorted(

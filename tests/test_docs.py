@@ -53,7 +53,7 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_can_be_typed(page: Path) -> None:
+def test_every_command_in_the_documentation_is_accepted_by_the_parser(page: Path) -> None:
     """Parsed by the command line itself: unknown or missing arguments, and values of the wrong kind, are found."""
     for words in commands(page):
         command, rest = find_command(words)
@@ -72,7 +72,7 @@ def test_options_in_running_text_exist(page: Path) -> None:
         assert not unknown, f"{page.name}: inst {shlex.join(words)}"
 
 
-def test_options_named_alone_are_some_commands() -> None:
+def test_options_named_alone_in_the_migration_page_exist() -> None:
     """Every `--option` that the page for users of the paper's code names as ours."""
 
     def options(command: Any) -> set[str]:
@@ -87,7 +87,7 @@ def test_options_named_alone_are_some_commands() -> None:
     assert named <= known
 
 
-def test_defaults_that_are_told() -> None:
+def test_defaults_quoted_in_the_migration_page_are_the_real_ones() -> None:
     page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
     ours = defaults_of("inst.synthesis.from_photo", "transfer")
     assert f"ours is {ours['guidance']:g} unless you say so" in page
@@ -97,7 +97,7 @@ def test_defaults_that_are_told() -> None:
     assert f"by default ({ours['guidance']:g} instead of 10)" in page
 
 
-def test_some_commands_are_found() -> None:
+def test_the_documentation_has_commands_for_these_tests_to_check() -> None:
     """The tests above look at something."""
     assert len(commands(ROOT / "README.md")) >= 9
     assert len(commands(ROOT / "docs" / "migrating.md")) >= 6

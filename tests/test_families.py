@@ -91,7 +91,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) 
 
 
 @torch.inference_mode()
-def test_text_is_that_of_diffusers(backbone: Backbone, pipeline: Any, family: str) -> None:
+def test_text_embeddings_are_those_of_diffusers(backbone: Backbone, pipeline: Any, family: str) -> None:
     expected = pipeline.encode_prompt(PROMPTS, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
     found, nothing = backbone.embed_text(PROMPTS), backbone.embed_text(["", ""])
     close(found.tokens, expected[0], 1e-5)
@@ -109,7 +109,7 @@ def test_text_is_that_of_diffusers(backbone: Backbone, pipeline: Any, family: st
 
 
 @torch.inference_mode()
-def test_both_tokenizers_pad_in_their_own_way(xl: Backbone) -> None:
+def test_each_tokenizer_of_xl_pads_with_its_own_token(xl: Backbone) -> None:
     first, second = xl.tokenize(["a dog"])
     length = int((first.ids[0] == xl.tokenizer.eos_token_id).nonzero()[0]) + 1
     assert torch.equal(first.ids[:, :length], second.ids[:, :length])
@@ -200,7 +200,7 @@ def test_each_tile_is_told_that_it_is_a_crop_of_the_whole(folders: dict[str, Pat
 
 
 @torch.inference_mode()
-def test_residuals_go_into_the_unet_as_those_of_a_controlnet(
+def test_controlnet_residuals_change_the_predicted_noise_as_in_diffusers(
     backbone: Backbone, pipeline: Any, family: str, photo: torch.Tensor
 ) -> None:
     noisy, t, text = draw_noise((4, 8, 12), [1, 2]), 700, backbone.embed_text(PROMPTS)
@@ -227,7 +227,7 @@ def test_residuals_go_into_the_unet_as_those_of_a_controlnet(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("negative", [None, "a photo of a river"])
-def test_generating_is_that_of_diffusers(backbone: Backbone, pipeline: Any, negative: str | None) -> None:
+def test_generated_pictures_are_those_of_diffusers(backbone: Backbone, pipeline: Any, negative: str | None) -> None:
     """Prompts in, pictures out, and not square."""
     settings: dict[str, Any] = {"steps": 4, "guidance": 3.0, "seed": [3, 4], "size": (96, 64), "solver": "ddim"}
     prompts = ["a painting of a {} in the style of a river", "the {} by the mountain"]
@@ -247,7 +247,7 @@ def test_generating_is_that_of_diffusers(backbone: Backbone, pipeline: Any, nega
 
 
 @torch.inference_mode()
-def test_transferring_is_stochastic_inversion_and_then_diffusers(
+def test_a_transfer_is_stochastic_inversion_followed_by_diffusers(
     backbone: Backbone, pipeline: Any, family: str, photo: torch.Tensor
 ) -> None:
     """The noise that the model sees in the noised photo, by diffusers alone; its pipeline goes on from there."""
@@ -282,7 +282,9 @@ def test_transferring_is_stochastic_inversion_and_then_diffusers(
 
 
 @pytest.mark.parametrize("inversion", ["stochastic", "ddim"])
-def test_learn_transfer_and_generate(backbone: Backbone, photo: torch.Tensor, inversion: str) -> None:
+def test_learning_transfer_and_generation_work_for_every_family(
+    backbone: Backbone, photo: torch.Tensor, inversion: str
+) -> None:
     painting = Photo(photo[0], None, "painting.png", "0" * 64)
     learning = learn(
         backbone, [painting], steps=3, variant="direct", vectors=2, crops=2, validate_every=1, preview_every=3, lr=1e-3
@@ -312,7 +314,7 @@ def test_learn_transfer_and_generate(backbone: Backbone, photo: torch.Tensor, in
 
 
 @pytest.mark.filterwarnings("error::inst.InstWarning")
-def test_with_an_image_encoder_from_elsewhere_a_style_is_learned_by_looking(
+def test_with_a_given_image_encoder_the_attention_variant_is_learned(
     folder: Path, tiny_backbone_folder: Path, photo: torch.Tensor
 ) -> None:
     backbone = Backbone.load(folder, "cpu", "float32", image_encoder=tiny_backbone_folder)
@@ -323,7 +325,7 @@ def test_with_an_image_encoder_from_elsewhere_a_style_is_learned_by_looking(
     assert style.vectors.shape == (8, backbone.text_width)
 
 
-def test_a_fresh_word_speaks_as_loud_as_the_words_of_each_encoder(backbone: Backbone) -> None:
+def test_a_fresh_word_has_the_median_norm_of_the_words_of_each_encoder(backbone: Backbone) -> None:
     vectors = fresh_inversion(backbone, "direct", vectors=3)(torch.zeros(1, 0), torch.zeros(1, 0, 0))[0]
     assert vectors.shape == (3, sum(backbone.text_widths))
     parts = zip(
@@ -347,7 +349,7 @@ def test_the_coarse_word_has_the_rows_of_both_encoders(xl: Backbone) -> None:
     assert other.norm() > 2 * one.norm()
 
 
-def test_what_a_backbone_says_of_itself(backbone: Backbone, family: str) -> None:
+def test_a_backbone_reports_its_widths_sizes_and_name_and_is_frozen(backbone: Backbone, family: str) -> None:
     assert backbone.text_widths == ((WIDTH, WIDTH_2) if family == "sdxl" else (WIDTH,))
     assert backbone.text_width == sum(backbone.text_widths)
     assert backbone.token_table.shape == (len(backbone.tokenizer), backbone.text_width)
@@ -358,7 +360,7 @@ def test_what_a_backbone_says_of_itself(backbone: Backbone, family: str) -> None
         assert not any(weight.requires_grad for weight in part.parameters())
 
 
-def test_the_text_space_of_two_encoders_is_that_of_both(folders: dict[str, Path], xl: Backbone) -> None:
+def test_the_fingerprint_of_xl_covers_both_text_encoders_in_order(folders: dict[str, Path], xl: Backbone) -> None:
     weights = [load_file(folders["sdxl"] / name / "model.safetensors") for name in ("text_encoder", "text_encoder_2")]
     tables = [next(one[key] for key in one if key.endswith("token_embedding.weight")) for one in weights]
     assert xl.fingerprint == fingerprint_of(*tables) == fingerprint_of(*(table.float() for table in tables))
@@ -371,7 +373,7 @@ def test_captions_are_projected_by_the_encoder_that_has_a_projection(xl: Backbon
     close(xl.embed_caption(PROMPTS), xl.text_encoders[1](tokens).text_embeds)
 
 
-def test_an_empty_prompt_is_zeros_whatever_overflows(folders: dict[str, Path]) -> None:
+def test_an_empty_prompt_of_xl_is_zeros_even_if_the_encoder_overflows(folders: dict[str, Path]) -> None:
     half = Backbone.load(folders["sdxl"], "cpu", "float16")
     half.text_encoder_2.text_model.embeddings.position_embedding.weight.fill_(torch.inf)
     text = half.embed_text(["a dog", ""])
@@ -382,7 +384,7 @@ def test_an_empty_prompt_is_zeros_whatever_overflows(folders: dict[str, Path]) -
 
 
 @torch.inference_mode()
-def test_an_empty_prompt_is_encoded_where_the_model_has_not_learned_zeros(
+def test_an_empty_prompt_of_xl_is_encoded_if_the_model_does_not_force_zeros(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = copy(folders["sdxl"], tmp_path)
@@ -470,7 +472,7 @@ def one_encoder(folder: Path) -> None:
         (one_encoder, "one text encoder (addition_embed_type: text_time)"),
     ],
 )
-def test_broken_folders_of_xl(
+def test_a_broken_folder_of_xl_is_refused_in_one_line_with_the_reason(
     folders: dict[str, Path], tmp_path: Path, change: Callable[[Path], None], naming: str
 ) -> None:
     folder = copy(folders["sdxl"], tmp_path)

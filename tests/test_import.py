@@ -15,12 +15,12 @@ def loaded_after(program: str) -> list[str]:
     return run.stdout.splitlines()[-1].split()[1:]
 
 
-def test_import_is_light() -> None:
+def test_importing_inst_imports_no_heavy_library() -> None:
     assert loaded_after("import inst; inst.InstError; inst.__version__; dir(inst)") == []
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["doctor", "--help"], ["no-such-command"]])
-def test_help_is_light(arguments: list[str]) -> None:
+def test_help_version_and_wrong_commands_import_no_heavy_library(arguments: list[str]) -> None:
     program = f"""
 import inst.cli
 sys.argv = ["inst", *{arguments}]
@@ -45,7 +45,7 @@ def test_every_public_name_exists() -> None:
         _ = inst.Backbones  # type: ignore[attr-defined]
 
 
-def test_the_package_is_typed() -> None:
+def test_the_package_ships_a_py_typed_file() -> None:
     from importlib.resources import files
 
     assert (files("inst") / "py.typed").is_file()

@@ -22,7 +22,7 @@ def imports(path: Path) -> Iterator[str]:
             yield (node.module or "").removeprefix("inst.")
 
 
-def test_every_room_imports_from_the_rooms_below_it_only() -> None:
+def test_every_part_of_the_package_imports_only_from_the_parts_below_it() -> None:
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).with_suffix("").parts[0]
         if room != "__init__":
@@ -31,7 +31,7 @@ def test_every_room_imports_from_the_rooms_below_it_only() -> None:
             assert not uphill, f"{path.relative_to(PACKAGE)} imports {uphill} from above"
 
 
-def test_no_file_imports_one_that_imports_it_again() -> None:
+def test_no_files_import_each_other_in_a_circle() -> None:
     graph: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*.py"):
         graph[".".join(path.relative_to(PACKAGE).with_suffix("").parts)] = set(imports(path))

@@ -40,24 +40,31 @@ def checked(name: str, value: Any, kind: str) -> Any:
                 value.encode()
             return convert(value)
         except OverflowError:
-            raise UsageError(f"The {name} is too large to be used: give a smaller number.") from None
+            raise UsageError(f"The {name} is too large to be used", "give a smaller number") from None
         except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-            raise UsageError(f"The {name} {value!a:.60} holds halves of characters: write it again.") from None
+            raise UsageError(f"The {name} {value!a:.60} holds halves of characters", "write it again") from None
     found = repr(value).split("\n")[0]
     found = found if len(found) <= 60 else f"{found[:57]}..."
-    raise UsageError(f"The {name} {found} cannot be used: give {wanted}.")
+    raise UsageError(f"The {name} {found} cannot be used", f"give {wanted}")
 
 
 def check_type(what: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> None:
     """Raise UsageError, which says `what` cannot be used and the `remedy`, unless an argument is of this type."""
     if not isinstance(value, kind):
-        raise UsageError(f"{what} of the type {type(value).__name__} cannot be used: {remedy}.")
+        raise UsageError(f"{what} of the type {type(value).__name__} cannot be used", remedy)
+
+
+def check_at_least(least: int, **numbers: int) -> None:
+    """Raise UsageError for the first of the numbers, each by what it counts, that is less than `least`."""
+    for what, number in numbers.items():
+        if number < least:
+            raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
     """Raise UsageError, which says `what` is unknown, unless `name` is one of the `known` names."""
     if checked(what, name, "str") not in (choices := list(known)):
-        raise UsageError(f'The {what} "{name}" is unknown: use one of {", ".join(choices)}.')
+        raise UsageError(f'The {what} "{name}" is unknown', f"use one of {', '.join(choices)}")
 
 
 def check_path(what: str, value: Any) -> None:

@@ -9,18 +9,18 @@ from inst.backbone.devices import DTYPES, autoencoder_dtype, be_gentle, choose_d
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
 
-def test_a_device_by_name() -> None:
+def test_a_device_can_be_given_by_name_or_as_an_object() -> None:
     assert choose_device("cpu") == choose_device(CPU) == CPU
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "gpu"])
-def test_a_device_that_is_not_there(name: str) -> None:
+def test_a_device_that_is_not_available_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f'"{name}" cannot be used.*try "cpu"') as caught:
         choose_device(name)
     assert "\n" not in str(caught.value)
 
 
-def test_the_best_device_at_hand() -> None:
+def test_the_default_device_is_the_best_available_one() -> None:
     expected = CUDA if torch.cuda.is_available() else MPS if torch.backends.mps.is_available() else CPU
     assert choose_device() == expected
 
@@ -42,12 +42,12 @@ def test_the_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="Linux tells what the processor has")
-def test_the_precision_follows_the_processor() -> None:
+def test_bfloat16_is_chosen_on_the_cpu_only_if_the_processor_has_it() -> None:
     has = "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
     assert choose_dtype(CPU) == (torch.bfloat16 if has else torch.float32)
 
 
-def test_a_precision_by_name_or_type() -> None:
+def test_a_precision_is_taken_by_name_or_type_and_others_are_refused() -> None:
     for name, dtype in DTYPES.items():
         assert choose_dtype(CPU, name) == choose_dtype(CPU, dtype) == dtype
     for wrong in ("fp8", "int8", torch.int8, torch.float64):
@@ -63,7 +63,7 @@ def test_the_autoencoder_never_runs_in_float16() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_attention_and_convolution_learn_the_same_bits_every_time(dtype: torch.dtype) -> None:
+def test_attention_and_convolution_give_the_same_gradient_bits_every_time(dtype: torch.dtype) -> None:
     """Of a size at which the kernels that are in no fixed order do differ from run to run."""
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -85,7 +85,9 @@ def test_attention_and_convolution_learn_the_same_bits_every_time(dtype: torch.d
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_only_what_has_no_deterministic_kernel_makes_it_gentle_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_deterministic_kernel_relaxes_determinism_once_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
     assert not be_gentle(CUDA, RuntimeError("CUDA out of memory"))
     missing = RuntimeError("some_kernel does not have a deterministic implementation, but you set ...")
@@ -95,7 +97,7 @@ def test_only_what_has_no_deterministic_kernel_makes_it_gentle_and_once(monkeypa
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_an_operation_without_a_deterministic_kernel_runs_once_it_is_gentle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_without_a_deterministic_kernel_runs_after_relaxing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
 
     def learn() -> None:

@@ -36,7 +36,7 @@ def picture(seed: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 16, generator=generator), torch.randn(batch, 9, 24, generator=generator)
 
 
-def test_two_paintings_have_two_words() -> None:
+def test_different_paintings_get_different_pseudo_words() -> None:
     module = make().eval()
     one, other = module(*picture(1)), module(*picture(2))
     assert one.shape == (1, 3, 32)
@@ -62,7 +62,7 @@ def test_query_and_key_weights_receive_gradient() -> None:
             assert projection.weight.grad.abs().max() > 0
 
 
-def test_over_one_pooled_token_query_and_key_weights_receive_none() -> None:
+def test_in_the_pooled_variant_query_and_key_weights_receive_no_gradient() -> None:
     """What the variant "pooled" is kept for: to show what the paper's text costs. The values do learn."""
     torch.manual_seed(0)
     module = build_inversion(replace(CONFIG, variant="pooled"))
@@ -78,7 +78,7 @@ def test_over_one_pooled_token_query_and_key_weights_receive_none() -> None:
         assert layer.to_v.weight.grad.abs().max() > 1e-3
 
 
-def test_pooled_sees_the_pooled_embedding_only() -> None:
+def test_the_pooled_variant_uses_only_the_pooled_embedding() -> None:
     torch.manual_seed(0)
     module = build_inversion(replace(CONFIG, variant="pooled")).eval()
     (pooled, tokens), (other_pooled, other_tokens) = picture(1), picture(2)
@@ -86,7 +86,7 @@ def test_pooled_sees_the_pooled_embedding_only() -> None:
     assert (module(pooled, tokens) - module(other_pooled, tokens)).abs().max() > 1e-3
 
 
-def test_direct_is_free_vectors_that_see_no_picture() -> None:
+def test_the_direct_variant_is_free_vectors_that_use_no_picture() -> None:
     module = build_inversion(InversionConfig(0, 0, 32, vectors=3, layers=0, variant="direct"))
     assert isinstance(module, DirectInversion)
     assert [parameter.shape for parameter in module.parameters()] == [(3, 32)]
@@ -145,7 +145,7 @@ def test_a_coarse_word_of_several_tokens_is_their_mean(
     torch.testing.assert_close(coarse_word(tiny_backbone), (table[3] + table[8]) / 2)
 
 
-def test_attention_by_hand() -> None:
+def test_cross_attention_equals_its_formula_written_out_by_hand() -> None:
     """One layer against the formula of eq. 3, written out with loops."""
     torch.manual_seed(0)
     layer = CrossAttentionLayer(8, 6, heads=2, dropout=0.0).eval()
@@ -162,7 +162,7 @@ def test_attention_by_hand() -> None:
     torch.testing.assert_close(layer(v, tokens)[0], expected)
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_module_is_the_same_when_loaded_again(tmp_path: Path) -> None:
     module = make()
     module.start_at(torch.randn(32), torch.randn(50, 32))
     module.save_pretrained(tmp_path)
@@ -172,7 +172,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(again(*picture(1)), module.eval()(*picture(1)))
 
 
-def test_a_full_disk_leaves_the_module_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_saved_module_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make()
     module.save_pretrained(tmp_path)
 
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_module_that_was_there(tmp_path: Path, monkeypatc
     assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
 
 
-def test_a_configuration_from_before_there_were_variants_is_attention(tmp_path: Path) -> None:
+def test_a_configuration_without_a_variant_is_read_as_attention(tmp_path: Path) -> None:
     module = make()
     module.save_pretrained(tmp_path)
     entries = json.loads((tmp_path / "config.json").read_text())
@@ -211,7 +211,7 @@ def test_one_spread_for_all_entries_can_be_read(tmp_path: Path) -> None:
     assert torch.equal(again(*picture(1)), module.eval()(*picture(1)))
 
 
-def test_two_parts_start_each_at_its_own_tables_norm() -> None:
+def test_each_text_encoder_part_starts_at_the_norm_of_its_own_table() -> None:
     module, table = make(), torch.cat([torch.randn(50, 12), 7 * torch.randn(50, 20)], dim=1)
     word = table[3]
     module.start_at(word, table, [12, 20])
@@ -248,13 +248,13 @@ def test_every_variant_is_saved_and_loaded(tmp_path: Path, variant: str) -> None
         ({"heads": 7}, "7 heads"),
     ],
 )
-def test_sizes_that_no_module_has_are_refused(change: dict[str, object], said: str) -> None:
+def test_invalid_module_settings_are_refused_with_the_reason(change: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         replace(CONFIG, **change)
 
 
 @pytest.mark.parametrize("damage", ["no weights", "cut weights", "other width", "missing key", "no json"])
-def test_a_broken_folder_is_one_line(tmp_path: Path, damage: str) -> None:
+def test_a_broken_module_folder_is_refused_in_one_line_with_its_path(tmp_path: Path, damage: str) -> None:
     make().save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     if damage == "no weights":

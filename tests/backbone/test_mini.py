@@ -23,7 +23,7 @@ def mini() -> Backbone:
     return Backbone.load("mini", "cpu", "float32")
 
 
-def test_every_part_is_there(mini: Backbone) -> None:
+def test_mini_has_every_part_with_finite_weights(mini: Backbone) -> None:
     assert mini.image_encoder is not None
     assert mini.feature_extractor is not None
     assert mini.inversion is not None
@@ -33,7 +33,7 @@ def test_every_part_is_there(mini: Backbone) -> None:
         assert all(weight.isfinite().all() for weight in part.parameters())
 
 
-def test_size_and_files() -> None:
+def test_mini_fits_into_the_wheel_and_holds_only_readable_files_without_pickles() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= LIMIT
     assert {path.suffix for path in files} <= {".json", ".txt", ".md", ".safetensors"}
@@ -46,7 +46,7 @@ def test_the_figures_are_those_of_the_shipped_weights() -> None:
     assert figures["weights"] == weights_digest(FOLDER)
 
 
-def test_the_card_quotes_the_figures() -> None:
+def test_the_model_card_quotes_the_measured_figures() -> None:
     card = (FOLDER / "MODEL_CARD.md").read_text()
     assert not re.search(r"@\w*@|@[A-Z]{2}", card), "a placeholder is left"  # R@5 is none
     figures = json.loads((FOLDER / "figures.json").read_text())
@@ -79,7 +79,7 @@ def test_configurations_say_float32() -> None:
     assert index["text_encoder"] == ["transformers", "CLIPTextModel"]
 
 
-def test_pictures_survive_the_autoencoder(mini: Backbone) -> None:
+def test_the_autoencoder_reproduces_a_smooth_picture_with_psnr_above_25_db(mini: Backbone) -> None:
     x, y = torch.meshgrid(torch.linspace(-1, 1, 256), torch.linspace(-1, 1, 256), indexing="xy")
     picture = torch.stack([x, y, (3 * x * y).sin()])[None] * 0.8
     latents = mini.encode(picture)
@@ -96,14 +96,14 @@ def test_latents_have_about_unit_variance(mini: Backbone) -> None:
     assert 0.4 < mini.encode(pictures).std() < 2.5
 
 
-def test_words_have_meanings_of_their_own(mini: Backbone) -> None:
+def test_different_captions_have_clearly_different_embeddings(mini: Backbone) -> None:
     captions = ["a dog", "a church", "a mountain landscape", "a bouquet of flowers"]
     embedded = torch.nn.functional.normalize(mini.embed_caption(captions), dim=-1)
     similar = embedded @ embedded.T
     assert (similar - torch.eye(4)).max() < 0.9
 
 
-def test_an_instant_style_changes_the_prediction(mini: Backbone) -> None:
+def test_two_instant_styles_give_different_noise_predictions(mini: Backbone) -> None:
     assert mini.inversion is not None
     pictures = torch.stack([torch.full((3, 256, 256), -0.5), torch.rand(3, 256, 256) * 2 - 1])
     words = mini.inversion(*mini.embed_picture(pictures))
@@ -115,7 +115,7 @@ def test_an_instant_style_changes_the_prediction(mini: Backbone) -> None:
     assert (one - other).abs().max() > 1e-3
 
 
-def test_diffusers_loads_it_and_generates() -> None:
+def test_diffusers_loads_mini_and_generates_a_picture() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.unet.dtype == pipeline.vae.dtype == pipeline.text_encoder.dtype == torch.float32
@@ -128,12 +128,12 @@ def test_diffusers_loads_it_and_generates() -> None:
     assert picture.std() > 0.1
 
 
-def test_the_default_size_of_diffusers_is_its_native_one() -> None:
+def test_the_default_size_in_diffusers_is_the_native_size_of_mini() -> None:
     unet = json.loads((FOLDER / "unet" / "config.json").read_text())
     assert unet["sample_size"] == 32
 
 
-def test_loading_reads_nothing_outside_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_loading_mini_opens_no_connection_and_writes_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import socket
 
     def no_network(*arguments: object) -> None:

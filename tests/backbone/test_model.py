@@ -55,7 +55,7 @@ def test_encode_and_decode_are_those_of_diffusers(tiny_backbone, pipeline, pictu
     assert decoded.shape == pictures.shape
 
 
-def test_decode_clamps(tiny_backbone, latents) -> None:
+def test_decoded_pictures_stay_between_minus_one_and_one(tiny_backbone, latents) -> None:
     assert tiny_backbone.decode(1e4 * latents).abs().max() <= 1
 
 
@@ -164,7 +164,7 @@ def test_gradients_reach_the_pseudo_word_and_no_weight(tiny_backbone, latents) -
 
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [(64, 64), (150, 99), (40, 81)])
-def test_embed_picture_sees_what_clip_sees(tiny_backbone, tiny_backbone_folder, size) -> None:
+def test_embed_picture_gives_what_clip_in_transformers_gives(tiny_backbone, tiny_backbone_folder, size) -> None:
     x, y = torch.meshgrid(torch.linspace(0, 7, size[0]), torch.linspace(0, 9, size[1]), indexing="xy")
     waves = torch.stack([x.sin(), (x + y).cos(), (x * y / 9).sin()], dim=-1)
     image = Image.fromarray(((waves + 1) * 127.5).to(torch.uint8).numpy())
@@ -187,7 +187,7 @@ def test_embed_picture_sees_what_clip_sees(tiny_backbone, tiny_backbone_folder, 
 
 
 @torch.inference_mode()
-def test_two_pictures_have_two_embeddings(tiny_backbone, pictures) -> None:
+def test_different_pictures_have_different_embeddings(tiny_backbone, pictures) -> None:
     pooled, tokens = tiny_backbone.embed_picture(pictures)
     assert (pooled[0] - pooled[1]).abs().max() > 1e-3
     assert (tokens[0] - tokens[1]).abs().max() > 1e-2
@@ -211,7 +211,7 @@ def test_bfloat16_is_close_to_float32(tiny_backbone, tiny_backbone_folder, pictu
         assert 0 < error < 0.03
 
 
-def test_wrong_calls_are_refused(tiny_backbone, pictures) -> None:
+def test_wrong_picture_sizes_placeholders_vectors_and_prompts_are_refused(tiny_backbone, pictures) -> None:
     with pytest.raises(UsageError, match=r"96 x 60 pixels.*multiples of 8"):
         tiny_backbone.encode(pictures[..., :60, :])
     with pytest.raises(UsageError, match=r"\[C2\], which stands for no style \(known here: \[C\]\)"):
@@ -250,7 +250,7 @@ def test_timesteps_outside_the_schedule_are_refused(tiny_backbone, latents) -> N
 
 
 @torch.inference_mode()
-def test_a_model_without_image_encoder_and_projection(tiny_copy, pictures, pipeline) -> None:
+def test_without_image_encoder_and_projection_text_works_and_the_rest_is_refused(tiny_copy, pictures, pipeline) -> None:
     """As Stable Diffusion 1.x comes: it works, and what it cannot do says so."""
     import shutil
 
@@ -269,7 +269,7 @@ def test_a_model_without_image_encoder_and_projection(tiny_copy, pictures, pipel
         backbone.embed_picture(pictures)
 
 
-def test_the_noise_schedule(tiny_backbone) -> None:
+def test_the_noise_schedule_is_the_scaled_linear_one_of_stable_diffusion(tiny_backbone) -> None:
     betas = [math.pow(0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999, 2) for i in range(1000)]
     expected = torch.tensor([1 - beta for beta in betas], dtype=torch.float64).cumprod(0).float()
     torch.testing.assert_close(tiny_backbone.alphas_cumprod, expected, rtol=1e-5, atol=1e-7)

@@ -63,7 +63,7 @@ def learned(backbone: Backbone, painting: Photo) -> Any:
     )
 
 
-def test_results_are_the_same(plain: Backbone, frugal: Backbone, painting: Photo) -> None:
+def test_low_memory_gives_the_same_results(plain: Backbone, frugal: Backbone, painting: Photo) -> None:
     assert (plain.low_memory, frugal.low_memory) == (False, True)
     style = learned(plain, painting)
     close(learned(frugal, painting).vectors, style.vectors)
@@ -99,7 +99,7 @@ def count_kept_bytes() -> Iterator[dict[int, int]]:
         yield kept
 
 
-def test_in_learning_activations_are_computed_again_instead_of_kept(plain: Backbone, frugal: Backbone) -> None:
+def test_low_memory_learning_recomputes_activations_instead_of_keeping_them(plain: Backbone, frugal: Backbone) -> None:
     """Although the UNet is in evaluation mode."""
     assert not frugal.unet.training
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -151,7 +151,7 @@ class Moves:
         (self.here.add if device == ACCELERATOR else self.here.discard)(name)
 
 
-def test_each_part_is_on_the_device_while_it_runs_and_alone(
+def test_each_part_is_alone_on_the_device_while_it_runs(
     folder: Path, plain: Backbone, painting: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style = learned(plain, painting)
@@ -169,7 +169,7 @@ def test_each_part_is_on_the_device_while_it_runs_and_alone(
     assert moves.here == {"vae"}
 
 
-def test_in_learning_what_the_gradient_goes_through_stays_on_the_device(
+def test_the_parts_that_the_gradient_passes_stay_on_the_device_in_learning(
     folder: Path, plain: Backbone, painting: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = Backbone.load(folder, "cpu", "float32")
@@ -187,7 +187,7 @@ def test_in_learning_what_the_gradient_goes_through_stays_on_the_device(
 
 
 @pytest.mark.parametrize("offloaded", [["image_encoder"], []])
-def test_the_image_encoder_leaves_before_anything_is_learned_or_painted(
+def test_the_image_encoder_is_off_the_device_whenever_the_unet_or_vae_runs(
     tiny_backbone: Backbone,
     tiny_backbone_folder: Path,
     painting: Photo,
@@ -222,7 +222,7 @@ def follow(function: Any, before: Any) -> Any:
     return called
 
 
-def test_weights_brought_in_inference_mode_can_be_learned_through(folder: Path) -> None:
+def test_weights_moved_in_inference_mode_can_still_be_learned_through(folder: Path) -> None:
     """On the CPU both places are one; the moves are real, though, and make new tensors of the weights."""
     backbone = Backbone.load(folder, "cpu", "float32")
     with torch.inference_mode():
@@ -258,7 +258,7 @@ def meta_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     return parts
 
 
-def test_nothing_is_computed_where_the_weights_are_not(meta_parts: Parts) -> None:
+def test_every_computation_runs_where_its_weights_are(meta_parts: Parts) -> None:
     backbone = Backbone.of(meta_parts, torch.device("meta"), torch.float32, "there and here", low_memory=True)
     parts = {"vae": backbone.vae, "unet": backbone.unet, "text": backbone.text_encoder}
 
@@ -288,7 +288,7 @@ def test_nothing_is_computed_where_the_weights_are_not(meta_parts: Parts) -> Non
     assert fresh_inversion(backbone, "direct").base.is_meta
 
 
-def test_the_image_encoder_comes_and_goes_with_the_paintings(meta_parts: Parts) -> None:
+def test_the_image_encoder_is_on_the_device_only_while_it_looks_at_paintings(meta_parts: Parts) -> None:
     backbone = Backbone.of(meta_parts, torch.device("meta"), torch.float32, "there and here")
     assert all(next(part.parameters()).is_meta for part in (backbone.vae, backbone.unet, *backbone.text_encoders))
     if backbone.image_encoder is not None:
@@ -301,7 +301,7 @@ def test_the_image_encoder_comes_and_goes_with_the_paintings(meta_parts: Parts) 
         assert not next(backbone.image_encoder.parameters()).is_meta
 
 
-def test_the_benchmark_runs(tmp_path: Path) -> None:
+def test_the_full_size_benchmark_reports_times_for_transfer_and_learning(tmp_path: Path) -> None:
     program = Path(__file__).resolve().parents[2] / "benchmarks" / "full_size.py"
     out = tmp_path / "figures.json"
     given = [sys.executable, str(program), "--tiny", "--device", "cpu", "--steps", "2", "--out", str(out)]

@@ -13,7 +13,7 @@ FIRST = {"[C]": 0, "[C2]": 2, "[monet_1]": 3}
 
 @given(st.lists(st.sampled_from([*WORDS, *LENGTHS]), max_size=POSITIONS), st.sampled_from([" ", "  ", " , "]))
 @settings(deadline=None, max_examples=60)
-def test_words_and_placeholders_in_any_order(words: list[str], space: str) -> None:
+def test_words_and_placeholders_in_any_order_get_the_right_tokens_and_slots(words: list[str], space: str) -> None:
     prompt = space.join(words)
     expected = []  # (token, slot): tokens one word at a time, as the words of a prompt do not touch in CLIP's tokenizer
     for number, word in enumerate(words):
@@ -62,7 +62,7 @@ def test_square_brackets_around_anything_else_are_text() -> None:
     assert tokenize(TOKENIZER, ["[1] a [] dog ]"], LENGTHS).ids.tolist() == expected.tolist()
 
 
-def test_a_long_prompt_names_the_words_that_do_not_fit() -> None:
+def test_a_prompt_that_is_too_long_is_refused_with_the_words_that_do_not_fit() -> None:
     fits = "a dog " * 11
     tokenize(TOKENIZER, [fits])
     with pytest.raises(UsageError, match='takes 24 of at most 22 tokens; this part does not fit: "Church river"'):

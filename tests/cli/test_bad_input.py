@@ -139,7 +139,7 @@ def test_an_unusual_picture_gives_what_the_same_picture_in_plain_rgb_gives(
 
 
 @pytest.mark.parametrize("name", ["animated.gif", "cmyk.jpg", "16-bit-colour.png", "grey.png", "palette.png"])
-def test_a_style_is_learned_from_an_unusual_picture(name: str, run: Run, common: list[object]) -> None:
+def test_an_unusual_picture_teaches_the_same_style_as_plain_rgb(name: str, run: Run, common: list[object]) -> None:
     UNUSUAL[name](Path(name)).save("plain.png")
     learned = []
     for source in (name, "plain.png"):
@@ -197,7 +197,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("place", ["photo", "style", "mask", "painting"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_picture_is_one_line(name: str, place: str, fails: Callable[..., str]) -> None:
+def test_a_broken_picture_is_refused_in_one_line_that_names_it(
+    name: str, place: str, fails: Callable[..., str]
+) -> None:
     write_broken(name)
     arguments = {
         "photo": into(TRANSFER, photo=name),
@@ -210,14 +212,14 @@ def test_a_broken_picture_is_one_line(name: str, place: str, fails: Callable[...
     assert BROKEN[name] in said
 
 
-def test_a_folder_is_no_photo_and_one_without_pictures_no_style(fails: Callable[..., str]) -> None:
+def test_a_folder_as_photo_and_a_folder_without_pictures_as_style_are_refused(fails: Callable[..., str]) -> None:
     write_broken("pictures.png")
     assert "pictures.png is a folder" in fails(1, *into(TRANSFER, photo="pictures.png"))
     assert "pictures.png holds no picture" in fails(1, *into(TRANSFER, style="pictures.png"))
     assert "pictures.png holds no picture" in fails(1, *into(LEARN, photo="pictures.png"))
 
 
-def test_one_broken_painting_of_several_is_named(fails: Callable[..., str]) -> None:
+def test_one_broken_painting_of_several_is_refused_and_named(fails: Callable[..., str]) -> None:
     write_broken("truncated.png")
     assert "truncated.png is damaged" in fails(1, "learn", "photo.png", *into(LEARN, photo="truncated.png")[1:])
 
@@ -264,7 +266,7 @@ def write_style(name: str, backbone: inst.Backbone) -> None:
         ("wide.safetensors", 1, "vectors of width 48"),
     ],
 )
-def test_a_style_that_cannot_be_used_is_one_line(
+def test_a_style_that_cannot_be_used_is_refused_in_one_line(
     name: str, code: int, message: str, fails: Callable[..., str], tiny_backbone: inst.Backbone
 ) -> None:
     write_style(name, tiny_backbone)
@@ -274,7 +276,7 @@ def test_a_style_that_cannot_be_used_is_one_line(
 
 
 @pytest.mark.parametrize("content", [b"", b"no state at all", bytes(1000)])
-def test_a_broken_state_does_not_go_on(content: bytes, fails: Callable[..., str]) -> None:
+def test_resuming_from_a_broken_state_is_refused(content: bytes, fails: Callable[..., str]) -> None:
     Path("made.state.safetensors").write_bytes(content)
     assert "made.state.safetensors" in fails(1, *into(LEARN), "--resume")
 
@@ -299,12 +301,14 @@ def test_a_broken_state_does_not_go_on(content: bytes, fails: Callable[..., str]
         (["--prompt", "a dog by [C] and [D]"], "names [D], which stands for no style"),
     ],
 )
-def test_a_wrong_value_is_one_line(arguments: list[str], message: str, fails: Callable[..., str]) -> None:
+def test_a_wrong_value_is_refused_in_one_line(arguments: list[str], message: str, fails: Callable[..., str]) -> None:
     assert message in fails(2, *into(TRANSFER), *arguments)
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--negative-prompt"])
-def test_a_prompt_that_is_too_long_names_the_words_that_do_not_fit(option: str, fails: Callable[..., str]) -> None:
+def test_a_prompt_that_is_too_long_is_refused_with_the_words_that_do_not_fit(
+    option: str, fails: Callable[..., str]
+) -> None:
     """The tiny model has 24 positions: two are the prompt's ends, and [C] takes three where it stands."""
     prompt = " ".join(["dog"] * 22 + ["river", "mountain"])
     said = fails(2, *into(TRANSFER), option, f"[C] {prompt}")
@@ -313,7 +317,9 @@ def test_a_prompt_that_is_too_long_names_the_words_that_do_not_fit(option: str, 
 
 
 @pytest.mark.parametrize(("command", "out"), [(TRANSFER, "nowhere/made.png"), (LEARN, "nowhere/made.safetensors")])
-def test_a_folder_that_does_not_exist_is_not_made(command: list[str], out: str, fails: Callable[..., str]) -> None:
+def test_an_output_folder_that_does_not_exist_is_reported_and_not_created(
+    command: list[str], out: str, fails: Callable[..., str]
+) -> None:
     assert f"{out} cannot be written: the folder nowhere does not exist" in fails(1, *command, "-o", out)
     assert not Path("nowhere").exists()
 
@@ -323,7 +329,7 @@ def test_a_folder_that_does_not_exist_is_not_made(command: list[str], out: str, 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 @pytest.mark.parametrize("command", [TRANSFER, LEARN], ids=["transfer", "learn"])
-def test_no_room_for_the_result_leaves_what_stood_there(command: list[str], common: list[object]) -> None:
+def test_no_room_for_the_result_leaves_the_old_file_as_it_was(command: list[str], common: list[object]) -> None:
     """The operating system itself stops the process at 500 bytes of a file, as it does where a quota ends."""
     import resource
 

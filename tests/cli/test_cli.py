@@ -30,7 +30,7 @@ def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_version() -> None:
+def test_the_version_option_prints_the_installed_version() -> None:
     assert run("--version").stdout == f"inst {inst.__version__}\n"
     assert version("inst") == inst.__version__
 
@@ -48,7 +48,7 @@ def test_wrong_use_exits_with_2() -> None:
         assert "Traceback" not in found.stderr
 
 
-def test_doctor_says_one_line_each(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
+def test_doctor_prints_one_line_for_each_topic(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
     found = run("doctor", "--backbone", tiny_backbone_folder, "--device", "cpu")
     assert found.returncode == 0, found.stderr
     labels = [line.split()[0] for line in found.stdout.splitlines()]
@@ -59,7 +59,7 @@ def test_doctor_says_one_line_each(tiny_backbone_folder: Path, tiny_backbone: in
     assert found.stderr == ""
 
 
-def test_doctor_in_json(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
+def test_doctor_reports_the_facts_in_json(tiny_backbone_folder: Path, tiny_backbone: inst.Backbone) -> None:
     found = run("doctor", "--backbone", tiny_backbone_folder, "--device", "cpu", "--dtype", "bfloat16", "--json")
     report = json.loads(found.stdout)
     assert report["inst"] == inst.__version__
@@ -82,7 +82,7 @@ def test_doctor_counts_both_text_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_doctor_on_a_broken_model(tiny_copy: Path, flags: list[str]) -> None:
+def test_doctor_on_a_broken_model_reports_the_reason_and_exits_with_1(tiny_copy: Path, flags: list[str]) -> None:
     (tiny_copy / "unet" / "config.json").unlink()
     found = run("doctor", "--backbone", tiny_copy, "--device", "cpu", *flags)
     assert found.returncode == 1
@@ -102,7 +102,7 @@ def test_doctor_by_default_looks_at_the_bundled_model() -> None:
     assert BUNDLED["mini"].is_dir()
 
 
-def test_doctor_can_be_quiet(tiny_backbone_folder: Path) -> None:
+def test_doctor_with_quiet_prints_nothing(tiny_backbone_folder: Path) -> None:
     found = run("doctor", "--device", "cpu", "--quiet", "--backbone", tiny_backbone_folder)
     assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
@@ -137,7 +137,7 @@ def test_every_command_that_loads_a_backbone_has_the_same_options(name: str) -> 
     "given",
     [[], ["--backbone", "--device"], ["--config"], ["--image-encoder", "--dtype"], ["--download"], list(SHARED)[:-1]],
 )
-def test_the_backbone_is_loaded_with_what_is_given_and_else_the_defaults(
+def test_the_backbone_is_loaded_with_the_given_options_and_else_the_defaults(
     given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signature = inspect.signature(inst.Backbone.load)

@@ -90,7 +90,9 @@ def test_repeat_refuses_another_controlnet_or_control_picture(
     assert (pixels("again.png") == pixels("made.png")).all()
 
 
-def test_the_photos_own_edges(run: Run, common: list[object], controlnet: Path) -> None:
+def test_without_a_control_picture_the_edges_of_the_photo_are_used(
+    run: Run, common: list[object], controlnet: Path
+) -> None:
     pytest.importorskip("cv2")
     given = ["transfer", "photo.png", "--style", "painting.png", "--steps", "1", "--json", *common]
     code, out, err = run(*given, "--controlnet", controlnet)
@@ -124,7 +126,7 @@ def test_the_photos_own_edges(run: Run, common: list[object], controlnet: Path) 
         ),
     ],
 )
-def test_wrong_use(
+def test_wrong_control_options_are_refused_in_one_line(
     run: Run, common: list[object], controlnet: Path, options: list[str], code: int, message: str
 ) -> None:
     Image.new("RGB", (64, 96)).save("high.png")
@@ -137,7 +139,7 @@ def test_wrong_use(
     assert SourceFile.of("depth.png") == before
 
 
-def test_generating_needs_a_control_picture(run: Run, common: list[object], controlnet: Path) -> None:
+def test_generating_without_a_control_picture_is_refused(run: Run, common: list[object], controlnet: Path) -> None:
     code, _, err = run("generate", "[C]", "--style", "painting.png", "--controlnet", controlnet, *common)
     assert code == 2
     assert "no photo whose edges" in err

@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_everything_there_is_exit_code_0_and_one_missing_is_1(folder: Path) -> None:
+def test_evaluate_exits_with_0_when_complete_and_with_1_when_a_picture_is_left_out(folder: Path) -> None:
     # On the CPU: elsewhere the sums of pictures of two sizes, in another order, are equal but for the last bits.
     options = ("--metrics", "colour", "--size", "32", "--replicates", "100", "--device", "cpu")
     out = folder / "new" / "out"
@@ -104,7 +104,7 @@ def test_everything_there_is_exit_code_0_and_one_missing_is_1(folder: Path) -> N
     assert json.loads((out / "figures.json").read_text())["problems"] == said["problems"]
 
 
-def test_mistakes_are_one_line(folder: Path, run: Run) -> None:
+def test_wrong_arguments_are_refused_in_one_line(folder: Path, run: Run) -> None:
     for arguments, code, message in (
         ((folder / "made",), 2, "--paintings"),
         ((folder, "--metrics", "beauty"), 2, "no metric beauty"),
@@ -131,7 +131,9 @@ def test_the_help_names_every_metric() -> None:
     assert ", ".join(NAMES) in option.help
 
 
-def test_weights_are_listed_and_come_from_a_folder(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_listed_and_missing_or_wrong_files_are_refused(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, given = tmp_path / "cache", tmp_path / "given"
     cache.mkdir()
     given.mkdir()
@@ -161,7 +163,7 @@ def test_weights_are_listed_and_come_from_a_folder(tmp_path: Path, run: Run, mon
     assert offline.stderr.count("\n") == 1
 
 
-def test_several_weights_are_had_even_where_one_is_not(
+def test_valid_weights_are_installed_even_if_another_one_fails(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, weights_file: Callable[[str], Path]
 ) -> None:
     given = tmp_path / "given"

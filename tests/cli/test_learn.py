@@ -34,7 +34,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
 
 
-def test_an_interrupt_leaves_a_style_and_resume_gives_what_never_stopping_gives(
+def test_an_interrupt_leaves_a_style_and_resume_gives_the_uninterrupted_result(
     command: list[str], tmp_path: Path
 ) -> None:
     given = [*command, "--validate-every", "20", "--patience", "1000", "--save-every", "20", "--steps", "300"]
@@ -58,7 +58,7 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_what_never_stopping_gives(
     assert not (tmp_path / "stopped.state.safetensors").exists()
 
 
-def test_a_signal_counts_only_where_it_stops_something(
+def test_an_interrupt_stops_a_step_but_not_the_preparation_or_the_saving(
     command: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,7 +100,7 @@ def test_a_signal_counts_only_where_it_stops_something(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
-def test_a_full_disk_at_a_checkpoint_is_a_warning_and_in_the_end_an_error(
+def test_a_full_disk_is_a_warning_at_a_checkpoint_and_an_error_at_the_end(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """A style is smaller than the state to go on from: there is room for both, for the style alone, or for neither."""
@@ -175,7 +175,7 @@ def test_save_every_writes_numbered_styles_that_differ(command: list[str], tmp_p
         (["--lr", "-1"], 2, "learning rate of -1"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_wrong_options_are_refused_in_one_line(
     command: list[str], tmp_path: Path, arguments: list[str], code: int, message: str
 ) -> None:
     before = (tmp_path / "painting.png").read_bytes()
@@ -186,7 +186,7 @@ def test_a_mistake_is_one_line(
     assert (tmp_path / "painting.png").read_bytes() == before
 
 
-def test_what_an_earlier_style_left_on_the_way_is_not_overwritten(command: list[str], tmp_path: Path) -> None:
+def test_numbered_styles_of_an_earlier_run_are_not_overwritten(command: list[str], tmp_path: Path) -> None:
     given = [*command, "--steps", "2", "--save-every", "1"]
     assert run(given, tmp_path).returncode == 0
     (style,) = (path for path in (tmp_path / "outputs").iterdir() if "-0000" not in path.name)

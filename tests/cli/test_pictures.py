@@ -43,7 +43,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, common: list[object]) -> None:
+def test_a_painting_can_be_the_style_and_repeat_gives_the_same_pixels(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"))
     picture(Path("painting.png"), (64, 64), 1)
     given = ["transfer", "photo.png", "--style", "painting.png", "--steps", "3", "--seed", "5", *common]
@@ -67,7 +67,7 @@ def test_a_painting_is_a_style_at_once_and_repeat_gives_the_same_bits(run: Run, 
     assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
 
 
-def test_repeat_takes_the_defaults_of_what_a_record_made_in_python_leaves_out(
+def test_repeat_uses_the_defaults_for_settings_that_a_record_leaves_out(
     run: Run, common: list[object], tiny_backbone: inst.Backbone
 ) -> None:
     picture(Path("photo.png"))
@@ -92,7 +92,7 @@ def test_repeat_takes_the_defaults_of_what_a_record_made_in_python_leaves_out(
         assert said in err
 
 
-def test_repeat_keeps_the_order_of_styles_which_the_prompt_follows(run: Run, common: list[object]) -> None:
+def test_repeat_keeps_the_order_of_the_styles(run: Run, common: list[object]) -> None:
     for seed in range(3):
         picture(Path(f"{seed}.png"), seed=seed)
     styles = ["--style", "B=1.png", "--style", "A=2.png"]
@@ -101,7 +101,7 @@ def test_repeat_keeps_the_order_of_styles_which_the_prompt_follows(run: Run, com
     assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
 
 
-def test_repeat_looks_for_a_backbone_of_the_model_hub_by_its_name(run: Run, common: list[object]) -> None:
+def test_repeat_looks_for_a_backbone_of_the_hub_by_its_name(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"))
     run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
     record = read_record("made.png")
@@ -170,7 +170,9 @@ def test_repeat_refuses_another_photo(run: Run, common: list[object]) -> None:
     assert "does not say what made it" in err
 
 
-def test_repeat_says_which_backbone_it_needs(run: Run, common: list[object], tiny_copy: Path) -> None:
+def test_repeat_names_the_backbone_it_needs_and_refuses_another(
+    run: Run, common: list[object], tiny_copy: Path
+) -> None:
     picture(Path("photo.png"))
     run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
     place = Path(str(common[1]))
@@ -190,7 +192,7 @@ def test_repeat_says_which_backbone_it_needs(run: Run, common: list[object], tin
     assert str(place.parent).encode() not in Path("made.png").read_bytes()
 
 
-def test_nothing_is_overwritten_where_no_place_is_named(run: Run, common: list[object]) -> None:
+def test_without_an_output_name_no_earlier_result_is_overwritten(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"))
     given = ["transfer", "photo.png", "--style", "photo.png", "--steps", "1", "--json", "--count", "2", *common]
     answers = [json.loads(run(*given)[1])["pictures"] for _ in range(2)]
@@ -201,7 +203,7 @@ def test_nothing_is_overwritten_where_no_place_is_named(run: Run, common: list[o
     assert (pixels(Path(names[2])) == first).all()
 
 
-def test_generate_with_two_styles(run: Run, common: list[object]) -> None:
+def test_generate_accepts_two_styles_and_repeat_gives_the_same_pixels(run: Run, common: list[object]) -> None:
     for seed in (1, 2):
         picture(Path(f"{seed}.png"), seed=seed)
     styles = ["--style", "A=1.png", "--style", "B=2.png"]
@@ -213,7 +215,7 @@ def test_generate_with_two_styles(run: Run, common: list[object]) -> None:
     assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
 
 
-def test_transparency_is_kept_or_flattened(run: Run, common: list[object]) -> None:
+def test_transparency_is_kept_in_png_and_removed_by_flatten_or_in_jpeg(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"), mode="RGBA")
     given = ["transfer", "photo.png", "--style", "photo.png", "--steps", "1", *common]
     run(*given, "-o", "kept.png")
@@ -224,7 +226,7 @@ def test_transparency_is_kept_or_flattened(run: Run, common: list[object]) -> No
     assert (pixels(Path("again.png")) == pixels(Path("flat.png"))).all()
 
 
-def test_a_mask_keeps_the_photo_outside(run: Run, common: list[object]) -> None:
+def test_outside_the_mask_the_photo_keeps_its_pixels(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"))
     mask = Image.new("L", (96, 64), 0)
     mask.paste(255, (48, 0, 96, 64))
@@ -256,7 +258,9 @@ def test_a_mask_keeps_the_photo_outside(run: Run, common: list[object]) -> None:
         (["sheet", "photo.png", "--style", "photo.png", "--strengths", "weak"], 2, '--strengths "weak"'),
     ],
 )
-def test_a_mistake_is_one_line(run: Run, common: list[object], arguments: list[str], code: int, message: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line_and_write_nothing(
+    run: Run, common: list[object], arguments: list[str], code: int, message: str
+) -> None:
     picture(Path("photo.png"))
     Path("broken.safetensors").write_bytes(b"nothing")
     Path("empty").mkdir()
@@ -280,7 +284,9 @@ def test_a_style_of_another_text_space_is_refused(run: Run, common: list[object]
     assert "another" in err
 
 
-def test_styles_are_described_and_mixed(run: Run, common: list[object], tiny_backbone: inst.Backbone) -> None:
+def test_style_mix_weighs_the_vectors_and_style_info_gives_the_facts(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
     for seed in (1, 2):
         picture(Path(f"{seed}.png"), seed=seed)
         inst.instant_style(tiny_backbone, [inst.read_photo(f"{seed}.png")]).save(f"{seed}.safetensors")
@@ -346,7 +352,7 @@ def test_a_sheet_has_a_picture_for_every_strength_and_guidance(
         assert all((cell(row, 2) != other).any() for other in (rebuilt, cell((row + 1) % 3, 2)))
 
 
-def test_a_sheet_says_what_cannot_be_used_before_it_makes_a_picture(
+def test_a_sheet_refuses_a_wrong_strength_before_it_makes_a_picture(
     run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture(Path("photo.png"))
@@ -357,7 +363,9 @@ def test_a_sheet_says_what_cannot_be_used_before_it_makes_a_picture(
     assert err.startswith("Error: A strength of 1.5 cannot be used")
 
 
-def test_ctrl_c_is_one_word(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_prints_one_word_and_exits_with_130(
+    run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(Path("photo.png"))
     monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it behind
@@ -368,7 +376,9 @@ def test_ctrl_c_is_one_word(run: Run, common: list[object], monkeypatch: pytest.
     assert (code, out, err) == (130, "", "Interrupted.\n")
 
 
-def test_too_little_memory_is_one_line(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_reported_in_one_line(
+    run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(Path("photo.png"))
     monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: torch.empty(2**48))
     code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
@@ -377,7 +387,7 @@ def test_too_little_memory_is_one_line(run: Run, common: list[object], monkeypat
     assert err.count("\n") == 1
 
 
-def test_defaults_are_those_of_the_functions() -> None:
+def test_the_command_line_has_the_defaults_of_the_functions() -> None:
     functions = {
         ("inst.synthesis.from_photo", "transfer"): inst.transfer,
         ("inst.learning.loop", "learn"): inst.learn,
@@ -392,7 +402,9 @@ def test_defaults_are_those_of_the_functions() -> None:
         assert defaults_of(*place) == expected
 
 
-def test_a_full_disk_leaves_what_was_there(run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_picture_as_it_was(
+    run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture(Path("photo.png"))
     shutil.copy("photo.png", "made.png")
     before = Path("made.png").read_bytes()
@@ -409,7 +421,7 @@ def test_a_full_disk_leaves_what_was_there(run: Run, common: list[object], monke
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a terminal of POSIX")
 @pytest.mark.parametrize("more", [[], ["--quiet"]])
-def test_a_terminal_shows_that_ddim_inversion_is_under_way(
+def test_a_terminal_shows_the_progress_of_ddim_inversion_unless_quiet(
     tmp_path: Path, common: list[object], more: list[str]
 ) -> None:
     import pty
@@ -432,7 +444,7 @@ def test_a_terminal_shows_that_ddim_inversion_is_under_way(
     assert (b"painting" in shown) == (not more)
 
 
-def test_the_demo_leaves_a_sheet_and_a_style_and_never_overwrites(run: Run, common: list[object]) -> None:
+def test_the_demo_writes_a_sheet_and_a_style_and_never_overwrites_them(run: Run, common: list[object]) -> None:
     given = ["demo", "--steps", "1", "-o", "made", "--json", *common]
     answers = [json.loads(run(*given)[1]) for _ in range(2)]
     assert len({answer[what] for answer in answers for what in ("sheet", "style")}) == 4
@@ -444,7 +456,7 @@ def test_the_demo_leaves_a_sheet_and_a_style_and_never_overwrites(run: Run, comm
     )
 
 
-def test_the_demo_of_a_model_without_pretrained_module_learns_only(run: Run, tmp_path: Path) -> None:
+def test_the_demo_without_a_pretrained_module_leaves_the_instant_cell_empty(run: Run, tmp_path: Path) -> None:
     """Stable Diffusion's have none."""
     model = save_family(tmp_path / "sd1", "sd1")
     code, out, err = run("demo", "--steps", "1", "-o", "made", "--json", "--backbone", model, "--device", "cpu")

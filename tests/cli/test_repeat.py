@@ -62,7 +62,9 @@ def sheet(run: Run, common: list[object]) -> list[object]:
     return [*sources, "--strengths", "0.2,0.6", "--guidances", "1,3", "--steps", "2", "--seed", "7", *common]
 
 
-def test_a_sheet_carries_its_record_and_is_made_again(run: Run, common: list[object], sheet: list[object]) -> None:
+def test_a_sheet_carries_its_record_and_repeat_makes_it_again(
+    run: Run, common: list[object], sheet: list[object]
+) -> None:
     assert run(*sheet, "-o", "sheet.png")[0] == 0
     record = read_record("sheet.png")
     assert (record.command, list(record.styles)) == ("sheet", ["[C1]", "[C2]"])
@@ -78,7 +80,7 @@ def test_a_sheet_carries_its_record_and_is_made_again(run: Run, common: list[obj
     assert read_record("outputs/sheet-again.png").styles["[C1]"].thumbnail == record.styles["[C1]"].thumbnail
 
 
-def test_a_sheet_of_many_paintings_keeps_a_small_record(
+def test_a_sheet_with_large_thumbnails_leaves_them_out_and_repeat_says_so(
     run: Run, sheet: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules["inst.cli.sheet"], "_THUMBNAILS", 1000)  # the package names the command so
@@ -87,7 +89,7 @@ def test_a_sheet_of_many_paintings_keeps_a_small_record(
     assert "make it again with inst sheet" in refused(run, "sheet.png")
 
 
-def test_a_preview_carries_its_record_and_is_made_again(run: Run, common: list[object]) -> None:
+def test_a_preview_carries_its_record_and_repeat_makes_it_again(run: Run, common: list[object]) -> None:
     painting = picture(Path("painting.png"), 1)
     given = ["learn", painting, "--steps", "2", "--crops", "2", "--seed", "3", "--save-every", "1", *common]
     assert run(*given, "--preview-every", "1", "-o", "s.safetensors")[0] == 0
@@ -102,7 +104,7 @@ def test_a_preview_carries_its_record_and_is_made_again(run: Run, common: list[o
     assert (pixels("again.png") != pixels("s-000002.png")).any()
 
 
-def test_the_demo_sheet_says_what_it_shows(run: Run, common: list[object]) -> None:
+def test_the_demo_sheet_carries_its_record_and_repeat_refuses_it(run: Run, common: list[object]) -> None:
     code, out, _ = run("demo", "--steps", "1", "-o", "made", "--json", *common)
     assert code == 0
     said = json.loads(out)
@@ -114,7 +116,7 @@ def test_the_demo_sheet_says_what_it_shows(run: Run, common: list[object]) -> No
     assert "was made by inst demo" in refused(run, said["sheet"])
 
 
-def test_every_picture_of_a_comparison_says_what_it_is(run: Run, common: list[object]) -> None:
+def test_every_picture_of_a_comparison_records_what_it_is_made_of(run: Run, common: list[object]) -> None:
     photos, painting = [picture(Path(f"photos/{name}.png"), n) for n, name in enumerate("ab")], Path("art/p.png")
     picture(painting, 3)
     for photo in photos:
@@ -180,7 +182,7 @@ def records(run: Run, common: list[object], sheet: list[object]) -> dict[str, di
     return {command: content_of(f"{command}.png") for command in ("transfer", "generate", "sheet")}
 
 
-def test_a_record_edited_by_hand_gives_one_line(
+def test_a_record_edited_by_hand_is_repeated_or_refused_with_one_error(
     run: Run,
     common: list[object],
     records: dict[str, dict[str, Any]],
@@ -205,7 +207,7 @@ def test_a_record_edited_by_hand_gives_one_line(
     check()
 
 
-def test_what_is_said_of_a_record_edited_by_hand(
+def test_a_wrong_value_in_a_record_is_refused_and_named(
     run: Run, common: list[object], records: dict[str, dict[str, Any]]
 ) -> None:
     cases: list[tuple[tuple[str, ...], Any, str]] = [

@@ -32,7 +32,7 @@ def mistake(found: subprocess.CompletedProcess[str], code: int, reason: str) -> 
     assert "Traceback" not in found.stderr
 
 
-def test_from_pictures_to_a_report(tmp_path: Path) -> None:
+def test_a_study_goes_from_pictures_through_a_simulation_to_a_report(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
     study, rehearsed = tmp_path / "our first study.db", tmp_path / "rehearsed.db"
     made = run("create", "--from", folder, "-o", study, "--checks", 1)
@@ -53,7 +53,7 @@ def test_from_pictures_to_a_report(tmp_path: Path) -> None:
     mistake(run("report", study), 1, "no votes yet")
 
 
-def test_what_was_left_out_is_in_the_exit_code(tmp_path: Path) -> None:
+def test_a_broken_picture_is_left_out_and_the_exit_code_is_1(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
     (folder / "gatys" / "castle__night.png").write_bytes(b"broken")
     found = run("create", "--from", folder, "-o", tmp_path / "study.db", "--json")
@@ -62,7 +62,9 @@ def test_what_was_left_out_is_in_the_exit_code(tmp_path: Path) -> None:
     assert (tmp_path / "study.db").is_file()
 
 
-def test_mistakes(comparison: Path, make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_with_the_reason(
+    comparison: Path, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
     study = make_study()
     mistake(run("create", "--from", comparison, "-o", study), 2, "exists")
     mistake(run("create", "--from", comparison, "-o", tmp_path / "a.db", "--ours", "x"), 2, "no method x")
@@ -70,7 +72,7 @@ def test_mistakes(comparison: Path, make_study: Callable[..., Path], tmp_path: P
     mistake(run("serve", comparison / "photos" / "castle.png"), 1, "is no study")
     mistake(run("simulate", study, "--preference", 2), 2, "--preference 2")
     mistake(run("simulate", study, "-o", tmp_path / "away" / "b.db"), 1, "away does not exist")
-    mistake(run("serve", study, "--port", 70000), 2, "--port 70000 cannot be used")
+    mistake(run("serve", study, "--port", 70000), 2, "port 70000 cannot be used")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -79,7 +81,9 @@ def test_mistakes(comparison: Path, make_study: Callable[..., Path], tmp_path: P
 
 
 @pytest.mark.parametrize("missing", ["starlette", "scipy"])
-def test_a_missing_library_is_named(make_study: Callable[..., Path], missing: str) -> None:
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    make_study: Callable[..., Path], missing: str
+) -> None:
     command = "serve" if missing == "starlette" else "report"
     program = f"import sys; sys.modules['{missing}'] = None\nfrom inst.cli import main; sys.argv[0] = 'inst'; main()"
     found = subprocess.run(
@@ -95,7 +99,7 @@ def test_a_missing_library_is_named(make_study: Callable[..., Path], missing: st
     assert "Traceback" not in found.stderr
 
 
-def test_help_is_light() -> None:
+def test_help_of_study_imports_no_heavy_library() -> None:
     program = (
         "import sys, inst.cli; sys.argv = ['inst', 'study', '--help']\n"
         "try: inst.cli.main()\nexcept SystemExit: pass\n"

@@ -70,7 +70,9 @@ def same_pictures(found: Any, expected: torch.Tensor) -> None:
 # What it makes
 
 
-def test_a_photo_is_transferred(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+def test_a_photo_is_transferred_as_the_function_transfer_does(
+    pipe: InSTPipeline, tiny_backbone: Backbone, style: Style
+) -> None:
     photo, mask = picture(80, 100), torch.zeros(80, 100)
     mask[:, 50:] = 1
     expected = complete(transfer(tiny_backbone, photo, style, seed=7))
@@ -111,14 +113,16 @@ def test_a_photo_is_transferred(pipe: InSTPipeline, tiny_backbone: Backbone, sty
     same_pictures(found, expected)
 
 
-def test_pictures_are_generated(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+def test_pictures_are_generated_as_the_function_generate_does(
+    pipe: InSTPipeline, tiny_backbone: Backbone, style: Style
+) -> None:
     prompts = ["a river in the style of [C]", "[C]"]
     expected = complete(generate(tiny_backbone, prompts, style, seed=[3, 4], size=(80, 64), tone="painting"))
     found = pipe(prompts, style=style, generator=[generator(3), generator(4)], width=80, height=64, tone="painting")
     same_pictures(found, expected)
 
 
-def test_generating_is_that_of_diffusers(diffusers_pipe: StableDiffusionPipeline, style: Style) -> None:
+def test_generated_pictures_are_those_of_diffusers(diffusers_pipe: StableDiffusionPipeline, style: Style) -> None:
     """From the same generators, several pictures of several prompts: so its noise must be drawn in the same way."""
     pipe = quiet(InSTPipeline.from_pipe(diffusers_pipe))
     prompts = ["a river in the style of [C]", "[C] by a dog"]
@@ -140,7 +144,9 @@ def test_generating_is_that_of_diffusers(diffusers_pipe: StableDiffusionPipeline
         torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_several_photos_and_prompts(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+def test_each_of_several_photos_and_prompts_gets_its_own_result(
+    pipe: InSTPipeline, tiny_backbone: Backbone, style: Style
+) -> None:
     photos, prompts = [picture(), picture(seed=1)], ["a river", "a dog"]
     found = pipe(
         prompts,
@@ -157,7 +163,7 @@ def test_several_photos_and_prompts(pipe: InSTPipeline, tiny_backbone: Backbone,
     assert len(several.images) == 2
 
 
-def test_every_form_of_a_photo(pipe: InSTPipeline, style: Style) -> None:
+def test_every_form_of_a_photo_gives_the_same_picture(pipe: InSTPipeline, style: Style) -> None:
     photo = picture()
     levels = photo / 2 + 0.5
     forms = [
@@ -175,7 +181,7 @@ def test_every_form_of_a_photo(pipe: InSTPipeline, style: Style) -> None:
         torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
 
 
-def test_photos_are_read_as_files_are(pipe: InSTPipeline, style: Style) -> None:
+def test_photos_are_turned_upright_and_laid_over_white_as_files_are(pipe: InSTPipeline, style: Style) -> None:
     """Upright, and laid over white where they are transparent."""
     upright = to_image(picture(64, 96))
     turned = upright.transpose(Image.Transpose.ROTATE_90)
@@ -190,7 +196,9 @@ def test_photos_are_read_as_files_are(pipe: InSTPipeline, style: Style) -> None:
     assert torch.equal(of(see_through), of(Image.new("RGB", (96, 64), "white")))
 
 
-def test_every_form_of_a_style(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style, tmp_path: Path) -> None:
+def test_every_form_of_a_style_gives_the_same_picture(
+    pipe: InSTPipeline, tiny_backbone: Backbone, style: Style, tmp_path: Path
+) -> None:
     painting, other = picture(70, 90, seed=1), picture(70, 90, seed=2)
     file, style_file = save_png(painting, tmp_path / "painting.png"), style.save(tmp_path / "one.safetensors")
     instant = instant_style(tiny_backbone, [Photo(painting)])
@@ -208,7 +216,7 @@ def test_every_form_of_a_style(pipe: InSTPipeline, tiny_backbone: Backbone, styl
     assert torch.equal(of(named, "[A] and [B]"), of({"[A]": style, "[B]": instant}, "[A] and [B]"))
 
 
-def test_every_form_of_result(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+def test_every_output_type_gives_the_same_result(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
     def of(**settings: Any) -> Any:
         return pipe("[C]", style=style, generator=generator(0), **FEW, **settings)
 
@@ -224,7 +232,7 @@ def test_every_form_of_result(pipe: InSTPipeline, tiny_backbone: Backbone, style
     assert of()["images"][0] == image
 
 
-def test_noise_without_a_generator_is_pytorchs(pipe: InSTPipeline, style: Style) -> None:
+def test_noise_without_a_generator_comes_from_the_global_one_of_pytorch(pipe: InSTPipeline, style: Style) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         found = pipe("[C]", style=style, output_type="pt", **FEW).images
@@ -269,7 +277,9 @@ def test_the_callback_sees_and_changes_the_latents(pipe: InSTPipeline, tiny_back
     assert not torch.allclose(changed, plain.images)
 
 
-def test_the_callback_can_interrupt(pipe: InSTPipeline, tiny_backbone: Backbone, style: Style) -> None:
+def test_an_interrupt_by_the_callback_gives_the_result_of_that_step(
+    pipe: InSTPipeline, tiny_backbone: Backbone, style: Style
+) -> None:
     steps: list[SamplingStep] = []
     complete(transfer(tiny_backbone, picture(), style, steps=3, inversion="ddim"), steps.append)
     seen = []
@@ -287,7 +297,7 @@ def test_the_callback_can_interrupt(pipe: InSTPipeline, tiny_backbone: Backbone,
     torch.testing.assert_close(latents, steps[4].latents, rtol=1e-4, atol=1e-4)
 
 
-def test_a_bar_for_each_phase(
+def test_each_phase_shows_one_progress_bar_unless_disabled(
     tiny_backbone_folder: Path, style: Style, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe = InSTPipeline.from_pretrained(tiny_backbone_folder)
@@ -305,7 +315,7 @@ def test_a_bar_for_each_phase(
 # The pipeline itself
 
 
-def test_a_taken_over_pipeline_shares_its_parts(diffusers_pipe: StableDiffusionPipeline) -> None:
+def test_from_pipe_shares_the_parts_of_the_other_pipeline(diffusers_pipe: StableDiffusionPipeline) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         diffusers_pipe.to(dtype=dtype)
         pipe = InSTPipeline.from_pipe(diffusers_pipe)
@@ -330,7 +340,7 @@ def test_fingerprints_are_those_of_the_files(
     assert found.denoiser_fingerprint == tiny_backbone.denoiser_fingerprint
 
 
-def test_rounded_parts_that_are_not_those_of_their_files(tiny_copy: Path, style: Style) -> None:
+def test_half_precision_parts_need_their_unchanged_files_for_a_fingerprint(tiny_copy: Path, style: Style) -> None:
     pipe = quiet(InSTPipeline.from_pretrained(tiny_copy, dtype=torch.bfloat16))
     with torch.no_grad():
         pipe.unet.conv_in.weight.mul_(2)
@@ -354,7 +364,7 @@ def test_another_denoiser_is_warned_of_and_another_text_space_refused(tiny_copy:
         pipe("[C]", style=style, **FEW)
 
 
-def test_what_is_saved_is_read_again(
+def test_a_saved_pipeline_is_the_same_when_read_again(
     pipe: InSTPipeline, tiny_backbone: Backbone, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     inversion = pipe.inversion
@@ -381,14 +391,14 @@ def test_the_inversion_module_stays_in_float32(tiny_backbone_folder: Path) -> No
     assert np.array(image).std() > 0
 
 
-def test_the_bundled_model_by_name() -> None:
+def test_the_bundled_model_loads_by_its_name() -> None:
     pipe = quiet(InSTPipeline.from_pretrained("mini"))
     found = pipe("[C]", style=to_image(picture()), num_inference_steps=1).images[0]
     assert found.size == (256, 256)
     assert pipe.backbone.fingerprint == Backbone.load("mini", "cpu").fingerprint
 
 
-def test_a_repository_of_the_hub(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+def test_a_hub_model_loads_from_the_cache_with_its_inversion_module(tiny_backbone_folder: Path, tmp_path: Path) -> None:
     """From the cache, where a download would have put it: with the inversion module, which no index names."""
     snapshot = tmp_path / "models--somebody--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(tiny_backbone_folder, snapshot)
@@ -399,7 +409,7 @@ def test_a_repository_of_the_hub(tiny_backbone_folder: Path, tmp_path: Path) -> 
     assert pipe.config["_name_or_path"] == "somebody/tiny"
 
 
-def test_two_text_encoders(tmp_path: Path) -> None:
+def test_a_pipeline_with_two_text_encoders_gives_what_transfer_gives(tmp_path: Path) -> None:
     folder = save_family(tmp_path, "sdxl")
     backbone = Backbone.load(folder, "cpu", "float32")
     style = Style(torch.randn(3, backbone.text_width, generator=generator(0)), backbone.fingerprint)
@@ -423,7 +433,9 @@ def test_an_autoencoder_that_overflows_works_in_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_other_schedulers_lend_their_noise_schedule(tiny_copy: Path, style: Style, kind: str) -> None:
+def test_a_scheduler_only_gives_its_noise_schedule_and_flow_matching_is_refused(
+    tiny_copy: Path, style: Style, kind: str
+) -> None:
     pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=kind)
     first = pipe("[C]", style=style, generator=generator(0), output_type="pt", **FEW).images
@@ -435,7 +447,7 @@ def test_other_schedulers_lend_their_noise_schedule(tiny_copy: Path, style: Styl
         pipe("[C]", style=style)
 
 
-def test_parts_that_do_not_fit_together(tiny_copy: Path, style: Style) -> None:
+def test_parts_that_do_not_fit_together_are_refused(tiny_copy: Path, style: Style) -> None:
     pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
     pipe.tokenizer.model_max_length = 10**30
     with pytest.raises(UsageError, match="model_max_length"):
@@ -486,7 +498,7 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "only latents and clean"),
     ],
 )
-def test_wrong_arguments(
+def test_wrong_arguments_are_refused_with_the_reason(
     pipe: InSTPipeline, style: Style, calls: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
     pictures = ("image", "mask_image")
@@ -498,6 +510,6 @@ def test_wrong_arguments(
         pipe(**{"style": style, **settings})
 
 
-def test_drawing_as_diffusers_does_is_the_same_as_seeds() -> None:
+def test_noise_drawn_as_diffusers_does_equals_noise_of_the_same_seed() -> None:
     """What the documentation of `generator` says."""
     assert torch.equal(randn_tensor((1, 4, 8, 8), generator(3))[0], torch.randn(4, 8, 8, generator=generator(3)))

@@ -10,7 +10,7 @@ def crossed(photos: int, paintings: int) -> tuple[np.ndarray, np.ndarray]:
     return grid[0], grid[1]
 
 
-def test_with_one_painting_it_is_the_ordinary_bootstrap() -> None:
+def test_with_one_painting_the_interval_equals_that_of_the_ordinary_bootstrap() -> None:
     values = np.random.default_rng(0).gamma(2, size=60)
     for photos, paintings in ((np.arange(60), np.zeros(60)), (np.arange(60), np.arange(60))):
         (found,) = mean_intervals(values[:, None], photos, paintings, replicates=4000) or []
@@ -30,7 +30,7 @@ def test_pictures_that_share_a_painting_are_not_counted_as_independent() -> None
     assert nested_high - nested_low == pytest.approx(high - low, rel=0.1)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_true_mean_about_as_often_as_it_says() -> None:
     rng, hits = np.random.default_rng(2), 0
     photo, painting = crossed(20, 20)
     for trial in range(120):
@@ -40,7 +40,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     assert 0.88 <= hits / 120 <= 1  # 20 of a kind make percentile intervals a little short
 
 
-def test_columns_seeds_and_names() -> None:
+def test_intervals_depend_on_the_seed_but_not_on_other_columns_or_on_labels() -> None:
     rng = np.random.default_rng(3)
     photo, painting = crossed(5, 6)
     values = rng.standard_normal((30, 2))

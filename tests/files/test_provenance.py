@@ -30,12 +30,12 @@ from inst.files.provenance import SourceFile, base_name, describe, entry, plain,
         (PureWindowsPath("C:/Users/Ann/boat.jpg"), "boat.jpg"),
     ],
 )
-def test_base_names(path, expected: str) -> None:
+def test_the_base_name_is_the_last_part_of_posix_and_windows_paths(path, expected: str) -> None:
     assert base_name(path) == expected
     assert SourceFile(str(path), "00").name == expected
 
 
-def test_plain_values() -> None:
+def test_plain_values_hold_no_folder_names_and_other_types_are_refused() -> None:
     value = {
         "size": (512, 768),
         "path": Path("/home/ann/x"),
@@ -76,7 +76,7 @@ def test_plain_values_come_back_exactly(value: object) -> None:
     assert json.loads(json.dumps(plain(value))) == value == plain(plain(value))
 
 
-def test_a_source_file(tmp_path: Path) -> None:
+def test_a_source_file_has_its_base_name_and_sha256_or_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(b"content")
     assert SourceFile.of(path) == SourceFile("mask.png", hashlib.sha256(b"content").hexdigest())
@@ -85,7 +85,7 @@ def test_a_source_file(tmp_path: Path) -> None:
             SourceFile.of(wrong)
 
 
-def test_looking_up_what_was_written_down() -> None:
+def test_a_missing_or_mistyped_entry_is_reported_with_a_short_reason() -> None:
     assert entry({"a": "x"}, "a", str) == "x"
     with pytest.raises(TypeError, match="a is a int, not a str"):
         entry({"a": 1}, "a", str)

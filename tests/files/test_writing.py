@@ -30,7 +30,7 @@ def refuse(path: Path, reason: str) -> None:
     assert reason in message
 
 
-def test_writing_and_replacing(tmp_path: Path) -> None:
+def test_a_file_is_written_and_replaced_with_nothing_left_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     assert write_bytes_atomically(path, b"old") == path
     assert write_bytes_atomically(str(path), memoryview(b"new content")) == path
@@ -38,13 +38,13 @@ def test_writing_and_replacing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file.bin"]
 
 
-def test_the_longest_name_that_the_file_system_takes(tmp_path: Path) -> None:
+def test_the_longest_allowed_file_name_is_written_and_a_longer_one_refused(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 251 + ".bin")
     assert write_bytes_atomically(path, b"x").read_bytes() == b"x"
     refuse(tmp_path / ("n" * 300), "too long")
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere" / "file", "nowhere does not exist")
     refuse(tmp_path, "it is a folder")
     (tmp_path / "file").write_bytes(b"old")
@@ -101,7 +101,7 @@ def test_a_full_or_broken_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: 
 
 
 @posix
-def test_a_limit_of_the_system_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_file_size_limit_of_the_system_leaves_the_old_file(tmp_path: Path) -> None:
     """The operating system itself stops the write in the middle, as it does where a quota ends."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -157,14 +157,14 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
 # Free names
 
 
-def test_free_names_count_up(tmp_path: Path) -> None:
+def test_free_names_are_numbered_upwards_for_each_ending(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "for us"
     found = [free_path(folder, "castle", ".png").name for _ in range(3)]
     assert found == ["castle.png", "castle-2.png", "castle-3.png"]
     assert free_path(folder, "castle", ".safetensors").name == "castle.safetensors"
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_is_never_given_as_free(tmp_path: Path) -> None:
     (tmp_path / "castle.png").write_bytes(b"mine")
     (tmp_path / "castle-2.png").mkdir()
     (tmp_path / "castle-3.png").symlink_to("nowhere")
@@ -203,13 +203,13 @@ for _ in range(40):
         ("é" * 500, "é" * 100 + ".png"),
     ],
 )
-def test_any_text_makes_a_file_name(tmp_path: Path, stem: str, expected: str) -> None:
+def test_any_text_becomes_a_safe_file_name(tmp_path: Path, stem: str, expected: str) -> None:
     path = free_path(tmp_path, stem, ".png")
     assert path.parent == tmp_path
     assert path.name == expected
 
 
-def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outputs").write_bytes(b"mine")
     with pytest.raises(InstError, match="outputs is a file"):
         free_path(tmp_path / "outputs", "castle", ".png")
@@ -217,7 +217,7 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
         free_path(tmp_path / "outputs" / "more", "castle", ".png")
 
 
-def test_an_unused_claim_is_taken_back(tmp_path: Path) -> None:
+def test_a_reserved_name_is_freed_if_nothing_is_written(tmp_path: Path) -> None:
     with reserve_path(tmp_path, "castle", ".png") as path:
         assert path.exists()
     assert names(tmp_path) == []

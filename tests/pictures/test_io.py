@@ -68,7 +68,7 @@ def test_a_profile_of_another_kind_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["L", "LA", "key"])
-def test_grey_with_a_grey_profile_also_where_some_is_transparent(tmp_path: Path, kind: str) -> None:
+def test_grey_with_a_grey_profile_is_converted_to_srgb_even_with_transparency(tmp_path: Path, kind: str) -> None:
     """Levels that are proportional to light; sRGB's curve is that of IEC 61966-2-1."""
     image = Image.new("L", (9, 9), 77)
     image.putpixel((0, 0), 3)
@@ -79,7 +79,7 @@ def test_grey_with_a_grey_profile_also_where_some_is_transparent(tmp_path: Path,
     assert near([open_picture(path).getpixel((4, 4))], [(expected,) * 3], 1)
 
 
-def test_grey_with_a_colour_profile(tmp_path: Path) -> None:
+def test_grey_with_a_colour_profile_keeps_its_level(tmp_path: Path) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     path = saved(Image.new("L", (9, 9), 77), tmp_path / "grey.png", icc_profile=srgb)
     assert near([open_picture(path).getpixel((4, 4))], [(77, 77, 77)], 1)
@@ -97,7 +97,7 @@ def test_transparency_is_flattened_on_white(tmp_path: Path) -> None:
     assert open_picture(saved(half, tmp_path / "la.png")).getpixel((0, 0)) == (224, 224, 224)
 
 
-def test_a_transparent_colour_of_a_palette_or_of_rgb(tmp_path: Path) -> None:
+def test_a_transparent_colour_of_a_palette_or_of_rgb_becomes_white(tmp_path: Path) -> None:
     palette = quarters().quantize(4)
     first = palette.getpixel((4, 4))
     path = saved(palette, tmp_path / "palette.png", transparency=first)
@@ -118,7 +118,7 @@ def test_16_bit_grey_keeps_its_range(tmp_path: Path, ending: str) -> None:
     assert np.abs(found[..., 0] - levels / 257.0).max() <= 0.51
 
 
-def test_16_bit_colour(tmp_path: Path) -> None:
+def test_16_bit_colour_is_read_as_the_same_levels_of_8_bits(tmp_path: Path) -> None:
     """Pillow writes no 16-bit colour: the PNG is put together by hand."""
     rows = np.array([[[65535, 32896, 257], [0, 257 * 200, 65535]]], dtype=">u2")
     path = tmp_path / "deep.png"
@@ -126,7 +126,7 @@ def test_16_bit_colour(tmp_path: Path) -> None:
     assert np.asarray(open_picture(path)).tolist() == [[[255, 128, 1], [0, 200, 255]]]
 
 
-def test_cmyk_and_bilevel(tmp_path: Path) -> None:
+def test_cmyk_and_bilevel_pictures_are_read_as_rgb(tmp_path: Path) -> None:
     cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     assert near([open_picture(saved(cmyk, tmp_path / "c.jpg", quality=95)).getpixel((8, 8))], [(255, 0, 0)], 4)
     assert near([open_picture(saved(cmyk, tmp_path / "c.tif")).getpixel((8, 8))], [(255, 0, 0)], 4)
@@ -134,7 +134,7 @@ def test_cmyk_and_bilevel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif"])
-def test_the_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
+def test_an_animation_is_read_as_its_first_frame(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"frames.{ending}"
     others = [ImageOps.mirror(quarters()), Image.new("RGB", (48, 32))]
     options = {"lossless": True} if ending == "webp" else {}
@@ -160,27 +160,27 @@ def refuse(path: Path, reason: str) -> None:
     assert reason in message
 
 
-def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere.png", "no such file")
     refuse(tmp_path, "is a folder")
     refuse(tmp_path / "nowhere" / "x.png", "no such file")
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.png"
     path.touch()
     refuse(path, "is empty (0 bytes)")
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\x89PNG\r\n\x1a\n", b"<svg></svg>", b"\xff\xd8\xff", bytes(5000)])
-def test_a_file_that_is_no_picture(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_picture_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "wrong.png"
     path.write_bytes(content)
     refuse(path, str(path))
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tif", "bmp"])
-def test_a_truncated_picture(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_picture_is_refused(tmp_path: Path, ending: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = saved(Image.fromarray(noise), tmp_path / f"cut.{ending}")
     whole = path.read_bytes()
@@ -208,20 +208,20 @@ def test_a_picture_with_wrong_bytes_is_read_or_refused(tmp_path_factory, noise: 
     assert found.mode == "RGB"
 
 
-def test_a_decompression_bomb(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_bytes(60_000, 60_000, depth=8, colour_type=0, rows=np.zeros((1, 10), np.uint8)))
     refuse(path, "more than 178 million pixels")
 
 
-def test_a_large_photo_is_no_bomb(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_large_photo_is_read_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = saved(Image.new("1", (10_000, 9_500)), tmp_path / "large.png")
     assert open_picture(path).size == (10_000, 9_500)
     assert not recwarn.list
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     path = saved(quarters(), tmp_path / "secret.png")
     path.chmod(0)
     refuse(path, "may not be read")
@@ -230,7 +230,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 # Tensors, and writing
 
 
-def test_tensors_are_in_range_and_invertible() -> None:
+def test_pictures_become_tensors_from_minus_one_to_one_and_back() -> None:
     levels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).view(3, 16, 16)
     levels[1] = levels[1].flip(0)
     image = Image.fromarray(levels.permute(1, 2, 0).numpy())
@@ -249,7 +249,7 @@ def test_a_picture_that_is_not_finite_is_refused() -> None:
             to_image(torch.full((3, 4, 4), value))
 
 
-def test_saving_and_reading_is_lossless(tmp_path: Path) -> None:
+def test_saving_a_png_and_reading_it_is_lossless(tmp_path: Path) -> None:
     picture = to_tensor(quarters())
     path = save_png(picture, tmp_path / "picture.png")
     torch.testing.assert_close(read_picture(path), picture, rtol=0, atol=0)
@@ -258,12 +258,12 @@ def test_saving_and_reading_is_lossless(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
 
 
-def test_saving_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InstError, match="does not exist"):
         save_png(quarters(), tmp_path / "nowhere" / "picture.png")
 
 
-def test_saving_onto_a_folder(tmp_path: Path) -> None:
+def test_saving_in_the_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "picture.png").mkdir()
     with pytest.raises(InstError, match="cannot be written"):
         save_png(quarters(), tmp_path / "picture.png")

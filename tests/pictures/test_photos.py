@@ -68,7 +68,7 @@ def test_a_photo_keeps_its_transparency(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["white", "black", "lime"])
-def test_a_cut_out_has_no_halo(tmp_path: Path, hidden: str) -> None:
+def test_a_cut_out_keeps_its_colour_up_to_the_edge_when_resized(tmp_path: Path, hidden: str) -> None:
     """A red disc, resized: its colour stays red up to its edge, whatever is hidden around it."""
     image = Image.new("RGBA", (90, 70), hidden)
     image.putalpha(0)
@@ -81,13 +81,13 @@ def test_a_cut_out_has_no_halo(tmp_path: Path, hidden: str) -> None:
         assert (found - to_tensor(Image.new("RGB", (1, 1), RED))).abs().max() <= 4 / 127.5
 
 
-def test_a_photo_of_which_nothing_shows_is_white(tmp_path: Path) -> None:
+def test_a_fully_transparent_photo_is_white(tmp_path: Path) -> None:
     photo = read_photo(saved(Image.new("RGBA", (9, 7)), tmp_path / "nothing.png"))
     assert photo.alpha is not None
     assert (photo.picture == 1).all()
 
 
-def test_transparency_that_hides_nothing_is_none(tmp_path: Path) -> None:
+def test_a_fully_opaque_alpha_channel_is_dropped(tmp_path: Path) -> None:
     path = saved(quarters().convert("RGBA"), tmp_path / "opaque.png")
     assert read_photo(path).alpha is None
 
@@ -111,7 +111,7 @@ def read_back(image: Image.Image, folder: Path, size: tuple[int, int] | None = N
     return read_mask(saved(image, folder / "mask.png"), size)
 
 
-def test_masks_are_grey_levels(tmp_path: Path) -> None:
+def test_a_mask_of_any_mode_is_read_as_grey_levels_from_zero_to_one(tmp_path: Path) -> None:
     ramp = Image.linear_gradient("L")
     expected = torch.from_numpy(np.asarray(ramp) / 255).float()
     for mode in ("L", "RGB", "RGBA", "P"):
@@ -125,7 +125,7 @@ def test_masks_are_grey_levels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", ["black", "white", "red"])
-def test_a_mask_may_be_all_opacity(tmp_path: Path, colour: str) -> None:
+def test_a_mask_of_one_colour_is_read_from_its_opacity(tmp_path: Path, colour: str) -> None:
     image = Image.new("RGBA", (256, 256), colour)
     image.putalpha(Image.linear_gradient("L"))
     expected = torch.from_numpy(np.asarray(Image.linear_gradient("L")) / 255).float()
@@ -140,7 +140,7 @@ def test_a_mask_with_levels_and_opacity_lies_over_black(tmp_path: Path) -> None:
     torch.testing.assert_close(read_back(image, tmp_path), expected)
 
 
-def test_a_mask_is_resized_to_the_photo(tmp_path: Path) -> None:
+def test_a_mask_is_resized_to_the_photo_and_other_proportions_are_refused(tmp_path: Path) -> None:
     half = Image.new("L", (60, 40))
     half.paste(255, (0, 0, 30, 40))
     for size in ((40, 60), (80, 120), (20, 30), (533, 800), (427, 640)):
@@ -153,7 +153,7 @@ def test_a_mask_is_resized_to_the_photo(tmp_path: Path) -> None:
             read_back(half, tmp_path, size)
 
 
-def test_a_mask_that_is_no_picture(tmp_path: Path) -> None:
+def test_a_mask_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"hello")
     with pytest.raises(InstError, match="is no picture"):
         read_mask(tmp_path / "mask.png")
@@ -163,7 +163,7 @@ def test_a_mask_that_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 31), (7, 5), (61, 90), (100, 40)])
-def test_resizing_is_that_of_pillow(size: tuple[int, int]) -> None:
+def test_resizing_gives_what_pillow_gives(size: tuple[int, int]) -> None:
     picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(0)) * 1.8 - 0.9
     found = resize(picture, size)
     assert found.shape == (3, *size)
@@ -174,7 +174,7 @@ def test_resizing_is_that_of_pillow(size: tuple[int, int]) -> None:
     assert torch.equal(resize(picture[None], size)[0], found)
 
 
-def test_resizing_stays_in_range_and_keeps_what_has_the_size() -> None:
+def test_resizing_stays_in_range_and_to_the_same_size_changes_nothing() -> None:
     checkers = (torch.arange(30).view(5, 6) % 2).float()
     for size in ((50, 60), (11, 7)):
         assert 0 <= resize_mask(checkers, size).min() <= resize_mask(checkers, size).max() <= 1
@@ -183,7 +183,7 @@ def test_resizing_stays_in_range_and_keeps_what_has_the_size() -> None:
     assert torch.equal(resize_mask(checkers, (5, 6)), checkers)
 
 
-def test_fitting_sizes() -> None:
+def test_fitted_sizes_have_the_given_short_side_and_zero_is_refused() -> None:
     assert fit_size(600, 400, 512) == (768, 512)
     assert fit_size(400, 600, 512) == (512, 768)
     assert fit_size(333, 500, 256) == (256, 384)
@@ -220,7 +220,7 @@ def test_unknown_endings_are_refused(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_transparency_in_each_format(tmp_path: Path) -> None:
+def test_png_and_webp_keep_transparency_and_jpeg_gets_white(tmp_path: Path) -> None:
     picture, alpha = to_tensor(quarters()), torch.ones(32, 48)
     alpha[16:] = 0  # the lower half
     for ending in ("png", "webp"):
@@ -239,7 +239,7 @@ def test_jpegs_keep_fine_colours(tmp_path: Path) -> None:
     assert np.abs(found - columns).mean() < 10
 
 
-def test_a_picture_too_large_for_its_format(tmp_path: Path) -> None:
+def test_a_picture_too_large_for_its_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "wide.webp"
     with pytest.raises(InstError, match=r"wide\.webp cannot be written as WEBP .*choose the ending \.png"):
         save_picture(Image.new("L", (17_000, 1)), path)
@@ -256,7 +256,7 @@ def test_pngs_are_marked_as_srgb_and_carry_no_other_profile(tmp_path: Path) -> N
         assert "icc_profile" not in image.info
 
 
-def test_thumbnails(tmp_path: Path) -> None:
+def test_thumbnails_have_at_most_256_pixels_a_side_and_broken_ones_are_refused(tmp_path: Path) -> None:
     picture = torch.rand(3, 300, 600, generator=torch.Generator().manual_seed(0)) * 2 - 1
     data = make_thumbnail(picture)
     found = decode_picture(data, "the thumbnail")

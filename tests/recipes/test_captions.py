@@ -11,7 +11,7 @@ from tokenizer import learn
 CAPTIONS = ["a impressionist painting of a river", "a dog, and a church by the river"]
 
 
-def test_articles_are_put_right() -> None:
+def test_wrong_articles_in_captions_are_corrected() -> None:
     assert plain(["a impressionist painting", "a dog on a island"]) == [
         "an impressionist painting",
         "a dog on an island",
@@ -25,7 +25,7 @@ def test_style_sentences_do_not_name_the_medium() -> None:
     assert all(sentence.count("[C]") == 1 for sentence in sentences)
 
 
-def test_the_bank_holds_the_tokens_that_a_prompt_would_have() -> None:
+def test_the_caption_bank_holds_the_same_tokens_as_a_prompt_would() -> None:
     tokenizer = tiny_tokenizer()
     for form, vectors in ((plain, 0), (styled, 3)):
         bank = CaptionBank([CAPTIONS, CAPTIONS[1:]], tokenizer, "cpu", vectors=vectors, variants=10, form=form)
@@ -37,7 +37,7 @@ def test_the_bank_holds_the_tokens_that_a_prompt_would_have() -> None:
         assert torch.equal(bank.ids[fitting][ordinary], expected.ids[ordinary])
 
 
-def test_too_long_a_sentence_keeps_its_placeholder() -> None:
+def test_a_sentence_that_is_too_long_keeps_its_placeholder() -> None:
     bank = CaptionBank([["river " * 60]], tiny_tokenizer(), "cpu", vectors=4, variants=6, form=styled)
     assert (bank.slots.amax(1) == 3).all()
 

@@ -18,7 +18,7 @@ Write = Callable[[Path, Sequence[tuple[str, bytes]]], Path]
 Members = Callable[[int], list[tuple[str, bytes]]]
 
 
-def test_pictures_captions_and_sizes_are_read(shards: Path) -> None:
+def test_pictures_captions_and_sizes_are_read_from_shards(shards: Path) -> None:
     pictures = load_shards(shards)
     assert len(pictures) == 24
     assert pictures.native.tolist() == [256, 224] * 12
@@ -42,14 +42,14 @@ def test_the_holdout_is_chosen_by_the_hash_of_the_bytes(
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.98])
-def test_a_truncated_shard_is_named(shards: Path, tmp_path: Path, keep: float) -> None:
+def test_a_truncated_shard_is_reported_by_name(shards: Path, tmp_path: Path, keep: float) -> None:
     whole = (shards / "train-0.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(InstError, match=r"cut\.tar: .*(truncated|cannot be read).*copy it again"):
         load_shards(tmp_path)
 
 
-def test_a_shard_cut_between_two_files_is_truncated_too(shards: Path, tmp_path: Path) -> None:
+def test_a_shard_cut_between_two_files_is_reported_as_truncated(shards: Path, tmp_path: Path) -> None:
     with tarfile.open(shards / "train-0.tar") as archive:
         at = archive.getmembers()[6].offset
     (tmp_path / "cut.tar").write_bytes((shards / "train-0.tar").read_bytes()[:at])
@@ -58,7 +58,7 @@ def test_a_shard_cut_between_two_files_is_truncated_too(shards: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["header", "zeros"])
-def test_a_shard_damaged_in_the_middle_is_named(shards: Path, tmp_path: Path, damage: str) -> None:
+def test_a_shard_damaged_in_the_middle_is_reported_with_the_position(shards: Path, tmp_path: Path, damage: str) -> None:
     """tarfile takes either for the end of the archive, and would silently give half of the pictures."""
     whole = bytearray((shards / "train-0.tar").read_bytes())
     with tarfile.open(shards / "train-0.tar") as archive:
@@ -72,7 +72,7 @@ def test_a_shard_damaged_in_the_middle_is_named(shards: Path, tmp_path: Path, da
         load_shards(tmp_path)
 
 
-def test_other_files_in_a_shard_are_passed_over(members: Members, tmp_path: Path, write_tar: Write) -> None:
+def test_other_files_in_a_shard_are_ignored(members: Members, tmp_path: Path, write_tar: Write) -> None:
     files = members(2)
     files[0] = ("000000.PNG", files[0][1])
     write_tar(tmp_path / "a.tar", [*files, ("000000.txt", b"a dog"), ("README.md", b"hello")])
@@ -80,7 +80,7 @@ def test_other_files_in_a_shard_are_passed_over(members: Members, tmp_path: Path
 
 
 @pytest.mark.parametrize(("kept", "reason"), [(100, "truncated|broken"), (4, "no known format"), (0, "no known")])
-def test_a_picture_that_does_not_decode_is_named(
+def test_a_picture_that_cannot_be_decoded_is_reported_by_name(
     members: Members, tmp_path: Path, write_tar: Write, kept: int, reason: str
 ) -> None:
     files = members(3)
@@ -101,7 +101,7 @@ def test_a_picture_that_does_not_decode_is_named(
         (b"{", "not a caption file"),
     ],
 )
-def test_a_caption_file_without_captions_is_named(
+def test_a_caption_file_without_captions_is_reported_by_name(
     members: Members, tmp_path: Path, write_tar: Write, content: bytes, message: str
 ) -> None:
     files = members(2)
@@ -111,13 +111,13 @@ def test_a_caption_file_without_captions_is_named(
         load_shards(tmp_path)
 
 
-def test_half_a_pair_is_named(members: Members, tmp_path: Path, write_tar: Write) -> None:
+def test_a_picture_without_its_caption_file_is_reported(members: Members, tmp_path: Path, write_tar: Write) -> None:
     write_tar(tmp_path / "a.tar", members(3)[:-1])
     with pytest.raises(InstError, match=r"a\.tar:000002: a picture without its \.json"):
         load_shards(tmp_path)
 
 
-def test_no_folder_and_no_shards(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_folder_without_shards_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InstError, match="no such folder"):
         load_shards(tmp_path / "absent")
     with pytest.raises(InstError, match="holds no shard"):
@@ -140,7 +140,7 @@ def test_exact_crops_are_slices_of_the_picture() -> None:
         assert nearest < 1e-4
 
 
-def test_cutting_agrees_with_pillow() -> None:
+def test_cutting_and_resizing_agrees_with_pillow() -> None:
     picture = one_picture(224)
     smooth = torch.nn.functional.avg_pool2d(picture.pixels.float(), 15, 1, 7)
     picture.pixels.copy_(smooth.round().byte())
@@ -154,7 +154,7 @@ def test_cutting_agrees_with_pillow() -> None:
     torch.testing.assert_close(flipped.flip(-1), got)
 
 
-def test_squares_stay_inside_the_picture() -> None:
+def test_random_squares_stay_inside_the_picture() -> None:
     picture = one_picture(100)
     boxes, _ = random_squares(picture, torch.zeros(500, dtype=torch.long), (0.3, 1.0), torch.Generator().manual_seed(0))
     assert (boxes[:, :2] >= 0).all()
@@ -164,7 +164,9 @@ def test_squares_stay_inside_the_picture() -> None:
     assert cut(picture, torch.zeros(500, dtype=torch.long), boxes, boxes[:, 0] > 20, 32).min() > 0.99
 
 
-def test_json_without_kind_or_source_is_taken(tmp_path: Path, members: Members, write_tar: Write) -> None:
+def test_a_caption_file_without_kind_or_source_gets_defaults(
+    tmp_path: Path, members: Members, write_tar: Write
+) -> None:
     files = members(1)
     files[1] = (files[1][0], json.dumps({"captions": ["a dog"]}).encode())
     write_tar(tmp_path / "a.tar", files)

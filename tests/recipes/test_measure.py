@@ -78,7 +78,7 @@ def retrieval(embedding: Tensor, of_caption: dict[str, Tensor], captions: list[l
     return figures.retrieval_figures(fake, held_out, group=10, batch=4)["flickr8k"]
 
 
-def test_retrieval_of_a_perfect_and_of_a_wrong_pair() -> None:
+def test_recall_is_1_for_perfect_embeddings_and_0_for_opposite_ones() -> None:
     captions = [[f"picture {i}"] for i in range(20)]
     embedding = torch.eye(20)
     right = retrieval(embedding, {f"picture {i}": embedding[i] for i in range(20)}, captions)
@@ -89,7 +89,7 @@ def test_retrieval_of_a_perfect_and_of_a_wrong_pair() -> None:
     assert (wrong["recall_at_1"], wrong["recall_at_5"]) == (0, 0)
 
 
-def test_an_identical_caption_counts_as_right() -> None:
+def test_a_picture_with_an_identical_caption_counts_as_found() -> None:
     captions = [["a beach"]] * 5 + [["a street"]] * 5
     embedding = torch.eye(10)
     # Every text points at the first picture of its caption only.
@@ -127,7 +127,7 @@ def test_texts_are_compared_under_the_same_noise_whatever_the_batch() -> None:
     assert figures._gain(whole["zero"], whole["one"])["pictures_better"] == 1
 
 
-def test_pictures_do_not_depend_on_the_batch(tiny_backbone: Backbone) -> None:
+def test_generated_pictures_do_not_depend_on_the_batch_size(tiny_backbone: Backbone) -> None:
     with torch.no_grad():
         text = tiny_backbone.embed_text(["a dog", "a church", "a river"]).tokens
         one, three = (
@@ -138,7 +138,7 @@ def test_pictures_do_not_depend_on_the_batch(tiny_backbone: Backbone) -> None:
     assert not torch.equal(one[0], one[1])
 
 
-def test_the_weights_digest_is_that_of_sha256sums_lines(tmp_path: Path) -> None:
+def test_the_weights_digest_is_the_hash_of_what_sha256sum_prints(tmp_path: Path) -> None:
     for name in ("vae/model.safetensors", "unet/model.safetensors", "unet/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -154,7 +154,7 @@ def test_the_weights_digest_is_that_of_sha256sums_lines(tmp_path: Path) -> None:
     assert figures.weights_digest(tmp_path) != digest
 
 
-def test_comparisons_with_another_picture_need_two(tiny_backbone: Backbone) -> None:
+def test_figures_that_need_a_second_picture_are_left_out_without_one(tiny_backbone: Backbone) -> None:
     for count, has in ((0, False), (1, False), (2, True)):
         kinds = ["photo"] * (3 - count) + ["art"] * count
         held_out = pictures(3, [64] * 3, kinds, [["a dog"]] * 3)
@@ -197,7 +197,7 @@ def test_measure_writes_figures_and_sheet(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "sheet.png"]
 
 
-def test_what_was_measured_outlives_a_failure(
+def test_figures_measured_before_an_interrupt_are_kept(
     shards: Path,
     tiny_backbone: Backbone,
     tiny_backbone_folder: Path,
@@ -227,7 +227,7 @@ def test_frechet_distance_states_samples_and_reference(shards: Path, tiny_backbo
     assert got["distance"] >= 0
 
 
-def test_a_missing_folder_is_one_line(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_reported_without_a_traceback(tiny_backbone_folder: Path, tmp_path: Path) -> None:
     script = Path(figures.__file__).with_name("measure.py")
     command = [sys.executable, script, "--data", tmp_path / "absent", "--backbone", tiny_backbone_folder, "--quick"]
     answer = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, check=False)

@@ -53,7 +53,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (unet, "--vectors", "0", "0 is not a whole number of at least 1"),
     ],
 )
-def test_a_number_out_of_range_is_wrong_use(
+def test_a_number_out_of_range_is_refused_with_the_allowed_range(
     stage: ModuleType, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     count = 4 if stage is autoencoder and option == "--widths" else 1
@@ -72,7 +72,7 @@ def wrong_use(stage: ModuleType, given: list[str], capsys: pytest.CaptureFixture
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_smallest_numbers_that_are_taken_can_be_worked_with(shards: Path, tmp_path: Path) -> None:
+def test_the_smallest_allowed_tokenizer_size_and_length_work(shards: Path, tmp_path: Path) -> None:
     given = ["--data", str(shards), "--out", str(tmp_path), "--size", str(tokenizer.SMALLEST), "--length", "3"]
     tokenizer.main(given)
     assert len(tokenizer.load(tmp_path / "tokenizer")) == tokenizer.SMALLEST
@@ -82,7 +82,7 @@ PAIR = ["--data", "absent", "--out", "absent", "--steps", "1", "--tokenizer"]
 UNET = ["--autoencoder", "absent", "--pair", "absent", *PAIR]
 
 
-def test_more_vectors_than_a_prompt_holds_are_wrong_use(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_vectors_than_a_prompt_holds_are_refused(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = len(tokenizer.load(words)(" style", add_special_tokens=False)["input_ids"])
     most = 24 - 2 - after
     line = wrong_use(unet, [*UNET, str(words), "--pair", str(words.parent), "--vectors", str(most + 1)], capsys)
@@ -90,21 +90,21 @@ def test_more_vectors_than_a_prompt_holds_are_wrong_use(words: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(("stage", "given"), [(pair, PAIR), (unet, UNET)])
-def test_a_folder_without_a_tokenizer_is_wrong_use(
+def test_a_folder_without_a_tokenizer_is_refused(
     stage: ModuleType, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = wrong_use(stage, [*given, str(tmp_path)], capsys)
     assert line == f"error: {tmp_path}: holds no tokenizer.json; give the folder tokenizer/ that tokenizer.py wrote"
 
 
-def test_a_stage_that_is_not_told_when_to_end_is_wrong_use() -> None:
+def test_a_stage_without_minutes_or_steps_is_refused() -> None:
     command = [sys.executable, autoencoder.__file__, "--data", "absent", "--out", "absent"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.stderr == "error: give --minutes or --steps: a stage must know when to end\n"
     assert answer.returncode == 2
 
 
-def test_a_broken_tokenizer_is_one_line(words: Path, tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_refused_with_what_to_do(words: Path, tmp_path: Path) -> None:
     for path in words.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
     with pytest.raises(InstError, match=r"the tokenizer is broken \(.*\); make it again"):
@@ -112,7 +112,7 @@ def test_a_broken_tokenizer_is_one_line(words: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [tokenizer, autoencoder, pair, unet])
-def test_a_single_picture_is_too_little_data(
+def test_a_single_picture_is_refused_as_too_little_data(
     stage: ModuleType,
     words: Path,
     members: Callable[[int], list[tuple[str, bytes]]],
@@ -128,7 +128,7 @@ def test_a_single_picture_is_too_little_data(
     assert [path.name for path in tmp_path.iterdir()] == ["one.tar"]
 
 
-def test_pictures_smaller_than_a_crop_are_one_line(
+def test_pictures_that_are_all_smaller_than_the_crop_are_refused(
     members: Callable[[int], list[tuple[str, bytes]]],
     write_tar: Callable[[Path, Sequence[tuple[str, bytes]]], Path],
     tmp_path: Path,

@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         pytest.param(signal.SIGTERM, "os.rename", "/tokenizer", id="while it replaces"),
     ],
 )
-def test_a_signal_at_any_time_is_one_line_and_what_exists_stays(
+def test_a_signal_at_any_time_is_reported_in_one_line_and_existing_files_stay(
     shards: Path, tmp_path: Path, number: int, event: str, ending: str
 ) -> None:
     before = {"tokenizer/vocab.json": b"earlier", "tokenizer/merges.txt": b"earlier"}
@@ -79,7 +79,7 @@ def test_a_signal_at_any_time_is_one_line_and_what_exists_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
-def test_a_log_has_each_step_once_after_a_kill(shards: Path, random_vgg: Path, tmp_path: Path) -> None:
+def test_after_a_kill_and_a_resume_the_log_has_each_step_once(shards: Path, random_vgg: Path, tmp_path: Path) -> None:
     """Killed after step 4 with a checkpoint of step 2; then also half a row, as a full disk leaves it."""
     log = tmp_path / "log.jsonl"
     autoencoder.main([*autoencoder_arguments(shards, random_vgg, tmp_path, 2), "--no-compile"])
@@ -96,7 +96,7 @@ def test_a_log_has_each_step_once_after_a_kill(shards: Path, random_vgg: Path, t
     assert [row["loss"] for row in after] == [json.loads(row)["loss"] for row in rows.splitlines()]
 
 
-def test_a_cache_of_the_compiler_that_is_no_folder_is_one_line(shards: Path, tmp_path: Path) -> None:
+def test_a_compiler_cache_that_is_not_a_folder_is_reported_in_one_line(shards: Path, tmp_path: Path) -> None:
     """PyTorch makes the folder while it is imported."""
     cache = tmp_path / "cache"
     cache.touch()
@@ -107,7 +107,7 @@ def test_a_cache_of_the_compiler_that_is_no_folder_is_one_line(shards: Path, tmp
     assert answer.stderr.count("\n") == 1
 
 
-def test_a_cache_of_the_compiler_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+def test_a_compiler_cache_that_cannot_be_used_is_reported_in_one_line(tmp_path: Path) -> None:
     """A stage in little: the compiler's errors come out of the first call of what was compiled."""
     (tmp_path / "little.py").write_text(
         "import torch\ndef main():\n    torch.compile(torch.nn.Linear(2, 2))(torch.zeros(1, 2))\n"
@@ -122,7 +122,7 @@ def test_a_cache_of_the_compiler_that_cannot_be_used_is_one_line(tmp_path: Path)
 
 
 @pytest.mark.parametrize("more", [[], ["--help"]])
-def test_an_output_that_nobody_reads_is_one_line(shards: Path, tmp_path: Path, more: list[str]) -> None:
+def test_a_closed_standard_output_is_reported_in_one_line(shards: Path, tmp_path: Path, more: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     answer = stage(*tokenizer_arguments(shards, tmp_path), *more, output=writing)
@@ -131,7 +131,7 @@ def test_an_output_that_nobody_reads_is_one_line(shards: Path, tmp_path: Path, m
     assert answer.returncode == 1
 
 
-def test_a_place_below_a_file_and_a_file_are_refused(tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     for folder in (file, file / "runs" / "vae"):
@@ -143,7 +143,7 @@ def test_a_place_below_a_file_and_a_file_are_refused(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"file": b"mine"}
 
 
-def test_a_copy_that_does_not_fit_says_why(tmp_path: Path) -> None:
+def test_a_copy_that_does_not_fit_on_the_disk_is_reported_with_the_reason(tmp_path: Path) -> None:
     """Under a limit on the size of files, as little as a full disk."""
     source = tmp_path / "part"
     source.mkdir()

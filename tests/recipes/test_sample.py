@@ -22,7 +22,7 @@ ABAR = SCHEDULE.alphas_cumprod
 
 
 @pytest.mark.parametrize("steps", [1, 10, 25])
-def test_sample_equals_diffusers(steps: int) -> None:
+def test_sampling_gives_the_same_latents_as_diffusers(steps: int) -> None:
     """Where the number of steps divides 1,000; elsewhere diffusers steps to a timestep beside the next one."""
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)) * 0.3
 

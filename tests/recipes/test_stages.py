@@ -55,7 +55,7 @@ def unet_arguments(shards: Path, out: Path) -> list[str]:
     return ["--data", str(shards), *inputs, "--pair", str(out / "pair"), *sizes]
 
 
-def test_every_stage_logs_and_draws(runs: Path) -> None:
+def test_every_stage_writes_a_log_and_sample_sheets(runs: Path) -> None:
     for stage in ("autoencoder", "pair", "unet"):
         assert len((runs / stage / "log.jsonl").read_text().splitlines()) in (2, 4)
         assert list((runs / stage).glob("sheet-*.png"))
@@ -92,7 +92,9 @@ def test_nothing_is_replaced_by_an_export_that_fails(runs: Path, tmp_path: Path)
         (["unet/config.json"], ""),
     ],
 )
-def test_an_export_replaces_nothing_but_a_model(held: list[str], at_fault: str, runs: Path, tmp_path: Path) -> None:
+def test_an_export_refuses_to_replace_a_folder_with_anything_but_a_model(
+    held: list[str], at_fault: str, runs: Path, tmp_path: Path
+) -> None:
     for name in held:
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text("kept")
@@ -109,7 +111,7 @@ def test_an_export_over_a_file_is_refused(runs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "kept"
 
 
-def test_an_export_replaces_an_earlier_one_but_for_its_card(runs: Path, tmp_path: Path) -> None:
+def test_an_export_replaces_an_earlier_one_but_keeps_its_model_card(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     exported(runs, tmp_path / "model")
     (tmp_path / "model" / "MODEL_CARD.md").write_text("what it can do")
@@ -145,7 +147,9 @@ def test_normalised_latents_decode_to_the_same_picture(shards: Path) -> None:
     assert vae.config.scaling_factor == pytest.approx(1, abs=0.2)
 
 
-def test_a_decoder_goes_on_over_the_same_latents(runs: Path, shards: Path, random_vgg: Path, tmp_path: Path) -> None:
+def test_training_only_the_decoder_leaves_the_latents_unchanged(
+    runs: Path, shards: Path, random_vgg: Path, tmp_path: Path
+) -> None:
     start = runs / "autoencoder" / "vae"
     given = ["--data", str(shards), "--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--decoder-only"]
     with pytest.raises(InstError, match="give --warm-start FOLDER"):
@@ -188,7 +192,7 @@ def test_an_interrupted_stage_resumes_exactly(
     assert any(key.startswith("ema/inversion/") for key in straight)
 
 
-def test_a_denoiser_goes_on_from_an_earlier_one(runs: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_denoiser_with_a_warm_start_begins_with_the_earlier_weights(runs: Path, shards: Path, tmp_path: Path) -> None:
     """At a learning rate of 0 what is written is what it began with."""
     given = [*unet_arguments(shards, runs), "--warm-start", str(runs / "unet"), "--rate", "0", "--out", str(tmp_path)]
     unet.main([*given, *SMALL, "1"])
@@ -200,7 +204,7 @@ def test_a_denoiser_goes_on_from_an_earlier_one(runs: Path, shards: Path, tmp_pa
         unet.main([*given, "--vectors", "3", *SMALL, "1"])
 
 
-def test_a_pair_goes_on_with_the_words_that_both_tokenizers_know(
+def test_a_pair_with_a_warm_start_keeps_the_embeddings_of_tokens_known_to_both(
     runs: Path, shards: Path, random_vgg: Path, random_inception: Path, tmp_path: Path
 ) -> None:
     """At a learning rate of 0 every known token keeps its row, wherever the other tokenizer put it."""
@@ -244,7 +248,7 @@ def test_the_pair_holds_the_tokenizer_that_it_was_given(runs: Path) -> None:
         assert (runs / "pair" / "tokenizer" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_what_a_stage_writes_is_the_average(runs: Path) -> None:
+def test_a_stage_writes_the_averaged_weights(runs: Path) -> None:
     checkpoint = load_file(runs / "unet" / "checkpoint.safetensors")
     written = AttentionInversion.from_pretrained(runs / "unet" / "inversion").state_dict()
     for name, tensor in written.items():
@@ -258,7 +262,9 @@ def stage(*arguments: object, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
-def test_a_full_disk_keeps_the_checkpoint_and_is_one_line(runs: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_checkpoint_and_is_reported_without_a_traceback(
+    runs: Path, shards: Path, tmp_path: Path
+) -> None:
     given = [*unet_arguments(shards, runs), "--out", str(tmp_path), *SMALL]
     with pytest.raises(InstError, match="interrupted"):
         interrupted_at_once(given)
@@ -287,7 +293,7 @@ def interrupted_at_once(given: list[str]) -> None:
         unet.main([*given, "2"])
 
 
-def test_two_processes_train_together(runs: Path, shards: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_model_with_different_random_states(runs: Path, shards: Path, tmp_path: Path) -> None:
     given = [*unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "5"]
     answer = stage("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RECIPE / "unet.py", *given)
     assert answer.returncode == 0, answer.stderr
@@ -345,7 +351,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     assert job.path.read_bytes() == before
 
 
-def test_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path) -> None:
+def test_resumed_optimiser_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path) -> None:
     """The fused optimiser of GPUs insists on it."""
 
     def job() -> training.Training:
@@ -365,7 +371,7 @@ def test_moments_keep_the_memory_layout_of_their_weights(tmp_path: Path) -> None
     assert again.optimisers["adam"].state[weight]["exp_avg"].stride() == weight.stride()
 
 
-def test_a_log_that_cannot_be_written_is_one_line(runs: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported_without_a_traceback(runs: Path, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     answer = stage(RECIPE / "unet.py", *unet_arguments(shards, runs), "--out", tmp_path, *SMALL, "2")
     assert answer.returncode == 1
@@ -408,7 +414,7 @@ def test_no_held_out_caption_reaches_the_tokenizer(
     assert not {captions[0] + "</w>" for captions in pictures.held_out().captions} & known
 
 
-def test_other_settings_and_broken_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_settings_and_a_broken_checkpoint_are_refused(tmp_path: Path) -> None:
     fresh(tmp_path, widths=[32, 64]).save()
     with pytest.raises(InstError, match=r"was made with widths = \[32, 64\], not \[16\]"):
         fresh(tmp_path, widths=[16]).resume()
@@ -418,7 +424,7 @@ def test_other_settings_and_broken_checkpoints_are_refused(tmp_path: Path) -> No
         fresh(tmp_path).resume()
 
 
-def test_the_average_moves_as_its_formula_says(tmp_path: Path) -> None:
+def test_the_average_of_the_weights_follows_its_formula(tmp_path: Path) -> None:
     job = fresh(tmp_path)
     module = job.modules["module"]
     expected = module.weight.detach().clone()  # type: ignore[operator]
@@ -431,7 +437,7 @@ def test_the_average_moves_as_its_formula_says(tmp_path: Path) -> None:
     torch.testing.assert_close(job.emas["module"].shadow[0], expected)
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
+def test_the_learning_rate_rises_at_first_and_then_only_falls() -> None:
     rates = [training.learning_rate(step / 1000, step, 2.0, warm=100) for step in range(1001)]
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == pytest.approx(2.0, rel=0.05)
@@ -439,7 +445,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert all(a >= b for a, b in pairwise(rates[100:]))
 
 
-def test_a_time_box_counts_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_box_counts_only_the_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(training.time, "monotonic", lambda: now)
     box = training.TimeBox(minutes=1, steps=None)
@@ -463,7 +469,7 @@ def test_stratified_timesteps_cover_the_whole_range() -> None:
     assert (t < 1000).all()
 
 
-def test_equal_sentences_are_positives_of_one_another() -> None:
+def test_pairs_with_equal_sentences_are_positives_in_the_contrastive_loss() -> None:
     pictures = torch.eye(4)
     texts = torch.eye(4)[[1, 0, 2, 3]]  # the first two pictures' texts are exchanged
     exchanged = pair.contrast(pictures, texts, torch.tensor(30.0), torch.tensor([7, 7, 1, 2]), world=1)
@@ -473,7 +479,7 @@ def test_equal_sentences_are_positives_of_one_another() -> None:
     torch.testing.assert_close(different, plain)
 
 
-def test_recall_counts_a_picture_of_the_same_sentence() -> None:
+def test_recall_counts_any_picture_of_the_same_sentence_as_found() -> None:
     pictures, texts = torch.eye(6), torch.eye(6).roll(1, 0)
     assert pair.recall(pictures, texts, torch.arange(6), at=1) == 0
     assert pair.recall(pictures, texts, torch.zeros(6), at=1) == 1

@@ -36,7 +36,7 @@ class Recorded:
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.5, 1.0])
-def test_a_perfect_denoiser_gives_back_the_very_noise(strength: float) -> None:
+def test_stochastic_inversion_with_a_perfect_denoiser_gives_back_the_noise(strength: float) -> None:
     grid = timestep_grid(1000, 20, strength)
 
     def perfect(latents: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_a_perfect_denoiser_gives_back_the_very_noise(strength: float) -> None:
     assert torch.equal(start, stochastic_inversion(perfect, CLEAN, grid[0], ABAR, NOISE))
 
 
-def test_stochastic_inversion_by_hand() -> None:
+def test_stochastic_inversion_equals_an_example_worked_out_by_hand() -> None:
     """abar 0.64: z_t = 0.8 x 2 + 0.6 x 1 = 2.2; the model says 3; the start is 0.8 x 2 + 0.6 x 3."""
 
     def three(latents: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_plain_noise_calls_no_denoiser() -> None:
 
 
 @pytest.mark.parametrize(("steps", "strength"), [(10, 1.0), (12, 0.6), (1, 0.05)])
-def test_ddim_inversion_is_that_of_diffusers(steps: int, strength: float) -> None:
+def test_ddim_inversion_gives_the_same_steps_as_diffusers(steps: int, strength: float) -> None:
     """Without refinement; with trailing spacing, set_alpha_to_one=True, clip_sample=False, and steps that divide T.
 
     diffusers turns v into epsilon at the noise level that the latents come from, though the model was asked at the
@@ -98,7 +98,7 @@ def test_ddim_inversion_is_that_of_diffusers(steps: int, strength: float) -> Non
         torch.testing.assert_close(step.latents, latents, rtol=1e-5, atol=1e-5)
 
 
-def test_ddim_inversion_asks_at_the_timestep_it_goes_to() -> None:
+def test_ddim_inversion_calls_the_denoiser_at_the_timestep_it_goes_to() -> None:
     model, grid = Recorded(), timestep_grid(1000, 4, 0.5)
     found = list(ddim_inversion(model, CLEAN, grid, ABAR, refinements=1))
     assert [timestep for _, timestep in model.calls] == [124, 124, 249, 249, 374, 374, 499, 499]
@@ -118,19 +118,19 @@ def there_and_back(steps: int, refinements: int) -> float:
 
 
 @pytest.mark.parametrize("refinements", [0, 1, 2])
-def test_there_and_back_by_ddim_is_nearly_where_it_began_and_nearer_on_a_finer_grid(refinements: int) -> None:
+def test_ddim_inversion_and_sampling_come_back_closer_on_a_finer_grid(refinements: int) -> None:
     errors = [there_and_back(steps, refinements) for steps in (10, 40, 160)]
     assert errors[0] < 0.1
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
-def test_refined_to_the_end_ddim_inversion_is_exact() -> None:
+def test_ddim_inversion_with_many_refinements_is_exact() -> None:
     errors = [there_and_back(20, refinements) for refinements in (0, 1, 2)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
     assert there_and_back(20, 30) < 1e-5
 
 
-def test_there_and_back_by_ddim_is_exact_where_the_noise_stays_the_same() -> None:
+def test_ddim_inversion_and_sampling_are_exact_if_the_predicted_noise_is_constant() -> None:
     grid = timestep_grid(1000, 7, 0.8)
     start = complete(invert_content("ddim", lambda z, t: NOISE, CLEAN, grid, ABAR, torch.zeros_like(NOISE)))
     torch.testing.assert_close(start, add_noise(CLEAN, NOISE, grid[0], ABAR), rtol=1e-4, atol=1e-4)
@@ -139,7 +139,7 @@ def test_there_and_back_by_ddim_is_exact_where_the_noise_stays_the_same() -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", INVERSIONS)
-def test_on_a_real_network_a_picture_does_not_depend_on_the_rest_of_the_batch(tiny_backbone, kind: str) -> None:
+def test_with_a_real_network_inversion_does_not_depend_on_the_rest_of_the_batch(tiny_backbone, kind: str) -> None:
     abar, grid = tiny_backbone.alphas_cumprod, timestep_grid(1000, 5, 0.6)
     clean, noise = draw_noise((LATENT_CHANNELS, 8, 8), [1, 2]), draw_noise((LATENT_CHANNELS, 8, 8), [3, 4])
     denoise = guided(tiny_backbone.predict_noise, tiny_backbone.embed_text(["a painting of a dog"]), None, 1)
@@ -152,7 +152,7 @@ def test_on_a_real_network_a_picture_does_not_depend_on_the_rest_of_the_batch(ti
 
 
 @pytest.mark.parametrize("kind", INVERSIONS)
-def test_strength_0_is_the_clean_latents(kind: str) -> None:
+def test_inversion_at_strength_0_returns_the_clean_latents(kind: str) -> None:
     model = Recorded()
     grid = timestep_grid(1000, 20, 0)
     assert torch.equal(complete(invert_content(kind, model, CLEAN, grid, ABAR, NOISE)), CLEAN)
@@ -160,7 +160,7 @@ def test_strength_0_is_the_clean_latents(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", INVERSIONS)
-def test_inputs_stay_as_they_are_and_results_the_same(kind: str) -> None:
+def test_inversion_leaves_its_inputs_unchanged_and_is_repeatable(kind: str) -> None:
     clean, noise, abar = CLEAN.clone(), NOISE.clone(), ABAR.clone()
     grid = timestep_grid(1000, 5, 0.6)
     start = complete(invert_content(kind, smooth_model, clean, grid, abar, noise))
@@ -172,12 +172,12 @@ def test_inputs_stay_as_they_are_and_results_the_same(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", INVERSIONS)
 @pytest.mark.parametrize("grid", [[5, 5], [1000], [3, -1]])
-def test_timesteps_that_make_no_grid(kind: str, grid: list[int]) -> None:
+def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(kind: str, grid: list[int]) -> None:
     with pytest.raises(UsageError, match="fall, from 999 at most to 0"):
         complete(invert_content(kind, smooth_model, CLEAN, grid, ABAR, NOISE))
 
 
 @pytest.mark.parametrize("grid", [[], [5]])
-def test_unknown_inversions(grid: list[int]) -> None:
+def test_an_unknown_inversion_is_refused_with_the_known_names(grid: list[int]) -> None:
     with pytest.raises(UsageError, match='"null-text" is unknown: use one of stochastic, none, ddim'):
         complete(invert_content("null-text", smooth_model, CLEAN, grid, ABAR, NOISE))

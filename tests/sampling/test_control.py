@@ -65,7 +65,7 @@ def pipeline_of(kind: Any, folder: Path, controlnet: ControlNetModel) -> Any:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_generating_is_that_of_diffusers(tmp_path: Path, prediction: str) -> None:
+def test_generating_with_control_gives_the_same_pictures_as_diffusers(tmp_path: Path, prediction: str) -> None:
     folder = write_tiny_backbone(tmp_path, prediction)
     backbone = Backbone.load(folder, "cpu", "float32")
     model = tiny_controlnet(backbone.unet)
@@ -87,7 +87,7 @@ def test_generating_is_that_of_diffusers(tmp_path: Path, prediction: str) -> Non
     assert not torch.allclose(found, complete(generate(backbone, prompts, style, **settings)), atol=1e-2)
 
 
-def test_transferring_plain_noise_is_that_of_diffusers(
+def test_transfer_from_plain_noise_with_control_gives_the_same_picture_as_diffusers(
     tiny_backbone_folder: Path, tiny_backbone: Backbone, controlnet: ControlNetModel, style: Style
 ) -> None:
     photo, hint = picture(64, 96), picture(64, 96, seed=5)
@@ -114,7 +114,7 @@ def test_transferring_plain_noise_is_that_of_diffusers(
 
 
 @pytest.mark.parametrize("inversion", ["stochastic", "none", "ddim"])
-def test_a_scale_of_0_is_no_control_to_the_bit(
+def test_a_control_scale_of_0_gives_exactly_the_picture_without_control(
     tiny_backbone: Backbone, style: Style, depth: Control, inversion: str
 ) -> None:
     none = dataclasses.replace(depth, scale=0.0)
@@ -127,7 +127,9 @@ def test_a_scale_of_0_is_no_control_to_the_bit(
 
 
 @torch.no_grad()
-def test_the_network_itself_at_a_scale_of_0_adds_nothing(tiny_backbone: Backbone, depth: Control) -> None:
+def test_the_controlnet_at_a_scale_of_0_does_not_change_the_predicted_noise(
+    tiny_backbone: Backbone, depth: Control
+) -> None:
     latents, text = draw_noise((4, 8, 8), [0, 1]), tiny_backbone.embed_text(["a river"])
     predict = controlled(tiny_backbone, dataclasses.replace(depth, scale=0.0))
     steered = carrying(lambda z, t: predict(z, t, text), picture(seed=5)[None] / 2 + 0.5, 8)
@@ -135,7 +137,7 @@ def test_the_network_itself_at_a_scale_of_0_adds_nothing(tiny_backbone: Backbone
 
 
 @torch.no_grad()
-def test_stochastic_inversion_goes_without_control(tiny_backbone: Backbone, style: Style, depth: Control) -> None:
+def test_stochastic_inversion_does_not_use_the_control(tiny_backbone: Backbone, style: Style, depth: Control) -> None:
     """One step, worked by hand: the start is predicted by the UNet alone, the step is taken under control."""
     photo = picture()
     found = complete(
@@ -170,7 +172,7 @@ def test_stochastic_inversion_goes_without_control(tiny_backbone: Backbone, styl
     close(found, tiny_backbone.decode((start - sigma * noise) / alpha))
 
 
-def test_ddim_inversion_goes_with_control_so_that_it_comes_back(
+def test_ddim_inversion_uses_the_control_so_that_sampling_restores_the_photo(
     tiny_backbone: Backbone, style: Style, depth: Control
 ) -> None:
     settings = {"inversion": "ddim", "solver": "ddim", "guidance": 1.0, "tone": "none", "steps": 40}
@@ -179,7 +181,7 @@ def test_ddim_inversion_goes_with_control_so_that_it_comes_back(
     assert (back - there).abs().mean() < 0.02
 
 
-def test_each_tile_sees_its_part_of_the_picture() -> None:
+def test_each_tile_sees_its_own_part_of_the_control_picture() -> None:
     """A denoiser that looks at each position alone, and at the picture there, does not notice the tiles."""
     hint, latents = picture(160, 240)[None] / 2 + 0.5, draw_noise((4, 20, 30), [0, 1])
 
@@ -192,14 +194,16 @@ def test_each_tile_sees_its_part_of_the_picture() -> None:
     close(carrying(tiled(lambda frame: denoise, 8, 2), hint, 8)(latents, 3), whole)
 
 
-def test_large_pictures_of_any_size(tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel) -> None:
+def test_control_works_in_tiles_and_at_any_size(
+    tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel
+) -> None:
     control = Control(controlnet, picture(50, 75, seed=5), "depth")
     found = complete(transfer(tiny_backbone, picture(100, 150), style, size=100, tile=64, control=control, **FEW))
     assert found.shape == (1, 3, 100, 150)
     assert found.isfinite().all()
 
 
-def test_what_is_generated_takes_the_pictures_proportions(
+def test_a_generated_picture_takes_the_proportions_of_the_control_picture(
     tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel
 ) -> None:
     control = Control(controlnet, picture(40, 80), "depth")
@@ -211,7 +215,7 @@ def test_what_is_generated_takes_the_pictures_proportions(
 # Edges
 
 
-def test_edges_of_a_square() -> None:
+def test_canny_finds_the_edges_of_a_square_and_nothing_else() -> None:
     pytest.importorskip("cv2")
     photo = torch.full((2, 3, 40, 60), -1.0)
     photo[1, :, 10:30, 20:40] = 1
@@ -226,7 +230,9 @@ def test_edges_of_a_square() -> None:
     assert torch.equal(found[1, 0], found[1, 2])
 
 
-def test_the_photos_own_edges_are_taken(tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel) -> None:
+def test_without_a_control_picture_the_photos_own_edges_are_used(
+    tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel
+) -> None:
     pytest.importorskip("cv2")
     photo = torch.full((3, 64, 64), -1.0)
     photo[:, 20:50, 10:40] = 1
@@ -242,7 +248,7 @@ def test_the_photos_own_edges_are_taken(tiny_backbone: Backbone, style: Style, c
     close(together[0], own[0])
 
 
-def test_without_opencv(
+def test_without_opencv_taking_edges_is_refused_but_a_given_picture_works(
     tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
@@ -251,7 +257,7 @@ def test_without_opencv(
     complete(transfer(tiny_backbone, picture(), style, control=Control(controlnet, picture()), **FEW))
 
 
-def test_a_control_of_diffusers_in_the_pipeline(
+def test_the_diffusers_pipeline_with_control_gives_the_same_pictures_as_inst(
     tiny_backbone_folder: Path, tiny_backbone: Backbone, style: Style, depth: Control
 ) -> None:
     pipe = InSTPipeline.from_pretrained(tiny_backbone_folder)
@@ -263,7 +269,7 @@ def test_a_control_of_diffusers_in_the_pipeline(
         close(found * 2 - 1, complete(function(tiny_backbone, subject, style, control=depth, **FEW)))
 
 
-def test_with_two_text_encoders_it_is_that_of_diffusers(tmp_path: Path) -> None:
+def test_control_with_two_text_encoders_gives_the_same_picture_as_diffusers(tmp_path: Path) -> None:
     folder = save_family(tmp_path, "sdxl")
     backbone = Backbone.load(folder, "cpu", "float32")
     model = tiny_controlnet(backbone.unet)
@@ -306,7 +312,7 @@ def test_with_two_text_encoders_it_is_that_of_diffusers(tmp_path: Path) -> None:
         ({"picture": torch.zeros(3, 64, 80)}, "80 x 64 pixels does not fit 64 x 64"),
     ],
 )
-def test_wrong_controls(
+def test_wrong_controls_are_refused_with_the_reason(
     tiny_backbone: Backbone, style: Style, depth: Control, changes: dict[str, Any], message: str
 ) -> None:
     control = dataclasses.replace(depth, **changes)
@@ -316,7 +322,9 @@ def test_wrong_controls(
         generate(tiny_backbone, "[C]", style, size=64, control=control)
 
 
-def test_nothing_to_take_edges_of(tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel) -> None:
+def test_generating_with_edges_but_without_a_photo_is_refused(
+    tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel
+) -> None:
     with pytest.raises(UsageError, match="no photo whose edges"):
         generate(tiny_backbone, "[C]", style, control=Control(controlnet))
 
@@ -331,7 +339,7 @@ def test_nothing_to_take_edges_of(tiny_backbone: Backbone, style: Style, control
         ({"global_pool_conditions": True}, "pools its picture"),
     ],
 )
-def test_controlnets_of_other_models(
+def test_a_controlnet_that_does_not_fit_the_backbone_is_refused(
     tiny_backbone: Backbone, style: Style, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     model = tiny_controlnet(tiny_backbone.unet, **changes)
@@ -342,7 +350,9 @@ def test_controlnets_of_other_models(
         load_controlnet(tmp_path, tiny_backbone)
 
 
-def test_a_folder_is_read(tiny_backbone: Backbone, controlnet: ControlNetModel, tmp_path: Path) -> None:
+def test_a_controlnet_is_loaded_from_its_folder_unchanged_and_frozen(
+    tiny_backbone: Backbone, controlnet: ControlNetModel, tmp_path: Path
+) -> None:
     controlnet.save_pretrained(tmp_path)
     model = load_controlnet(tmp_path, tiny_backbone)
     assert model.dtype == torch.float32
@@ -352,7 +362,7 @@ def test_a_folder_is_read(tiny_backbone: Backbone, controlnet: ControlNetModel, 
         assert torch.equal(model.state_dict()[key], tensor)
 
 
-def test_folders_that_hold_no_controlnet(
+def test_folders_that_hold_no_usable_controlnet_are_refused(
     tiny_backbone: Backbone, tiny_backbone_folder: Path, controlnet: ControlNetModel, tmp_path: Path
 ) -> None:
     with pytest.raises(InstError, match="no such folder"):

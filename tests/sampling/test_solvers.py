@@ -81,7 +81,7 @@ def close(found, expected, tolerance: float = 2e-5) -> None:
 # --- the grid
 
 
-def test_grids_by_hand() -> None:
+def test_timestep_grids_equal_examples_worked_out_by_hand() -> None:
     assert timestep_grid(1000, 4) == [999, 749, 499, 249]
     assert timestep_grid(1000, 4, 0.5) == [499, 374, 249, 124]
     assert timestep_grid(1000, 1, 0.7) == [699]
@@ -94,7 +94,7 @@ def test_grids_by_hand() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 20, 25, 30, 40, 47, 50, 100, 250, 1000])
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(**DDIM), DPMSolverMultistepScheduler(**DPM)])
-def test_the_whole_grid_is_the_trailing_one_of_diffusers(scheduler, steps: int) -> None:
+def test_the_whole_grid_equals_the_trailing_grid_of_diffusers(scheduler, steps: int) -> None:
     scheduler.set_timesteps(steps)
     assert timestep_grid(1000, steps) == scheduler.timesteps.tolist()
 
@@ -105,7 +105,9 @@ def test_the_whole_grid_is_the_trailing_one_of_diffusers(scheduler, steps: int) 
     st.floats(0, 1),
     st.floats(0, 1),
 )
-def test_properties_of_grids(size: tuple[int, int], strength: float, other: float) -> None:
+def test_grids_fall_evenly_and_more_strength_never_means_less_noise(
+    size: tuple[int, int], strength: float, other: float
+) -> None:
     total, steps = size
     grid = timestep_grid(total, steps, strength)
     reached = round(strength * total)
@@ -121,13 +123,13 @@ def test_properties_of_grids(size: tuple[int, int], strength: float, other: floa
 
 
 @pytest.mark.parametrize("strength", [1.2, -0.1, math.nan, math.inf])
-def test_a_strength_out_of_range(strength: float) -> None:
+def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
     with pytest.raises(UsageError, match=rf"strength of {strength} .*0 .*1"):
         timestep_grid(1000, 20, strength)
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_steps_out_of_range(steps: int) -> None:
+def test_a_number_of_steps_out_of_range_is_refused(steps: int) -> None:
     with pytest.raises(UsageError, match=f"{steps} sampling steps .* 1 to 1000"):
         timestep_grid(1000, steps)
 
@@ -149,7 +151,7 @@ def test_noise_does_not_depend_on_the_rest_of_the_batch(seeds: list[int], data: 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_noise_is_standard_and_seeds_differ() -> None:
+def test_noise_is_standard_normal_and_uncorrelated_between_seeds() -> None:
     drawn = draw_noise((4, 64, 64), [1, 2])
     assert drawn.mean().item() == pytest.approx(0, abs=0.03)
     assert drawn.std().item() == pytest.approx(1, abs=0.03)
@@ -157,12 +159,12 @@ def test_noise_is_standard_and_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "message"), [([], "No seed"), ([-1], "seed -1"), ([3, 2**64], f"seed {2**64}")])
-def test_seeds_out_of_range(seeds: list[int], message: str) -> None:
+def test_missing_seeds_and_seeds_out_of_range_are_refused(seeds: list[int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         draw_noise((4, 8, 8), seeds)
 
 
-def test_add_noise_is_that_of_diffusers() -> None:
+def test_add_noise_equals_that_of_diffusers() -> None:
     clean, eps = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
     timesteps = torch.tensor([0, 700])
     expected = SCHEDULE.add_noise(clean, eps, timesteps)
@@ -175,7 +177,7 @@ def test_add_noise_is_that_of_diffusers() -> None:
 
 
 @pytest.mark.parametrize("timestep", [-1, 1000, torch.tensor([5, 1000])])
-def test_add_noise_out_of_range(timestep) -> None:
+def test_add_noise_refuses_a_timestep_out_of_range(timestep) -> None:
     with pytest.raises(UsageError, match="0 to 999"):
         add_noise(noise(2, 4, 8, 8), noise(2, 4, 8, 8), timestep, ABAR)
 
@@ -196,7 +198,9 @@ class Counted:
 
 @settings(deadline=None)
 @given(st.floats(-20, 20), st.integers(1, 3), st.booleans(), st.booleans())
-def test_guidance_is_linear(guidance: float, batch: int, one_text: bool, one_negative: bool) -> None:
+def test_the_guided_prediction_is_linear_in_the_guidance(
+    guidance: float, batch: int, one_text: bool, one_negative: bool
+) -> None:
     model, latents = Counted(), noise(batch, 4, 8, 8)
     text = TextEmbedding(noise(1 if one_text else batch, 6, 5, seed=1))
     negative = TextEmbedding(noise(1 if one_negative else batch, 6, 5, seed=2))
@@ -207,7 +211,7 @@ def test_guidance_is_linear(guidance: float, batch: int, one_text: bool, one_neg
     torch.testing.assert_close(found, (1 - guidance) * without + guidance * with_text, rtol=1e-4, atol=1e-4)
 
 
-def test_without_guidance_the_negative_prompt_is_not_asked_for() -> None:
+def test_without_guidance_the_negative_prompt_is_not_evaluated() -> None:
     model, latents, text = Counted(), noise(3, 4, 8, 8), TextEmbedding(noise(3, 6, 5))
     assert torch.equal(guided(model, text, None, 1)(latents, 7), model(latents, 7, text))
     assert model.batches == [3, 3]
@@ -216,7 +220,7 @@ def test_without_guidance_the_negative_prompt_is_not_asked_for() -> None:
 
 
 @pytest.mark.parametrize("guidance", [math.nan, math.inf])
-def test_a_guidance_that_is_no_number(guidance: float) -> None:
+def test_a_guidance_that_is_not_finite_is_refused(guidance: float) -> None:
     with pytest.raises(UsageError, match=f"guidance of {guidance}"):
         guided(Counted(), TextEmbedding(noise(1, 6, 5)), TextEmbedding(noise(1, 6, 5)), guidance)
 
@@ -228,7 +232,7 @@ def test_a_guidance_that_is_no_number(guidance: float) -> None:
 @pytest.mark.parametrize(
     ("steps", "strength"), [(1, 1.0), (10, 1.0), (20, 1.0), (50, 1.0), (12, 0.6), (1, 0.05), (4, 0.2)]
 )
-def test_ddim_is_that_of_diffusers(prediction: str, steps: int, strength: float) -> None:
+def test_ddim_gives_the_same_steps_as_diffusers(prediction: str, steps: int, strength: float) -> None:
     scheduler = DDIMScheduler(**DDIM, prediction_type=prediction)
     scheduler.set_timesteps(round(steps / strength))  # the end of its grid is our whole one
     grid = timestep_grid(1000, steps, strength)
@@ -247,7 +251,7 @@ def test_ddim_is_that_of_diffusers(prediction: str, steps: int, strength: float)
     st.sampled_from([1, 2]),
     st.booleans(),
 )
-def test_both_solvers_are_those_of_diffusers_on_uneven_grids(
+def test_both_solvers_give_the_same_steps_as_diffusers_on_uneven_grids(
     twenties, offset, prediction, order, lower_order_final
 ) -> None:
     grid = sorted((20 * twenty + offset for twenty in twenties), reverse=True)
@@ -268,7 +272,7 @@ def test_both_solvers_are_those_of_diffusers_on_uneven_grids(
 @pytest.mark.parametrize(
     ("steps", "strength"), [(1, 1.0), (2, 1.0), (10, 1.0), (20, 1.0), (37, 1.0), (13, 0.63), (20, 0.3)]
 )
-def test_dpm_solver_is_that_of_diffusers(prediction: str, steps: int, strength: float) -> None:
+def test_dpm_solver_gives_the_same_steps_as_diffusers(prediction: str, steps: int, strength: float) -> None:
     scheduler = DPMSolverMultistepScheduler(**DPM, prediction_type=prediction)
     grid = timestep_grid(1000, steps, strength)
     scheduler.set_timesteps(timesteps=grid)
@@ -290,7 +294,9 @@ def backbone(request, tiny_backbone: Backbone, tiny_backbone_folder, tmp_path_fa
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_guided_sampling_is_that_of_diffusers_pipeline(backbone: Backbone, solver: str, guidance: float) -> None:
+def test_guided_sampling_gives_the_same_latents_as_the_pipeline_of_diffusers(
+    backbone: Backbone, solver: str, guidance: float
+) -> None:
     """The whole loop: prompts, negative prompts, the UNet's own prediction type, guidance, and the solver."""
     kind, config = {"ddim": (DDIMScheduler, DDIM), "dpm++": (DPMSolverMultistepScheduler, DPM)}[solver]
     pipeline = StableDiffusionPipeline(
@@ -322,7 +328,7 @@ def test_guided_sampling_is_that_of_diffusers_pipeline(backbone: Backbone, solve
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_schedule_of_zero_terminal_snr(tiny_copy, solver: str) -> None:
+def test_a_schedule_of_zero_terminal_snr_is_sampled_as_in_diffusers(tiny_copy, solver: str) -> None:
     """The last abar is 0, where epsilon says nothing about z_0: kept just above it, as diffusers' DPM-Solver does."""
     edit_json(tiny_copy / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
     backbone = Backbone.load(tiny_copy, "cpu", "float32")
@@ -338,7 +344,7 @@ def test_a_schedule_of_zero_terminal_snr(tiny_copy, solver: str) -> None:
     close([step.latents for step in found], expected, tolerance=1e-3)
 
 
-def test_one_ddim_step_by_hand() -> None:
+def test_ddim_steps_equal_an_example_worked_out_by_hand() -> None:
     """abar 0.64 -> alpha 0.8, sigma 0.6; z 2, eps 1 -> z_0 1.75; then abar 0.36 the other way round."""
     levels = torch.tensor([0.64, 0.36])
     first, last = ddim(lambda z, t: torch.ones_like(z), torch.full((1, 1, 1, 1), 2.0), [1, 0], levels)
@@ -348,7 +354,7 @@ def test_one_ddim_step_by_hand() -> None:
     assert [(step.index, step.total, step.timestep) for step in (first, last)] == [(0, 2, 1), (1, 2, 0)]
 
 
-def test_two_dpm_solver_steps_by_hand() -> None:
+def test_dpm_solver_steps_equal_an_example_worked_out_by_hand() -> None:
     """Algorithm 2 of Lu et al. written out for three levels, with a denoiser that predicts z_0 = t."""
     levels = [0.9, 0.5, 0.1]
     alpha, sigma = [math.sqrt(a) for a in levels], [math.sqrt(1 - a) for a in levels]
@@ -393,7 +399,7 @@ def test_the_solvers_converge_to_the_exact_solution_at_their_order(solver: str, 
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_denoiser_that_knows_the_noise_brings_the_picture_back(solver: str) -> None:
+def test_a_denoiser_that_knows_the_noise_restores_the_clean_latents(solver: str) -> None:
     clean, eps = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)
     for steps in (1, 2, 20):
         grid = timestep_grid(1000, steps, 0.8)
@@ -402,7 +408,7 @@ def test_a_denoiser_that_knows_the_noise_brings_the_picture_back(solver: str) ->
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_sampling_is_lazy_and_leaves_its_inputs_alone(solver: str) -> None:
+def test_sampling_is_lazy_and_leaves_its_inputs_unchanged(solver: str) -> None:
     calls: list[int] = []
     model, start, abar = dummy_model(), noise(2, 4, 8, 8), ABAR.clone()
     kept, grid = start.clone(), timestep_grid(1000, 4)
@@ -437,18 +443,18 @@ def test_strength_0_takes_no_step(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("grid", [[1000, 5], [5, -1], [5, 5], [5, 6]])
-def test_timesteps_that_make_no_grid(solver: str, grid: list[int]) -> None:
+def test_timesteps_that_do_not_fall_within_the_schedule_are_refused(solver: str, grid: list[int]) -> None:
     with pytest.raises(UsageError, match="fall, from 999 at most to 0"):
         next(SOLVERS[solver](dummy_model(), noise(1, 4, 8, 8), grid, ABAR))
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, math.nan])
-def test_a_noise_schedule_that_cannot_be_sampled(level: float) -> None:
+def test_a_noise_schedule_that_cannot_be_sampled_is_refused(level: float) -> None:
     with pytest.raises(InstError, match="timestep 1"):
         next(ddim(dummy_model(), noise(1, 4, 8, 8), [1, 0], torch.tensor([0.9, level])))
 
 
-def test_unknown_solvers() -> None:
+def test_an_unknown_solver_is_refused_with_the_known_names() -> None:
     assert choose_solver("dpm++") is dpm_solver_pp
     with pytest.raises(UsageError, match=r'"euler" is unknown: use one of ddim, dpm\+\+'):
         choose_solver("euler")

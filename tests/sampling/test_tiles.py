@@ -30,14 +30,14 @@ def test_tiles_cover_a_length_and_overlap(length: int, tile: int, data: st.DataO
     assert all(0 < later - earlier <= tile - overlap for earlier, later in itertools.pairwise(starts))
 
 
-def test_as_few_tiles_as_will_do() -> None:
+def test_no_more_tiles_than_needed_are_used() -> None:
     assert tile_starts(64, 32, 0) == [0, 32]
     assert tile_starts(56, 32, 8) == [0, 24]
     assert len(tile_starts(57, 32, 8)) == 3
 
 
 @pytest.mark.parametrize("size", [(40, 56), (16, 50), (50, 9), (16, 16), (7, 5)])
-def test_a_local_denoiser_does_the_same_in_tiles(size: tuple[int, int]) -> None:
+def test_a_local_denoiser_gives_the_same_result_in_tiles(size: tuple[int, int]) -> None:
     def denoise(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         return latents.sin() * timestep + latents.flip(1)
 
@@ -46,7 +46,7 @@ def test_a_local_denoiser_does_the_same_in_tiles(size: tuple[int, int]) -> None:
     torch.testing.assert_close(found, denoise(latents, 7), rtol=1e-5, atol=1e-5)
 
 
-def test_inputs_may_be_finer_or_coarser_than_the_grid() -> None:
+def test_tiles_can_be_reduced_or_enlarged_on_the_way() -> None:
     pictures = draw_noise((3, 8 * 21, 8 * 40), [0])
     shrunk = map_tiles(lambda part, *_: F.avg_pool2d(part, 8), pictures, 16, 4, shrink=8)
     torch.testing.assert_close(shrunk, F.avg_pool2d(pictures, 8))
@@ -66,7 +66,7 @@ def test_no_tile_is_larger_than_asked_for() -> None:
     assert len(seen) == len(tile_starts(90, TILE, 4))
 
 
-def test_a_picture_of_one_tile_is_given_as_it_is() -> None:
+def test_latents_that_fit_into_one_tile_are_passed_on_unchanged() -> None:
     latents = draw_noise((4, 16, 12), [0])
     assert tiled(lambda frame: lambda part, timestep: part, TILE, 4)(latents, 5) is latents
 
@@ -97,7 +97,7 @@ def column_steps(denoise: Denoise) -> torch.Tensor:
     return result.mean(dim=-2).diff(dim=-1).square().mean(dim=(0, 1)).sqrt()[2:-2]
 
 
-def test_seams_cannot_be_told_from_other_places() -> None:
+def test_seams_between_tiles_are_no_steeper_than_other_places() -> None:
     usual = column_steps(paint)  # the whole at once
     in_tiles = column_steps(tiled(lambda frame: paint, NATIVE, NATIVE // 4))
     assert column_steps(side_by_side).max() > 3 * usual.max(), "this measure does not see seams"
@@ -106,7 +106,7 @@ def test_seams_cannot_be_told_from_other_places() -> None:
 
 
 @torch.inference_mode()
-def test_the_autoencoder_works_in_tiles(tiny_backbone: Backbone) -> None:
+def test_the_autoencoder_in_tiles_is_close_to_the_whole_and_exact_for_small_pictures(tiny_backbone: Backbone) -> None:
     """Large pictures: close to what the autoencoder makes of them at once. Others: the very same."""
     small = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = tiny_backbone.encode(small)
@@ -124,7 +124,7 @@ def test_the_autoencoder_works_in_tiles(tiny_backbone: Backbone) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 79), (17, 40), (100, 16)])
 @torch.inference_mode()
-def test_pictures_of_any_size_come_back_in_it(tiny_backbone: Backbone, height: int, width: int) -> None:
+def test_pictures_of_any_size_are_decoded_to_the_same_size(tiny_backbone: Backbone, height: int, width: int) -> None:
     pictures = torch.zeros(2, 3, height, width)
     latents = encode_any_size(tiny_backbone, pictures)
     assert latents.shape[2:] == latent_size(tiny_backbone, height, width)

@@ -16,7 +16,7 @@ from inst.study.assignment import arrange, choose_pairs
     st.integers(0, 2**32),
 )
 @settings(deadline=None)
-def test_balance(sizes: list[int], count: int, people: int, seed: int) -> None:
+def test_methods_and_pairs_are_shown_equally_often(sizes: list[int], count: int, people: int, seed: int) -> None:
     numbers = iter(range(1000))
     pairs = {f"method {index}": [next(numbers) for _ in range(size)] for index, size in enumerate(sizes)}
     shown: Counter[int] = Counter()
@@ -42,7 +42,7 @@ def test_half_of_the_pairs_have_ours_first(pairs: int, checks: int, seed: int) -
         assert abs(2 * first - len(group)) <= 1
 
 
-def test_order_and_side_are_random_and_repeatable() -> None:
+def test_order_and_side_are_random_but_the_same_for_the_same_seed() -> None:
     made = [tuple(arrange(range(26), [], random.Random(seed))) for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
     firsts = Counter(arrange(range(26), [], random.Random(seed))[0] for seed in range(2000))

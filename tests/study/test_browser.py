@@ -59,7 +59,9 @@ def fits(visitor: Visitor) -> bool:
     return bool(visitor.script("return document.documentElement.scrollWidth <= window.innerWidth"))
 
 
-def test_desktop_with_the_mouse(study: Path, server: Served, tmp_path: Path) -> None:
+def test_a_participant_can_finish_the_study_on_a_desktop_with_the_mouse(
+    study: Path, server: Served, tmp_path: Path
+) -> None:
     from selenium.webdriver import ActionChains
 
     with visiting(tmp_path / "profile") as visitor:
@@ -114,7 +116,9 @@ def test_desktop_with_the_mouse(study: Path, server: Served, tmp_path: Path) -> 
     assert ranking(study) == ["colour", "shapes"]
 
 
-def test_phone_in_chinese_with_touch(study: Path, server: Served, tmp_path: Path) -> None:
+def test_a_participant_can_finish_the_study_in_chinese_on_a_phone_by_touch(
+    study: Path, server: Served, tmp_path: Path
+) -> None:
     with visiting(tmp_path / "profile", phone=True, language="zh-CN") as visitor:
         visitor.open(server.page, "consent")
         assert visitor.script("return document.documentElement.lang") == "zh-CN"
@@ -161,7 +165,9 @@ def swipe(visitor: Visitor, source: str, target: str) -> None:
     visitor.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
-def test_keyboard_only(study: Path, server: Served, tmp_path: Path) -> None:
+def test_a_participant_can_finish_the_study_with_the_keyboard_alone(
+    study: Path, server: Served, tmp_path: Path
+) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     with visiting(tmp_path / "profile") as visitor:
@@ -229,7 +235,9 @@ def test_keyboard_only(study: Path, server: Served, tmp_path: Path) -> None:
     assert ranking(study) == ["brushstroke", "subjects"]
 
 
-def test_a_closed_tab_and_another_person(study: Path, server: Served, tmp_path: Path) -> None:
+def test_after_closing_the_tab_a_participant_goes_on_and_another_starts_anew(
+    study: Path, server: Served, tmp_path: Path
+) -> None:
     with visiting(tmp_path / "profile") as visitor:
         visitor.open(server.page, "consent")
         visitor.script("localStorage.setItem('inst-study-ranking', '[\"colour\"]')")  # begun in another study
@@ -262,7 +270,7 @@ def test_a_closed_tab_and_another_person(study: Path, server: Served, tmp_path: 
     assert votes(study) == chosen
 
 
-def test_a_server_that_is_killed_and_started_again(study: Path, tmp_path: Path) -> None:
+def test_an_answer_given_while_the_server_is_down_is_sent_when_it_is_back(study: Path, tmp_path: Path) -> None:
     with visiting(tmp_path / "profile") as visitor:
         with served(study) as server:
             visitor.open(server.page, "consent")
@@ -283,7 +291,7 @@ def test_a_server_that_is_killed_and_started_again(study: Path, tmp_path: Path) 
         assert len(tables.answers(database)) == 2
 
 
-def test_the_admin_page(study: Path, server: Served, tmp_path: Path) -> None:
+def test_the_admin_page_shows_progress_only_with_the_right_token(study: Path, server: Served, tmp_path: Path) -> None:
     server.begin("a" * 64)
     server.vote("a" * 64, 1, "first", "0" * 32)
     with visiting(tmp_path / "profile") as visitor:
@@ -320,7 +328,9 @@ return low;
 """
 
 
-def test_for_people_who_see_little_or_not(study: Path, server: Served, tmp_path: Path) -> None:
+def test_every_page_has_enough_contrast_accessible_names_and_focus_on_its_heading(
+    study: Path, server: Served, tmp_path: Path
+) -> None:
     """Text has the contrast of WCAG 2 AA, everything that acts has a name, and pages begin at their heading."""
     with visiting(tmp_path / "profile") as visitor:
 

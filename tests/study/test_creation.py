@@ -19,7 +19,7 @@ def create(folder: Path, path: Path, **options: object) -> Creation:
     return list(create_study(folder, path, **options))[-1]
 
 
-def test_pairs_and_pictures(comparison: Path, tmp_path: Path) -> None:
+def test_each_pair_shows_two_methods_on_the_same_photo_and_painting(comparison: Path, tmp_path: Path) -> None:
     made = create(comparison, tmp_path / "study.db")
     assert made.pairs == {"adain": 4, "gatys": 4}
     assert (made.done, made.total, made.left_out) == (16, 16, [])
@@ -40,7 +40,7 @@ def test_pairs_and_pictures(comparison: Path, tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["study.db"]
 
 
-def test_pictures_are_reduced_and_carry_no_texts(comparison: Path, tmp_path: Path) -> None:
+def test_stored_pictures_are_reduced_and_carry_no_metadata(comparison: Path, tmp_path: Path) -> None:
     create(comparison, tmp_path / "study.db", side=64)
     with Database(tmp_path / "study.db") as database:
         for row in database.rows("SELECT * FROM pictures"):
@@ -54,7 +54,7 @@ def test_pictures_are_reduced_and_carry_no_texts(comparison: Path, tmp_path: Pat
             assert b"method" not in row["data"]
 
 
-def test_what_is_missing_is_named_and_the_rest_is_used(tmp_path: Path) -> None:
+def test_missing_and_broken_pictures_are_reported_and_the_rest_is_used(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
     (folder / "gatys" / "castle__night.png").unlink()
     (folder / "adain" / "castle__tulips.png").write_bytes(b"broken")
@@ -74,7 +74,7 @@ def test_what_is_missing_is_named_and_the_rest_is_used(tmp_path: Path) -> None:
     ]
 
 
-def test_names_with_the_separator(tmp_path: Path) -> None:
+def test_a_result_whose_name_fits_several_pairs_is_left_out_and_reported(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "plain", ("old__bridge", "old"), ("bridge__night", "night"))
     # "old__bridge__night" is old__bridge + night, or old + bridge__night.
     made = create(folder, tmp_path / "study.db")
@@ -82,14 +82,14 @@ def test_names_with_the_separator(tmp_path: Path) -> None:
     assert any("old__bridge__night.png: its name stands for several pairs" in line for line in made.left_out)
 
 
-def test_chosen_methods_and_combinations(comparison: Path, tmp_path: Path) -> None:
+def test_only_the_chosen_methods_and_number_of_combinations_are_used(comparison: Path, tmp_path: Path) -> None:
     assert create(comparison, tmp_path / "a.db", methods=["gatys"], ours="adain").pairs == {"gatys": 4}
     made = create(comparison, tmp_path / "b.db", combinations=1)
     assert made.pairs == {"adain": 1, "gatys": 1}
     assert made.total == 5
 
 
-def test_a_folder_of_inst_compare_is_used_whole(tmp_path: Path) -> None:
+def test_a_folder_of_inst_compare_is_used_with_nothing_left_out(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
     for name in ("sheets", "styles", "figures"):  # what inst compare puts beside the methods
         (folder / name).mkdir()
@@ -100,7 +100,7 @@ def test_a_folder_of_inst_compare_is_used_whole(tmp_path: Path) -> None:
     assert made.left_out == []
 
 
-def test_a_method_without_a_usable_name_is_refused_with_the_reason(comparison: Path, tmp_path: Path) -> None:
+def test_a_method_whose_pictures_have_wrong_names_is_refused_with_the_reason(comparison: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(comparison, tmp_path / "comparison"))
     for file in (folder / "adain").iterdir():
         file.rename(file.with_name(file.name.replace("__", "-")))
@@ -109,7 +109,7 @@ def test_a_method_without_a_usable_name_is_refused_with_the_reason(comparison: P
             create(folder, tmp_path / "study.db", **options)
 
 
-def test_combinations_are_chosen_of_what_can_be_compared(tmp_path: Path) -> None:
+def test_combinations_are_chosen_only_among_those_that_can_be_compared(tmp_path: Path) -> None:
     folder = write_comparison(tmp_path / "comparison")
     for file in sorted((folder / "inst").iterdir())[1:]:
         file.unlink()
@@ -118,7 +118,9 @@ def test_combinations_are_chosen_of_what_can_be_compared(tmp_path: Path) -> None
         assert made.pairs == {"adain": 1, "gatys": 1}
 
 
-def test_attention_checks_show_another_photo_and_painting(comparison: Path, tmp_path: Path) -> None:
+def test_the_wrong_side_of_an_attention_check_shows_another_photo_and_painting(
+    comparison: Path, tmp_path: Path
+) -> None:
     assert create(comparison, tmp_path / "study.db", checks=2).checks == 4
     with Database(tmp_path / "study.db") as database:
         checks = database.rows(
@@ -141,14 +143,14 @@ def test_attention_checks_show_another_photo_and_painting(comparison: Path, tmp_
         ({"ours": "cast"}, "no method cast: it has adain, gatys, inst"),
         ({"methods": ["cast"]}, "no method cast"),
         ({"methods": ["inst"]}, "no method beside inst"),
-        ({"trials": 0}, "--trials 0"),
-        ({"checks": -1}, "--checks -1"),
-        ({"side": 1}, "--side 1"),
-        ({"combinations": 0}, "--combinations 0"),
-        ({"checks": 1, "combinations": 1}, "needs two photos and two paintings"),
+        ({"trials": 0}, "0 trials"),
+        ({"checks": -1}, "-1 checks"),
+        ({"side": 1}, "1 pixels of a side"),
+        ({"combinations": 0}, "0 combinations"),
+        ({"checks": 1, "combinations": 1}, "need two photos and two paintings"),
     ],
 )
-def test_wrong_options_leave_no_file(
+def test_wrong_options_are_refused_and_leave_no_file(
     make_study: Callable[..., Path], tmp_path: Path, options: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason):
@@ -156,7 +158,7 @@ def test_wrong_options_leave_no_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+def test_missing_empty_and_broken_folders_are_refused_and_leave_no_file(tmp_path: Path) -> None:
     for name in ("nowhere", "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InstError, match=name):
@@ -172,14 +174,14 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that nobody can write to")
-def test_a_folder_that_cannot_be_written_to_is_named(comparison: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_reported(comparison: Path) -> None:
     with pytest.raises(InstError) as caught:
         create(comparison, Path("/proc/self/study.db"))
     assert str(caught.value).startswith("/proc/self/study.db cannot be written (")
     assert str(caught.value).endswith("): choose another place.")
 
 
-def test_votes_are_never_overwritten(make_study: Callable[..., Path]) -> None:
+def test_an_existing_study_is_never_overwritten(make_study: Callable[..., Path]) -> None:
     path = make_study()
     before = path.read_bytes()
     with pytest.raises(UsageError, match="exists"):
@@ -187,7 +189,7 @@ def test_votes_are_never_overwritten(make_study: Callable[..., Path]) -> None:
     assert path.read_bytes() == before
 
 
-def test_files_that_are_no_study(tmp_path: Path) -> None:
+def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("text " * 1000)
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (a)").connection.close()
     (tmp_path / "empty.db").touch()

@@ -56,7 +56,7 @@ def database(make_study: Callable[..., Path]) -> Any:
         yield found
 
 
-def test_votes_by_method(database: Database) -> None:
+def test_the_report_states_votes_p_values_and_agreement_for_each_method(database: Database) -> None:
     """Three people prefer ours to adain; to gatys they prefer it in one vote of two."""
     for number in range(3):
         seen = iter(range(8))
@@ -77,7 +77,7 @@ def test_votes_by_method(database: Database) -> None:
     assert report.agreement["gatys"].same < 1
 
 
-def test_the_last_answer_counts(database: Database) -> None:
+def test_only_the_last_answer_to_a_pair_counts(database: Database) -> None:
     person = Person(database, 1).answer_all(lambda trial: True)
     report = make_report(database, **ALL)
     position = next(trial["position"] for trial in person.trials if not trial["is_check"])
@@ -89,7 +89,7 @@ def test_the_last_answer_counts(database: Database) -> None:
     assert sum(int(row["counts"]) for row in rows) == 9
 
 
-def test_careless_people_are_not_counted(database: Database) -> None:
+def test_careless_participants_are_excluded_from_the_report(database: Database) -> None:
     good = Person(database, 1).answer_all(lambda trial: True, seconds=4)
     Person(database, 2).answer_all(lambda trial: trial["is_check"], seconds=0.4)
     Person(database, 3).answer_all(lambda trial: not trial["is_check"])
@@ -112,7 +112,7 @@ def test_careless_people_are_not_counted(database: Database) -> None:
     assert make_report(database, **ALL).kept == 6
 
 
-def test_rules_one_by_one() -> None:
+def test_each_exclusion_rule_applies_exactly_at_its_bound() -> None:
     def row(chosen: str = "first", seconds: float = 3, is_check: int = 0, for_ours: int = 1) -> dict[str, Any]:
         return {"chosen": chosen, "seconds": seconds, "is_check": is_check, "for_ours": for_ours}
 
@@ -131,13 +131,15 @@ def test_rules_one_by_one() -> None:
     assert broken_rules([], 26, rules) == ["few-answers"]
 
 
-def test_nobody_voted(database: Database) -> None:
+def test_a_report_without_votes_is_refused(database: Database) -> None:
     begin(database, "a" * 64)
     with pytest.raises(InstError, match="no votes yet"):
         make_report(database)
 
 
-def test_files(database: Database, tmp_path: Path) -> None:
+def test_the_report_files_agree_with_the_report_and_stay_the_same_on_a_second_run(
+    database: Database, tmp_path: Path
+) -> None:
     for number in range(4):
         person = Person(database, number).answer_all(lambda trial: trial["is_check"] or trial["position"] % 3)
         rank(database, person.token, None if number == 3 else list(FACTORS[number:]))
@@ -174,7 +176,7 @@ def test_files(database: Database, tmp_path: Path) -> None:
     assert len(summary(report)) == 3
 
 
-def test_a_report_of_nobody_who_counts(database: Database, tmp_path: Path) -> None:
+def test_a_report_with_everybody_excluded_is_written_without_plots(database: Database, tmp_path: Path) -> None:
     Person(database, 1).answer_all(lambda trial: True, seconds=0.1)
     report = make_report(database)
     assert (report.kept, report.total.votes, report.total.share) == (0, 0, None)
@@ -194,17 +196,17 @@ def test_a_report_of_nobody_who_counts(database: Database, tmp_path: Path) -> No
         {"few_answers": 50},
     ],
 )
-def test_bounds_that_cannot_be_are_refused(database: Database, bound: dict[str, Any]) -> None:
+def test_exclusion_bounds_out_of_range_are_refused(database: Database, bound: dict[str, Any]) -> None:
     (name,) = bound
-    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .* cannot be used: give .*0"):
+    with pytest.raises(UsageError, match=f"{name.replace('_', '-')} cannot be used: give .*0"):
         make_report(database, **bound)
 
 
-def test_csv_is_no_formula() -> None:
+def test_csv_cells_are_never_spreadsheet_formulas() -> None:
     assert to_csv([["a"], ["=1+1"], [-2.5], [""], ["b"]]) == 'a\n\'=1+1\n-2.5\n""\nb\n'
 
 
-def test_a_session_shows_the_order_of_factors_at_random(database: Database) -> None:
+def test_the_order_of_the_factors_differs_between_participants(database: Database) -> None:
     orders = set()
     for number in range(8):
         Person(database, number)
@@ -214,7 +216,7 @@ def test_a_session_shows_the_order_of_factors_at_random(database: Database) -> N
     assert len(orders) > 4
 
 
-def test_plots_take_any_name_of_a_method(database: Database) -> None:
+def test_plots_accept_any_method_name(database: Database) -> None:
     Person(database, 1).answer_all(lambda trial: True)
     report = make_report(database, **ALL)
     named = replace(report, ours="$\\ours$", methods={"$\\other$": report.methods["adain"]})

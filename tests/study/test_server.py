@@ -27,7 +27,7 @@ def server(make_study: Callable[..., Path]) -> Iterator[Served]:
         yield found
 
 
-def test_taking_part(server: Served) -> None:
+def test_a_participant_can_vote_rank_and_finish_over_http(server: Served) -> None:
     status, study = server.ask("api/study")
     assert (status, study["trials"]) == (200, 4)
     assert server.ask("api/session", ANNA)[0] == 401
@@ -54,7 +54,7 @@ def test_a_request_repeated_at_once_counts_once(server: Served) -> None:
     assert (progress["started"], progress["votes"]) == (2, 1)
 
 
-def test_refusals_say_why(server: Served) -> None:
+def test_wrong_requests_are_refused_with_the_right_status(server: Served) -> None:
     server.begin(ANNA)
     assert server.vote(BORIS, 1, "first", "0" * 32) == (401, {"error": "no participant has this token"})
     assert server.vote(ANNA, 99, "first", "0" * 32) == (404, {"error": "no such trial"})
@@ -67,7 +67,7 @@ def test_refusals_say_why(server: Served) -> None:
     assert server.ask("api/vote", ANNA)[0] == 405
 
 
-def test_the_admin_needs_the_token(server: Served) -> None:
+def test_admin_requests_need_the_admins_token(server: Served) -> None:
     token = server.admin.partition("#")[2]
     assert len(token) >= 32
     server.begin(ANNA)
@@ -85,7 +85,7 @@ def test_the_admin_needs_the_token(server: Served) -> None:
     assert len(lines) == 2
 
 
-def test_headers(server: Served) -> None:
+def test_every_answer_has_security_headers_and_no_cookies(server: Served) -> None:
     for path in ("", "admin", "page/study.js", "api/study"):
         with urlopen(server.page + path, timeout=30) as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -100,7 +100,7 @@ def test_headers(server: Served) -> None:
         assert answer.headers["Cache-Control"] == "no-store"
 
 
-def test_no_third_party_and_nothing_inline() -> None:
+def test_the_pages_load_nothing_from_elsewhere_and_have_no_inline_code() -> None:
     class Reader(HTMLParser):
         found: list[str]
 
@@ -122,7 +122,7 @@ def test_no_third_party_and_nothing_inline() -> None:
         assert "innerHTML" not in content
 
 
-def test_languages_say_the_same_things() -> None:
+def test_both_languages_have_every_text_that_the_pages_use() -> None:
     def shape(value: object) -> object:
         if isinstance(value, dict):
             return {name: shape(one) for name, one in value.items()}
@@ -138,7 +138,7 @@ def test_languages_say_the_same_things() -> None:
         assert set(texts(language)["factors"]) == set(FACTORS)
 
 
-def test_a_clean_stop_leaves_one_file(make_study: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_clean_stop_leaves_only_the_study_file(make_study: Callable[..., Path], tmp_path: Path) -> None:
     path = make_study()
     for number, code in ((signal.SIGINT, 0), (signal.SIGTERM, -signal.SIGTERM)):
         with served(path) as server:
@@ -149,7 +149,7 @@ def test_a_clean_stop_leaves_one_file(make_study: Callable[..., Path], tmp_path:
     assert sqlite3.connect(path).execute("SELECT count(*) FROM participants").fetchone() == (1,)
 
 
-def test_a_full_disk_acknowledges_nothing(make_study: Callable[..., Path], server: Served) -> None:
+def test_a_vote_that_cannot_be_saved_is_not_acknowledged(make_study: Callable[..., Path], server: Served) -> None:
     """Another process holds the file for longer than SQLite waits, or nothing can be written: no vote is promised."""
     server.begin(ANNA)
     path = Path(server.process.args[5])  # type: ignore[index]
@@ -162,7 +162,7 @@ def test_a_full_disk_acknowledges_nothing(make_study: Callable[..., Path], serve
     other.close()
 
 
-def test_texts_of_the_researcher(make_study: Callable[..., Path]) -> None:
+def test_the_researchers_texts_are_served_unchanged_and_the_admin_token_is_not(make_study: Callable[..., Path]) -> None:
     given = {"title": "<b>T</b>", "question": "Q?", "contact": "C", "consent": "One.\n\nTwo."}
     with served(make_study(**given)) as server:
         found = server.ask("api/study")[1]
@@ -170,7 +170,7 @@ def test_texts_of_the_researcher(make_study: Callable[..., Path]) -> None:
         assert "admin_token" not in json.dumps(found)
 
 
-def test_a_report_while_the_study_is_served(make_study: Callable[..., Path]) -> None:
+def test_the_study_file_can_be_read_while_the_study_is_served(make_study: Callable[..., Path]) -> None:
     path = make_study()
     with served(path) as server, Database(path) as database:
         server.begin(ANNA)

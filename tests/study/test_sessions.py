@@ -36,7 +36,7 @@ def refused(status: int, act: Callable[..., object], *arguments: object) -> None
     assert caught.value.status == status
 
 
-def test_beginning_twice_is_beginning_once(database: Database) -> None:
+def test_beginning_twice_gives_one_participant_with_the_same_trials(database: Database) -> None:
     begin(database, ANNA)
     before = describe_session(database, ANNA)
     begin(database, ANNA)
@@ -47,25 +47,25 @@ def test_beginning_twice_is_beginning_once(database: Database) -> None:
     assert sorted(before["factors"]) == sorted(FACTORS)
 
 
-def test_an_acknowledged_answer_is_on_the_disk(database: Database) -> None:
+def test_the_database_waits_for_the_disk_at_each_commit(database: Database) -> None:
     database.write_ahead()
     assert database.value("PRAGMA journal_mode") == "wal"
     assert database.value("PRAGMA synchronous") == 2  # FULL: each commit waits for the disk
 
 
-def test_the_file_holds_no_token(database: Database) -> None:
+def test_the_file_holds_only_the_hash_of_a_participants_token(database: Database) -> None:
     begin(database, ANNA)
     assert database.value("SELECT token_sha256 FROM participants") == hashlib.sha256(ANNA.encode()).hexdigest()
     assert ANNA not in str([tuple(row) for row in database.rows("SELECT * FROM participants")])
 
 
-def test_a_participant_is_told_nothing_of_methods(database: Database) -> None:
+def test_a_participant_is_told_no_names_of_methods_or_pictures(database: Database) -> None:
     begin(database, ANNA)
     said = str(describe_session(database, ANNA)) + str(describe_study(database))
     assert not [word for word in ("inst", "adain", "gatys", "castle", "night", "check") if word in said]
 
 
-def test_the_same_study_gives_the_same_participants_the_same_trials(
+def test_studies_with_the_same_seed_give_participants_the_same_trials(
     make_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     found = []
@@ -89,7 +89,7 @@ def test_an_answer_sent_again_counts_once(database: Database) -> None:
     refused(409, vote, database, ANNA, key(1), 4, "first", 2.0)
 
 
-def test_going_back_keeps_the_history_and_counts_the_last(database: Database) -> None:
+def test_going_back_keeps_the_history_and_the_last_answer_counts(database: Database) -> None:
     begin(database, ANNA)
     vote(database, ANNA, key(1), 1, "first", 2.0)
     vote(database, ANNA, key(2), 2, "first", 2.0)
@@ -104,7 +104,7 @@ def test_going_back_keeps_the_history_and_counts_the_last(database: Database) ->
     assert chosen(database, ANNA)[0] == "second"
 
 
-def test_participants_do_not_reach_each_other(database: Database) -> None:
+def test_a_participant_cannot_change_the_answers_of_another(database: Database) -> None:
     begin(database, ANNA)
     begin(database, BORIS)
     vote(database, ANNA, key(1), 1, "first", 2.0)
@@ -117,7 +117,7 @@ def test_participants_do_not_reach_each_other(database: Database) -> None:
     assert describe_session(database, "c" * 64) is None
 
 
-def test_after_the_end_nothing_changes(database: Database) -> None:
+def test_after_the_ranking_no_answer_and_no_ranking_can_be_changed(database: Database) -> None:
     begin(database, ANNA)
     for position in range(1, 7):
         vote(database, ANNA, key(position), position, "first", 2.0)
@@ -155,7 +155,9 @@ def test_after_the_end_nothing_changes(database: Database) -> None:
         ((key(1), 1, "first", None), 400),
     ],
 )
-def test_malformed_answers(database: Database, arguments: tuple[object, ...], status: int) -> None:
+def test_malformed_answers_are_refused_and_not_stored(
+    database: Database, arguments: tuple[object, ...], status: int
+) -> None:
     begin(database, ANNA)
     refused(status, vote, database, ANNA, *arguments)
     assert database.value("SELECT count(*) FROM answers") == 0
@@ -164,18 +166,18 @@ def test_malformed_answers(database: Database, arguments: tuple[object, ...], st
 @pytest.mark.parametrize(
     "ranking", [[], ["beauty"], ["colour", "colour"], "colour", {"colour": 1}, [1], [["colour"]], [*FACTORS, "colour"]]
 )
-def test_malformed_rankings(database: Database, ranking: object) -> None:
+def test_malformed_rankings_are_refused(database: Database, ranking: object) -> None:
     begin(database, ANNA)
     refused(400, rank, database, ANNA, ranking)
 
 
 @pytest.mark.parametrize("token", ["", "a" * 63, "a" * 65, "A" * 64, "ä" * 64, "a" * 64 + "\n"])
-def test_malformed_tokens(database: Database, token: str) -> None:
+def test_malformed_tokens_are_refused_and_create_no_participant(database: Database, token: str) -> None:
     refused(400, begin, database, token)
     assert database.value("SELECT count(*) FROM participants") == 0
 
 
-def test_pairs_of_who_left_are_shown_to_others(make_study: Callable[..., Path]) -> None:
+def test_pairs_of_participants_who_left_are_shown_to_others(make_study: Callable[..., Path]) -> None:
     with Database(make_study(trials=4)) as database:
         begin(database, ANNA)
         with database.transaction() as connection:

@@ -65,7 +65,7 @@ def test_diffusers_finds_every_vector_of_a_token(
     torch.testing.assert_close(found, expected)
 
 
-def test_the_documented_code_makes_the_picture_of_inst(
+def test_the_documented_code_for_diffusers_makes_the_same_picture_as_inst(
     tiny_backbone: Backbone, tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style = make_style(tiny_backbone)
@@ -110,7 +110,7 @@ def tiny_xl() -> StableDiffusionXLPipeline:
     )
 
 
-def test_the_documented_code_for_two_text_encoders(
+def test_the_documented_code_for_two_text_encoders_loads_both_parts_of_a_style(
     tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -129,7 +129,7 @@ def test_the_documented_code_for_two_text_encoders(
         assert torch.equal(encoder.get_input_embeddings().weight[ids[2:]], part)
 
 
-def test_tokens_are_small_letters_without_spaces() -> None:
+def test_tokens_are_lower_case_without_spaces() -> None:
     for name in ("Waves", "Große Welle", "İstanbul", "睡莲", "a/b\\c", "<x>", "", "[C]", "x" * 300, "Ｂ"):  # noqa: RUF001
         token = token_of(name)
         assert re.fullmatch(r"<[^\s<>\[\]()]+>", token)
@@ -140,7 +140,9 @@ def test_tokens_are_small_letters_without_spaces() -> None:
     assert slug("***") == "style"
 
 
-def test_a_token_of_ones_own(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_chosen_token_is_used_and_one_that_clip_cannot_read_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
     style = make_style(tiny_backbone)
     for token in ("<sea-2>", "sea-2"):
         assert export_style(style, tmp_path / "out.safetensors", "diffusers", token) == "<sea-2>"
@@ -157,7 +159,9 @@ def test_a_token_of_ones_own(tiny_backbone: Backbone, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("widths", [(WIDTH,), (WIDTH, OTHER)])
-def test_the_files_of_a1111_and_comfyui(tiny_backbone: Backbone, tmp_path: Path, widths: tuple[int, ...]) -> None:
+def test_files_for_a1111_and_comfyui_hold_the_vectors_under_their_keys(
+    tiny_backbone: Backbone, tmp_path: Path, widths: tuple[int, ...]
+) -> None:
     style = make_style(tiny_backbone, widths=widths)
     path = tmp_path / "my.waves.safetensors"
     assert export_style(style, path, "a1111") == "my.waves"
@@ -172,7 +176,9 @@ def test_the_files_of_a1111_and_comfyui(tiny_backbone: Backbone, tmp_path: Path,
 
 
 @pytest.mark.parametrize("thumbnail", [True, False])
-def test_the_picture_of_a1111(tiny_backbone: Backbone, tmp_path: Path, thumbnail: bool) -> None:
+def test_a_picture_for_a1111_carries_the_vectors_and_shows_the_painting(
+    tiny_backbone: Backbone, tmp_path: Path, thumbnail: bool
+) -> None:
     painting = torch.linspace(-1, 1, 3 * 40 * 60).view(3, 40, 60)
     style = make_style(tiny_backbone, thumbnail=make_thumbnail(painting) if thumbnail else None)
     assert export_style(style, tmp_path / "waves.png", "a1111-png") == "waves"
@@ -195,14 +201,14 @@ def test_the_picture_of_a1111(tiny_backbone: Backbone, tmp_path: Path, thumbnail
 
 
 @pytest.mark.parametrize("name", ["my waves", "waves,2", "waves(2)", "a:b"])
-def test_names_that_no_prompt_could_hold(tiny_backbone: Backbone, tmp_path: Path, name: str) -> None:
+def test_file_names_that_no_prompt_can_hold_are_refused(tiny_backbone: Backbone, tmp_path: Path, name: str) -> None:
     for to in ("a1111", "comfyui"):
         with pytest.raises(UsageError, match="could not be written in a prompt"):
             export_style(make_style(tiny_backbone), tmp_path / f"{name}.safetensors", to)
     assert not list(tmp_path.iterdir())
 
 
-def test_other_endings_and_formats(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_wrong_endings_and_unknown_formats_are_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
     for to, ending in FORMATS.items():
         wrong = ".png" if ending == ".safetensors" else ".safetensors"
         with pytest.raises(UsageError, match=rf"give a name that ends in \{ending}"):
@@ -218,7 +224,7 @@ def test_other_endings_and_formats(tiny_backbone: Backbone, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_what_is_written_is_read(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
+def test_an_exported_style_is_imported_with_the_same_vectors(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
     style = make_style(tiny_backbone)
     path = tmp_path / f"sea{FORMATS[to]}"
     export_style(style, path, to)
@@ -233,7 +239,9 @@ def test_what_is_written_is_read(tiny_backbone: Backbone, tmp_path: Path, to: st
 
 
 @pytest.mark.parametrize("to", FORMATS)
-def test_what_is_written_for_two_text_encoders_is_read(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
+def test_a_style_exported_for_two_text_encoders_is_imported_with_the_same_vectors(
+    tiny_backbone: Backbone, tmp_path: Path, to: str
+) -> None:
     style = make_style(tiny_backbone, widths=(WIDTH, OTHER))
     path = tmp_path / f"sea{FORMATS[to]}"
     export_style(style, path, to)
@@ -268,7 +276,7 @@ def a1111(vectors: Any) -> dict[str, Any]:
     }
 
 
-def test_pickles_of_others_are_read(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_pickles_of_other_programs_are_imported(tiny_backbone: Backbone, tmp_path: Path) -> None:
     vectors = torch.randn(VECTORS, WIDTH)
     path = tmp_path / "file.pt"
     for content, name, kind in (
@@ -294,7 +302,7 @@ def test_pickles_of_others_are_read(tiny_backbone: Backbone, tmp_path: Path) -> 
     assert torch.equal(import_style(tiny_backbone, path).vectors, vectors)
 
 
-def test_a_painting_gives_the_palette(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_painting_given_at_import_is_kept_in_the_style(tiny_backbone: Backbone, tmp_path: Path) -> None:
     export_style(make_style(tiny_backbone), tmp_path / "sea.safetensors", "a1111")
     Image.new("RGB", (30, 20), "teal").save(tmp_path / "painting.png")
     found = import_style(
@@ -330,7 +338,9 @@ def hide(text: bytes, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("ending", ["png", "webp"])
-def test_what_a1111_hides_in_the_pixels_is_read(tiny_backbone: Backbone, tmp_path: Path, ending: str) -> None:
+def test_an_embedding_that_a1111_hides_in_the_pixels_is_imported(
+    tiny_backbone: Backbone, tmp_path: Path, ending: str
+) -> None:
     style = make_style(tiny_backbone)
     text = json.dumps(a1111({"*": {"TORCHTENSOR": style.vectors.tolist()}})).encode()
     path = tmp_path / f"picture.{ending}"
@@ -358,7 +368,9 @@ class Harmful:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_runs_nothing(tiny_backbone: Backbone, tmp_path: Path, protocol: int, zipped: bool) -> None:
+def test_importing_a_harmful_pickle_runs_no_code(
+    tiny_backbone: Backbone, tmp_path: Path, protocol: int, zipped: bool
+) -> None:
     path, harmed = tmp_path / "file.pt", tmp_path / "harmed"
     content = {"attention": Harmful(harmed), "string_to_param": {"*": torch.ones(1, WIDTH)}}
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
@@ -375,7 +387,7 @@ def test_a_pickle_runs_nothing(tiny_backbone: Backbone, tmp_path: Path, protocol
     assert harmed.exists()
 
 
-def test_other_classes_are_refused_by_name(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_pickle_of_another_class_is_refused_with_the_class_name(tiny_backbone: Backbone, tmp_path: Path) -> None:
     torch.save({"*": nn.Conv2d(1, 1, 1)}, tmp_path / "file.pt")
     with pytest.raises(InstError, match=r"asks for torch\.nn\.modules\.conv\.Conv2d"):
         import_style(tiny_backbone, tmp_path / "file.pt")
@@ -385,7 +397,9 @@ def test_other_classes_are_refused_by_name(tiny_backbone: Backbone, tmp_path: Pa
 
 
 @pytest.mark.parametrize("width", [768, 1024])
-def test_another_width_is_refused_by_name(tiny_backbone: Backbone, tmp_path: Path, width: int) -> None:
+def test_an_embedding_of_another_width_is_refused_with_its_model(
+    tiny_backbone: Backbone, tmp_path: Path, width: int
+) -> None:
     path = tmp_path / "sea.safetensors"
     save_file({"emb_params": torch.zeros(2, width)}, path)
     model = {768: "1.x", 1024: "2.x"}[width]
@@ -395,7 +409,7 @@ def test_another_width_is_refused_by_name(tiny_backbone: Backbone, tmp_path: Pat
     assert f"of width {WIDTH}:" in str(caught.value)
 
 
-def test_files_that_are_no_embedding(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_files_that_hold_no_embedding_are_refused_with_the_reason(tiny_backbone: Backbone, tmp_path: Path) -> None:
     def refuse(path: Path, said: str) -> None:
         with pytest.raises(InstError) as caught:
             import_style(tiny_backbone, path)
@@ -464,7 +478,9 @@ def test_files_that_are_no_embedding(tiny_backbone: Backbone, tmp_path: Path) ->
 # The command line
 
 
-def test_commands_there_and_back(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+def test_the_export_and_import_commands_give_back_the_same_vectors(
+    run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path
+) -> None:
     style = make_style(tiny_backbone)
     style.save("mine.safetensors")
     for to, word in (("diffusers", "<waves>"), ("a1111", "out"), ("comfyui", "embedding:out"), ("a1111-png", "out")):
@@ -477,7 +493,9 @@ def test_commands_there_and_back(run: Run, tiny_backbone: Backbone, tiny_backbon
         assert torch.equal(Style.load("back.safetensors").vectors, style.vectors)
 
 
-def test_commands_choose_free_names(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+def test_without_a_given_name_the_commands_choose_a_free_one(
+    run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path
+) -> None:
     make_style(tiny_backbone).save("mine.safetensors")
     for name in ("waves", "waves-2"):
         code, said, _ = run("style", "export", "mine.safetensors", "--to", "comfyui", "--json")
@@ -492,7 +510,9 @@ def test_commands_choose_free_names(run: Run, tiny_backbone: Backbone, tiny_back
     assert "imported" in said
 
 
-def test_mistakes_are_one_line(run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+def test_wrong_use_of_export_and_import_is_reported_in_one_line(
+    run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path
+) -> None:
     path = make_style(tiny_backbone).save("mine.safetensors")
     before = path.read_bytes()
     save_file({"emb_params": torch.zeros(2, 1024)}, "other.safetensors")

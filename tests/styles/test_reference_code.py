@@ -80,7 +80,9 @@ def painting(folder: Path, seed: int = 0) -> Photo:
     return read_photo(folder / f"painting-{seed}.png", flattened=True)
 
 
-def test_the_vector_is_that_of_the_module_in_evaluation_mode(tmp_path: Path, importable: pytest.MonkeyPatch) -> None:
+def test_the_vector_equals_that_of_the_reference_module_in_evaluation_mode(
+    tmp_path: Path, importable: pytest.MonkeyPatch
+) -> None:
     module = Attentions(WIDTH)  # in training mode, as the reference saves it
     found = read_embedding(saved(tmp_path / "embeddings.pt", module, importable))
     assert isinstance(found, ReferenceInversion)
@@ -93,7 +95,9 @@ def test_the_vector_is_that_of_the_module_in_evaluation_mode(tmp_path: Path, imp
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_style_of_it(tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch, zipped: bool) -> None:
+def test_a_reference_module_and_a_painting_give_a_style(
+    tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch, zipped: bool
+) -> None:
     module = Attentions(WIDTH).half() if zipped else Attentions(WIDTH)
     path = saved(tmp_path / "embeddings.pt", module, importable)
     picture = painting(tmp_path)
@@ -113,7 +117,7 @@ def test_a_style_of_it(tiny_backbone: Backbone, tmp_path: Path, importable: pyte
     assert not torch.allclose(other.vectors, style.vectors)
 
 
-def test_the_cast_is_that_of_numpy() -> None:
+def test_the_reference_cast_equals_numpys_cast_to_8_bits() -> None:
     """Pixels from -1 to 1 to 8 bits: the sign is dropped with what is behind the point, and -1 wraps around."""
     levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     image = Image.fromarray(levels).resize((512, 512), Image.Resampling.NEAREST)
@@ -126,7 +130,7 @@ def test_the_cast_is_that_of_numpy() -> None:
     assert cast_as_reference(Image.new("RGB", (100, 30), "teal")).size == (512, 512)
 
 
-def test_as_reference_clip_sees_what_its_own_processor_makes_of_the_cast(
+def test_as_reference_clip_sees_the_cast_picture_as_its_own_processor_prepares_it(
     tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
 ) -> None:
     module = Attentions(WIDTH)
@@ -155,22 +159,26 @@ def test_as_reference_clip_sees_what_its_own_processor_makes_of_the_cast(
     assert torch.equal(*dull)  # neither has black or white: CLIP sees the same black square
 
 
-def test_what_it_needs(tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch) -> None:
+def test_a_module_needs_a_painting_and_plain_vectors_refuse_as_reference(
+    tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path / "embeddings.pt", Attentions(WIDTH), importable)
     with pytest.raises(UsageError, match="holds no vector, only the module that makes it of the painting"):
         import_style(tiny_backbone, path)
     torch.save({"emb_params": torch.ones(1, WIDTH)}, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match="leave --as-reference out"):
+    with pytest.raises(UsageError, match="leave `as_reference` out"):
         import_style(tiny_backbone, tmp_path / "other.pt", as_reference=True)
 
 
-def test_a_module_of_another_width(tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch) -> None:
+def test_a_module_of_another_width_is_refused(
+    tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path / "embeddings.pt", Attentions(768), importable)
     with pytest.raises(UsageError, match=r"width 768 \(Stable Diffusion 1.x\), which does not fit"):
         import_style(tiny_backbone, path, painting=painting(tmp_path))
 
 
-def test_modules_that_are_not_the_references(
+def test_modules_that_are_not_the_references_are_refused_with_the_reason(
     tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
 ) -> None:
     picture = painting(tmp_path)
@@ -205,7 +213,7 @@ class Harmful:
         return os.mkdir, (str(self.path),)
 
 
-def test_what_hides_in_a_module_is_not_run(
+def test_harmful_code_in_a_module_is_refused_and_not_run(
     tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
 ) -> None:
     module = Attentions(WIDTH)
@@ -217,7 +225,7 @@ def test_what_hides_in_a_module_is_not_run(
     assert all("mkdir" not in name for name in CLASSES)
 
 
-def test_the_command(
+def test_the_import_command_needs_a_painting_and_makes_the_same_style_as_python(
     run: Callable[..., tuple[int, str, str]],
     common: list[object],
     tiny_backbone: Backbone,
@@ -228,7 +236,7 @@ def test_the_command(
     picture = painting(tmp_path)
     code, _, err = run("style", "import", path, *common)
     assert (code, err.count("\n")) == (2, 1)
-    assert "give --painting" in err
+    assert "give its --painting" in err
     given = ["--painting", "painting-0.png", "--as-reference", "-o", "out.safetensors"]
     code, _, err = run("style", "import", path, *given, *common)
     assert (code, err) == (0, "")

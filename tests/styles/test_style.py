@@ -55,7 +55,7 @@ def full_style() -> Style:
 # What is kept
 
 
-def test_a_style_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_style_is_loaded_with_everything_it_had(tmp_path: Path) -> None:
     style = full_style()
     path = style.save(tmp_path / "waves.safetensors")
     found = Style.load(path)
@@ -82,7 +82,7 @@ def test_a_style_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found.painting() is None
 
 
-def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+def test_a_style_file_can_be_read_by_safetensors_alone(tmp_path: Path) -> None:
     path = full_style().save(tmp_path / "waves.safetensors")
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == {
@@ -163,24 +163,24 @@ def test_widths_of_two_text_encoders_are_kept(tmp_path: Path) -> None:
         Style.mix([(style, 1), (one, 1)])
 
 
-def test_files_from_before_there_were_widths_are_read(tmp_path: Path) -> None:
+def test_older_style_files_without_widths_are_still_read(tmp_path: Path) -> None:
     path = rewrite(tmp_path / "old.safetensors", {"vectors": random_vectors()})
     assert Style.load(path).widths == (WIDTH,)
 
 
 @pytest.mark.parametrize("widths", [(WIDTH, 1), (WIDTH + 1, -1), (WIDTH, 0), (1,)])
-def test_widths_that_do_not_split_the_vectors(widths: tuple[int, ...], tmp_path: Path) -> None:
+def test_widths_that_do_not_split_the_vectors_are_refused(widths: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not split"):
         Style(random_vectors(), HERE, widths=widths)
     refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=list(widths)), "do not split")
 
 
 @pytest.mark.parametrize("widths", [str(WIDTH), [str(WIDTH)], [float(WIDTH)], [None], {str(WIDTH): 1}])
-def test_widths_that_are_no_integers(widths: object, tmp_path: Path) -> None:
+def test_widths_that_are_not_integers_are_refused(widths: object, tmp_path: Path) -> None:
     refuse(rewrite(tmp_path / "bad.safetensors", {"vectors": random_vectors()}, widths=widths), "is damaged")
 
 
-def test_provenance_holds_plain_values_only() -> None:
+def test_provenance_that_is_not_plain_values_is_refused() -> None:
     with pytest.raises(TypeError, match="cannot be written down"):
         Style(random_vectors(), HERE, about={"what": object()})
 
@@ -206,7 +206,7 @@ def refuse(path: Path, said: str) -> None:
     assert said in message
 
 
-def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
+def test_missing_files_folders_and_empty_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere.safetensors", "no such file")
     refuse(tmp_path / "nowhere" / "style.safetensors", "no such file")
     refuse(tmp_path, "is a folder")
@@ -232,20 +232,20 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif"])
-def test_a_picture_is_no_style(tmp_path: Path, ending: str) -> None:
+def test_a_picture_is_refused_as_a_style(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"painting.{ending}"
     Image.new("RGB", (9, 9)).save(path)
-    refuse(path, "is a picture: give a style file, which `inst learn` makes from a painting")
+    refuse(path, "is a picture: give a style file, which inst.learn makes from a painting")
 
 
 @pytest.mark.parametrize("content", [b"x", b"hello, I am a text", bytes(50), b"\xff" * 50])
-def test_another_kind_of_file(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "style.safetensors"
     path.write_bytes(content)
     refuse(path, "is no safetensors file")
 
 
-def test_foreign_safetensors(tmp_path: Path) -> None:
+def test_a_safetensors_file_that_is_no_style_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"emb_params": random_vectors()}, path, metadata)
@@ -264,7 +264,7 @@ def test_a_foreign_model_is_not_read_into_memory(tmp_path: Path) -> None:
     refuse(path, "no style of InST's")
 
 
-def test_truncated_files(tmp_path: Path) -> None:
+def test_truncated_style_files_are_refused(tmp_path: Path) -> None:
     data = full_style().to_bytes()
     path = tmp_path / "cut.safetensors"
     for length in [*range(1, 40), *range(40, len(data), 61), len(data) - 1]:
@@ -276,7 +276,7 @@ def test_truncated_files(tmp_path: Path) -> None:
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_wrong_bytes_are_read_or_refused_in_one_line(data: st.DataObject) -> None:
+def test_a_style_file_with_wrong_bytes_is_read_or_refused_in_one_line(data: st.DataObject) -> None:
     content = bytearray(full_style().to_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     noise = data.draw(st.binary(min_size=1, max_size=9))
@@ -304,11 +304,13 @@ def test_wrong_bytes_are_read_or_refused_in_one_line(data: st.DataObject) -> Non
         ({"about": {"paintings": 3}}, "is damaged"),
     ],
 )
-def test_metadata_that_make_no_sense(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_metadata_with_wrong_values_are_refused_with_the_reason(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
     refuse(rewrite(tmp_path / "wrong.safetensors", {"vectors": random_vectors()}, **changes), said)
 
 
-def test_metadata_that_are_no_json_or_nested_too_deeply(tmp_path: Path) -> None:
+def test_metadata_that_are_no_json_or_nested_too_deeply_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "wrong.safetensors"
     for text in ("", "[]", "{", "null", "[" * 100_000):
         save_file({"vectors": random_vectors()}, path, {"inst_style": text})
@@ -317,7 +319,7 @@ def test_metadata_that_are_no_json_or_nested_too_deeply(tmp_path: Path) -> None:
     refuse(path, "'vectors' is missing")
 
 
-def test_a_damaged_thumbnail_is_named() -> None:
+def test_a_damaged_thumbnail_is_reported_with_the_name_of_the_style() -> None:
     style = Style(random_vectors(), HERE, about={"name": "Wellen"}, thumbnail=b"no picture")
     with pytest.raises(InstError, match='The thumbnail of the style "Wellen" is no picture'):
         Style.from_bytes(style.to_bytes()).painting()
@@ -326,7 +328,7 @@ def test_a_damaged_thumbnail_is_named() -> None:
 # Writing
 
 
-def test_only_a_style_file_can_be_written(tmp_path: Path) -> None:
+def test_a_style_can_be_saved_only_under_a_safetensors_name(tmp_path: Path) -> None:
     painting = tmp_path / "painting.png"
     painting.write_bytes(b"a painting")
     with pytest.raises(UsageError, match=r"give a name that ends in \.safetensors"):
@@ -359,7 +361,7 @@ def test_a_style_fits_the_backbone_it_was_learned_with(tiny_backbone: Backbone) 
     )
 
 
-def test_another_text_space_is_refused_by_both_names(tiny_backbone: Backbone) -> None:
+def test_a_style_of_another_text_space_is_refused_with_both_names(tiny_backbone: Backbone) -> None:
     style = Style(random_vectors(), HERE, about={"name": "Wellen", "backbone": "stable-diffusion-2"})
     with pytest.raises(UsageError) as caught:
         style.check(tiny_backbone)
@@ -367,7 +369,7 @@ def test_another_text_space_is_refused_by_both_names(tiny_backbone: Backbone) ->
         assert part in str(caught.value)
 
 
-def test_another_unet_is_warned_of(tiny_backbone: Backbone) -> None:
+def test_a_style_of_another_unet_gives_a_warning(tiny_backbone: Backbone) -> None:
     warning = Style(random_vectors(), tiny_backbone.fingerprint, THERE, {"name": "Wellen"}).check(tiny_backbone)
     assert warning is not None
     assert "\n" not in warning
@@ -392,7 +394,7 @@ def test_both_ends_of_an_interpolation_are_exact() -> None:
     assert torch.equal(Style.mix([(one, 0.3)]).vectors, one.vectors)
 
 
-def test_weights_count_by_their_proportions() -> None:
+def test_only_the_proportions_of_the_weights_matter_in_a_mixture() -> None:
     one, other = Style(random_vectors(1), HERE), Style(random_vectors(2), HERE)
     mixed = Style.mix([(one, 2), (other, 1)])
     torch.testing.assert_close(mixed.vectors, (2 * one.vectors + other.vectors) / 3)
@@ -428,14 +430,14 @@ def test_a_mixture_says_what_it_is_made_of() -> None:
     assert Style.from_bytes(mixed.to_bytes()).about == mixed.about
 
 
-def test_a_mixture_of_different_denoisers_is_warned_of(tiny_backbone: Backbone) -> None:
+def test_a_mixture_of_different_unets_gives_a_warning(tiny_backbone: Backbone) -> None:
     own = tiny_backbone.denoiser_fingerprint
     styles = [(Style(random_vectors(), tiny_backbone.fingerprint, denoiser), 1.0) for denoiser in (own, THERE)]
     assert Style.mix(styles[:1]).check(tiny_backbone) is None
     assert "another UNet" in (Style.mix(styles).check(tiny_backbone) or "")
 
 
-def test_styles_that_cannot_be_mixed() -> None:
+def test_styles_that_do_not_fit_each_other_cannot_be_mixed() -> None:
     one = Style(random_vectors(), HERE, about={"name": "waves"})
     for other, said in (
         (Style(random_vectors(), THERE, about={"name": "lilies"}), f"different text spaces .{HERE} and {THERE}"),
@@ -447,7 +449,7 @@ def test_styles_that_cannot_be_mixed() -> None:
 
 
 @pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], [1e308, 1e308]])
-def test_weights_that_make_no_mixture(weights: list[float]) -> None:
+def test_weights_that_make_no_mixture_are_refused(weights: list[float]) -> None:
     style = Style(random_vectors(), HERE)
     with pytest.raises(UsageError, match="make no mixture"):
         Style.mix([(style, weight) for weight in weights])

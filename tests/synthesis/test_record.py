@@ -113,7 +113,7 @@ def test_the_same_record_gives_the_same_file(tiny_backbone: Backbone, tmp_path: 
     assert one == other
 
 
-def test_a_photo_is_noted_by_name_and_hash(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_photo_is_recorded_by_name_and_hash(tiny_backbone: Backbone, tmp_path: Path) -> None:
     path = tmp_path / "boat.png"
     Image.new("RGB", (9, 9)).save(path)
     photo = read_photo(path)
@@ -125,7 +125,7 @@ def test_a_photo_is_noted_by_name_and_hash(tiny_backbone: Backbone, tmp_path: Pa
 @pytest.mark.parametrize(
     "folder", ["/home/ann/secret", "C:\\Users\\ann\\secret", "\\\\server\\secret", "~/secret", "../secret", "secret/"]
 )
-def test_no_folder_is_named(tiny_backbone: Backbone, tmp_path: Path, folder: str) -> None:
+def test_a_record_contains_no_folder_names(tiny_backbone: Backbone, tmp_path: Path, folder: str) -> None:
     slash = "\\" if "\\" in folder else "/"
     kind = PureWindowsPath if "\\" in folder else Path
     file = f"{folder}{slash}boat.jpg"
@@ -160,12 +160,14 @@ def test_no_folder_is_named(tiny_backbone: Backbone, tmp_path: Path, folder: str
     assert found.backbone.name == "model"
 
 
-def test_a_backbone_of_a_folder_is_called_by_its_base_name(tiny_backbone: Backbone, tiny_backbone_folder: Path) -> None:
+def test_a_backbone_from_a_folder_is_recorded_by_its_base_name(
+    tiny_backbone: Backbone, tiny_backbone_folder: Path
+) -> None:
     assert tiny_backbone.name == tiny_backbone_folder.name
     assert tiny_backbone_folder.parent.name not in make_record(tiny_backbone).to_text()
 
 
-def test_a_record_is_small(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_picture_with_its_record_takes_less_than_27_kilobytes(tiny_backbone: Backbone, tmp_path: Path) -> None:
     """Stable Diffusion's width and 8 vectors are 24 KiB, which base64 and zlib leave as large as they are."""
     styles = {"[C]": random_style(1, n=8, width=768, side=256)}
     record = PictureRecord.of("transfer", tiny_backbone, SETTINGS, styles)
@@ -173,7 +175,7 @@ def test_a_record_is_small(tiny_backbone: Backbone, tmp_path: Path) -> None:
     assert path.stat().st_size < 27_000
 
 
-def test_a_large_record_can_be_read_by_everyone(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_picture_with_a_large_record_can_still_be_opened_by_pillow(tiny_backbone: Backbone, tmp_path: Path) -> None:
     """Pillow refuses to open a file with a compressed text of more than 1 MiB; ours must not be such a file."""
     styles = {f"[C{seed}]": random_style(seed, side=256) for seed in range(6)}
     record = PictureRecord.of("transfer", tiny_backbone, SETTINGS, styles, thumbnails=True)
@@ -192,7 +194,7 @@ _plain = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=9), _plain, max_size=5), st.text())
 @settings(max_examples=50, deadline=None)
-def test_settings_come_back_exactly(values: dict[str, object], prompt: str) -> None:
+def test_settings_are_read_back_exactly(values: dict[str, object], prompt: str) -> None:
     values = {key: value for key, value in values.items() if key not in ("prompt", "negative_prompt")}
     values["prompt"], values["negative_prompt"] = prompt, [prompt, "a/b"]
     record = PictureRecord("generate", values, {}, BackboneRecord("mini", "00", "00"), "cpu", "float32")
@@ -214,7 +216,7 @@ def test_styles_keep_their_order(tiny_backbone: Backbone) -> None:
     assert list(PictureRecord.from_text(record.to_text()).styles) == ["[B]", "[C]", "[A]"]
 
 
-def test_a_backbone_of_the_model_hub_keeps_its_name() -> None:
+def test_a_backbone_from_the_model_hub_keeps_its_full_name() -> None:
     for name in ("owner/model", "owner/model@v1.0", "owner/model@refs/pr/1"):
         record = PictureRecord("transfer", {}, {}, BackboneRecord(name, "00", "00"), "cpu", "float32")
         assert PictureRecord.from_text(record.to_text()).backbone.name == name
@@ -235,13 +237,13 @@ def refuse(path: Path, said: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
-def test_pictures_without_a_record(tmp_path: Path, ending: str) -> None:
+def test_pictures_without_a_record_are_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"other.{ending}"
     Image.new("RGB", (9, 9)).save(path)
     refuse(path, "does not say what made it: only PNG files as inst wrote them do")
 
 
-def test_files_that_are_no_picture(tmp_path: Path) -> None:
+def test_files_that_are_no_picture_are_refused_with_the_reason(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere.png", "no such file")
     refuse(tmp_path, "is a folder")
     path = tmp_path / "file.png"
@@ -258,7 +260,7 @@ def with_text(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text", ["", "hello", "[]", "null", "7", "{}", '{"format": 1}', '{"format": NaN}', "[" * 100_000, '{"format": "1"}']
 )
-def test_a_record_that_makes_no_sense(tmp_path: Path, text: str) -> None:
+def test_a_record_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     refuse(with_text(tmp_path / "result.png", text), "is damaged")
 
 
@@ -278,12 +280,14 @@ def test_a_record_that_makes_no_sense(tmp_path: Path, text: str) -> None:
         ({"command": None}, "command is a NoneType, not a str"),
     ],
 )
-def test_a_damaged_record(tiny_backbone: Backbone, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_a_record_with_wrong_values_is_refused_with_the_reason(
+    tiny_backbone: Backbone, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
     content = json.loads(make_record(tiny_backbone).to_text()) | changes
     refuse(with_text(tmp_path / "result.png", json.dumps(content)), said)
 
 
-def test_a_truncated_picture(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_truncated_picture_is_refused_with_its_path(tiny_backbone: Backbone, tmp_path: Path) -> None:
     path = save_picture(torch.rand(3, 64, 64), tmp_path / "result.png", texts=make_record(tiny_backbone).texts())
     whole = path.read_bytes()
     for kept in (0.9, 0.5, 0.02):
@@ -291,7 +295,7 @@ def test_a_truncated_picture(tiny_backbone: Backbone, tmp_path: Path) -> None:
         refuse(path, str(path))
 
 
-def test_texts_too_large_to_be_harmless(tmp_path: Path) -> None:
+def test_a_text_chunk_that_unpacks_to_a_huge_size_is_refused(tmp_path: Path) -> None:
     """A few kilobytes that would unpack to a gigabyte."""
     path = save_picture(torch.zeros(3, 8, 8), tmp_path / "bomb.png")
     body = b"inst\0\0" + zlib.compress(bytes(50_000_000))

@@ -77,7 +77,7 @@ def pipeline_of(kind: Any, folder: Path) -> Any:
     return pipeline
 
 
-def test_generating_is_that_of_diffusers(folder: Path) -> None:
+def test_generating_gives_the_same_pictures_as_diffusers(folder: Path) -> None:
     backbone = Backbone.load(folder, "cpu", "float32")
     style, seeds = make_style(backbone), [3, 4]
     prompts = ["a river in the style of [C]", "[C] by a dog"]
@@ -95,7 +95,7 @@ def test_generating_is_that_of_diffusers(folder: Path) -> None:
     close(found, expected * 2 - 1)
 
 
-def test_transferring_plain_noise_is_that_of_diffusers(folder: Path) -> None:
+def test_transfer_from_plain_noise_gives_the_same_picture_as_diffusers(folder: Path) -> None:
     backbone = Backbone.load(folder, "cpu", "float32")
     style, photo = make_style(backbone), picture(NATIVE, 96)
     settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", "tone": "none"}
@@ -114,7 +114,9 @@ def test_transferring_plain_noise_is_that_of_diffusers(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_stochastic_inversion_worked_by_hand(tiny_backbone: Backbone, style: Style) -> None:
+def test_one_step_from_stochastic_inversion_equals_an_example_worked_out_by_hand(
+    tiny_backbone: Backbone, style: Style
+) -> None:
     """One step from strength 0.5: the noise predicted without guidance starts it, guidance is for the step itself."""
     photo = picture()
     found = complete(
@@ -132,14 +134,16 @@ def test_stochastic_inversion_worked_by_hand(tiny_backbone: Backbone, style: Sty
 
 @pytest.mark.parametrize("tone", ["none", "painting"])
 @torch.no_grad()
-def test_strength_0_is_the_autoencoders_reconstruction(tiny_backbone: Backbone, style: Style, tone: str) -> None:
+def test_strength_0_gives_the_autoencoders_reconstruction_of_the_photo(
+    tiny_backbone: Backbone, style: Style, tone: str
+) -> None:
     photo = picture(100, 150)
     found = complete(transfer(tiny_backbone, photo, style, strength=0, tone=tone))
     small = resize(photo[None], (64, 96))
     assert torch.equal(found, tiny_backbone.decode(tiny_backbone.encode(small)))
 
 
-def test_the_steps_of_ddim_inversion_are_shown_too(tiny_backbone: Backbone, style: Style) -> None:
+def test_ddim_inversion_yields_its_steps_before_those_of_sampling(tiny_backbone: Backbone, style: Style) -> None:
     steps = {kind: list(transfer(tiny_backbone, picture(), style, inversion=kind, **FEW)) for kind in INVERSIONS}
     assert [(step.phase, step.index, step.total) for step in steps["ddim"]] == [
         *(("inversion", i, 3) for i in range(3)),
@@ -151,7 +155,9 @@ def test_the_steps_of_ddim_inversion_are_shown_too(tiny_backbone: Backbone, styl
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_latents_sent_in_are_gone_on_from(tiny_backbone: Backbone, style: Style, solver: str) -> None:
+def test_sampling_continues_from_latents_sent_into_the_generator(
+    tiny_backbone: Backbone, style: Style, solver: str
+) -> None:
     settings = {"solver": solver, "steps": 2, "tone": "none"}
     plain = complete(generate(tiny_backbone, "[C]", style, **settings))
     sampling = generate(tiny_backbone, "[C]", style, **settings)
@@ -169,7 +175,9 @@ def test_latents_sent_in_are_gone_on_from(tiny_backbone: Backbone, style: Style,
     assert torch.equal(end.value.value, tiny_backbone.decode(other))
 
 
-def test_sampling_stops_with_the_picture_of_the_latents_as_they_are(tiny_backbone: Backbone, style: Style) -> None:
+def test_stopped_sampling_returns_the_picture_of_the_latents_at_that_step(
+    tiny_backbone: Backbone, style: Style
+) -> None:
     mask = torch.zeros(64, 64)
     mask[:, 32:] = 1
     for sampling in (
@@ -184,7 +192,7 @@ def test_sampling_stops_with_the_picture_of_the_latents_as_they_are(tiny_backbon
     assert torch.equal(found[0, :, :, :32], picture()[:, :, :32])
 
 
-def test_noise_is_drawn_from_generators_as_diffusers_does(tiny_backbone: Backbone, style: Style) -> None:
+def test_noise_is_drawn_from_torch_generators_as_in_diffusers(tiny_backbone: Backbone, style: Style) -> None:
     def noise_of(**settings: Any) -> torch.Tensor:
         [step] = generate(tiny_backbone, solver="ddim", steps=1, guidance=1, style=style, **settings)
         return step.latents
@@ -210,7 +218,7 @@ def test_noise_is_drawn_from_generators_as_diffusers_does(tiny_backbone: Backbon
     assert not torch.equal(first, second)  # a generator goes on; it does not start anew
 
 
-def test_a_prompt_for_each_photo(tiny_backbone: Backbone, style: Style) -> None:
+def test_each_photo_can_have_its_own_prompt(tiny_backbone: Backbone, style: Style) -> None:
     photos, prompts = torch.stack([picture(), picture(seed=1)]), ["a river", "a dog"]
     found = complete(transfer(tiny_backbone, photos, style, prompt=prompts, **FEW))
     for i in range(2):
@@ -219,7 +227,7 @@ def test_a_prompt_for_each_photo(tiny_backbone: Backbone, style: Style) -> None:
         transfer(tiny_backbone, picture(), style, prompt=prompts)
 
 
-def test_every_choice_gives_another_picture(tiny_backbone: Backbone, style: Style) -> None:
+def test_every_inversion_and_solver_gives_a_different_picture(tiny_backbone: Backbone, style: Style) -> None:
     found = [
         complete(transfer(tiny_backbone, picture(), style, inversion=inversion, solver=solver, **FEW))
         for inversion in INVERSIONS
@@ -230,7 +238,7 @@ def test_every_choice_gives_another_picture(tiny_backbone: Backbone, style: Styl
     assert all(one.isfinite().all() and one.abs().max() <= 1 for one in found)
 
 
-def test_one_step_is_yielded_for_each(tiny_backbone: Backbone, style: Style) -> None:
+def test_each_sampling_step_is_yielded_once(tiny_backbone: Backbone, style: Style) -> None:
     steps: list[SamplingStep] = []
     complete(transfer(tiny_backbone, picture(70, 64), style, steps=4, strength=0.8), steps.append)
     assert [(step.index, step.total) for step in steps] == [(0, 4), (1, 4), (2, 4), (3, 4)]
@@ -238,14 +246,14 @@ def test_one_step_is_yielded_for_each(tiny_backbone: Backbone, style: Style) -> 
     assert steps[-1].latents.shape == (1, 4, 10, 8)
 
 
-def test_a_backbone_without_picture_encoder_will_do(tiny_backbone: Backbone, style: Style) -> None:
+def test_a_backbone_without_image_encoder_gives_the_same_picture(tiny_backbone: Backbone, style: Style) -> None:
     bare = copy.copy(tiny_backbone)
     bare.image_encoder = bare.feature_extractor = bare.inversion = None
     found = complete(transfer(bare, picture(), style, **FEW))
     assert torch.equal(found, complete(transfer(tiny_backbone, picture(), style, **FEW)))
 
 
-def test_other_precisions(tiny_backbone_folder: Path) -> None:
+def test_a_backbone_in_bfloat16_gives_finite_float32_pictures(tiny_backbone_folder: Path) -> None:
     backbone = Backbone.load(tiny_backbone_folder, "cpu", "bfloat16")
     found = complete(transfer(backbone, picture(), make_style(backbone), style_weight=1.2, **FEW))
     assert found.dtype == torch.float32
@@ -265,7 +273,9 @@ def test_a_picture_does_not_depend_on_the_batch(tiny_backbone: Backbone, style: 
     assert not torch.allclose(same_seed[1], both[1], atol=1e-3)
 
 
-def test_several_seeds_of_one_photo_or_prompt(tiny_backbone: Backbone, style: Style) -> None:
+def test_several_seeds_of_one_photo_or_prompt_give_the_picture_of_each_seed(
+    tiny_backbone: Backbone, style: Style
+) -> None:
     found = complete(transfer(tiny_backbone, picture(), style, seed=range(3), **FEW))
     assert found.shape == (3, 3, NATIVE, NATIVE)
     close(found[2], complete(transfer(tiny_backbone, picture(), style, seed=2, **FEW))[0])
@@ -273,7 +283,7 @@ def test_several_seeds_of_one_photo_or_prompt(tiny_backbone: Backbone, style: St
     close(made[1], complete(generate(tiny_backbone, ["a dog, [C]", "[C]"], style, seed=2, **FEW))[1])
 
 
-def test_the_same_twice(tiny_backbone: Backbone, style: Style) -> None:
+def test_two_runs_with_one_seed_give_the_same_picture(tiny_backbone: Backbone, style: Style) -> None:
     one, other = (complete(transfer(tiny_backbone, picture(), style, **FEW)) for _ in range(2))
     assert torch.equal(one, other)
 
@@ -301,7 +311,9 @@ def test_the_result_has_the_size_asked_for(
 
 
 @pytest.mark.parametrize(("size", "expected"), [(None, (64, 64)), (40, (40, 40)), ((90, 33), (33, 90))])
-def test_the_size_of_what_is_generated(tiny_backbone: Backbone, style: Style, size: Any, expected: Any) -> None:
+def test_a_generated_picture_has_the_size_asked_for(
+    tiny_backbone: Backbone, style: Style, size: Any, expected: Any
+) -> None:
     assert complete(generate(tiny_backbone, "[C]", style, size=size, steps=1)).shape == (1, 3, *expected)
 
 
@@ -351,11 +363,13 @@ def test_large_pictures_are_denoised_in_tiles(
         ("[C2] dog", ["[C1]", "[C2]"], "[C2] dog"),
     ],
 )
-def test_prompts_are_completed(prompt: str | None, names: list[str], expected: str) -> None:
+def test_a_prompt_that_names_no_style_is_completed_with_all_styles(
+    prompt: str | None, names: list[str], expected: str
+) -> None:
     assert complete_prompt(prompt, "", dict.fromkeys(names)) == expected
 
 
-def test_what_the_negative_prompt_names_is_not_asked_for(tiny_backbone: Backbone) -> None:
+def test_a_style_named_in_the_negative_prompt_is_not_added_to_the_prompt(tiny_backbone: Backbone) -> None:
     styles = {"[C]": make_style(tiny_backbone), "[bad]": make_style(tiny_backbone, 1)}
     assert complete_prompt("a dog", "[bad]", styles) == "a dog in the style of [C]"
     found = complete(transfer(tiny_backbone, picture(), styles, negative_prompt="[bad]", **FEW))
@@ -363,7 +377,7 @@ def test_what_the_negative_prompt_names_is_not_asked_for(tiny_backbone: Backbone
     assert not torch.allclose(found, other, atol=1e-3)
 
 
-def test_a_prompt_without_placeholder_is_completed_for_a_photo(tiny_backbone: Backbone, style: Style) -> None:
+def test_transfer_completes_a_prompt_without_placeholder(tiny_backbone: Backbone, style: Style) -> None:
     found, expected = (
         complete(transfer(tiny_backbone, picture(), style, prompt=prompt, **FEW))
         for prompt in ("a dog", "a dog in the style of [C]")
@@ -371,7 +385,7 @@ def test_a_prompt_without_placeholder_is_completed_for_a_photo(tiny_backbone: Ba
     assert torch.equal(found, expected)
 
 
-def test_several_styles_in_one_prompt(tiny_backbone: Backbone) -> None:
+def test_exchanging_two_styles_in_one_prompt_changes_the_picture(tiny_backbone: Backbone) -> None:
     one, other = make_style(tiny_backbone), make_style(tiny_backbone, 1)
     found, swapped = (
         complete(generate(tiny_backbone, "[C1] and [C2]", styles, **FEW))
@@ -381,7 +395,7 @@ def test_several_styles_in_one_prompt(tiny_backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def test_style_weights(tiny_backbone: Backbone, style: Style) -> None:
+def test_the_style_weight_interpolates_between_plain_words_and_the_style(tiny_backbone: Backbone, style: Style) -> None:
     prompt = "a dog in the style of [C] and [C]"
     styles = {"[C]": style}
     words = " ".join(["painting"] * VECTORS)
@@ -396,7 +410,7 @@ def test_style_weights(tiny_backbone: Backbone, style: Style) -> None:
     )
 
 
-def test_another_denoiser_is_warned_of(tiny_backbone: Backbone) -> None:
+def test_a_style_of_another_unet_gives_one_warning(tiny_backbone: Backbone) -> None:
     other = make_style(tiny_backbone, denoiser="another")
     with pytest.warns(InstWarning, match="another UNet") as caught:
         complete(transfer(tiny_backbone, picture(), other, steps=1))
@@ -433,7 +447,7 @@ def test_the_paintings_palette_is_given_to_the_photo_before_noising(
 
 
 @torch.no_grad()
-def test_the_palette_of_what_is_generated(tiny_backbone: Backbone) -> None:
+def test_a_generated_picture_takes_the_mean_palette_of_its_paintings(tiny_backbone: Backbone) -> None:
     styles = {"[C1]": make_style(tiny_backbone), "[C2]": make_style(tiny_backbone, 1)}
     steps: list[SamplingStep] = []
     found = complete(generate(tiny_backbone, "[C1] [C2]", styles, tone="painting", **FEW), steps.append)
@@ -442,14 +456,14 @@ def test_the_palette_of_what_is_generated(tiny_backbone: Backbone) -> None:
     close(found, tiny_backbone.decode(expected))
 
 
-def test_the_photos_colours_are_kept(tiny_backbone: Backbone, style: Style) -> None:
+def test_the_tone_photo_keeps_the_photos_colours(tiny_backbone: Backbone, style: Style) -> None:
     grey = picture().mean(dim=0, keepdim=True).expand(3, -1, -1)
     found, plain = (complete(transfer(tiny_backbone, grey, style, tone=tone, **FEW)) for tone in ("photo", "none"))
     assert (found.amax(dim=1) - found.amin(dim=1)).max() < 2e-3
     close(srgb_to_oklab(found)[:, 0], srgb_to_oklab(plain)[:, 0], atol=2e-3)
 
 
-def test_a_style_without_painting_is_warned_of(tiny_backbone: Backbone) -> None:
+def test_a_style_without_a_painting_gives_a_warning_and_no_tone(tiny_backbone: Backbone) -> None:
     bare = make_style(tiny_backbone, thumbnail=None)
     with pytest.warns(InstWarning, match="carries no picture of its painting"):
         found = complete(transfer(tiny_backbone, picture(), bare, tone="painting", **FEW))
@@ -473,7 +487,7 @@ def test_outside_of_the_mask_the_photo_stays(tiny_backbone: Backbone, style: Sty
         assert changed[edge] < changed.max()  # the edge is soft
 
 
-def test_a_mask_of_ones_is_no_mask(tiny_backbone: Backbone, style: Style) -> None:
+def test_a_mask_of_ones_gives_the_same_picture_as_no_mask(tiny_backbone: Backbone, style: Style) -> None:
     one, other = (
         complete(transfer(tiny_backbone, picture(), style, mask=mask, **FEW)) for mask in (None, torch.ones(64, 64))
     )
@@ -481,7 +495,7 @@ def test_a_mask_of_ones_is_no_mask(tiny_backbone: Backbone, style: Style) -> Non
 
 
 @torch.no_grad()
-def test_latents_outside_of_the_mask_end_at_the_photos(tiny_backbone: Backbone, style: Style) -> None:
+def test_latents_outside_of_the_mask_end_as_those_of_the_photo(tiny_backbone: Backbone, style: Style) -> None:
     """Blended latent diffusion: at every step they are the photo's, at that step's noise level."""
     mask = torch.zeros(64, 64)
     mask[:, 32:] = 1
@@ -495,7 +509,7 @@ def test_latents_outside_of_the_mask_end_at_the_photos(tiny_backbone: Backbone, 
         assert not torch.allclose(steps[-1].latents[..., 4:], clean[..., 4:], atol=1e-2)
 
 
-def test_feathering_goes_inwards() -> None:
+def test_feathering_softens_a_mask_only_inwards() -> None:
     mask = torch.zeros(40, 60)
     mask[10:, 20:] = 1  # touches two of the picture's borders
     soft = feather(mask, 4)
@@ -509,7 +523,7 @@ def test_feathering_goes_inwards() -> None:
 
 
 @pytest.mark.parametrize("level", [1.0, 0.4])
-def test_feathering_lets_no_narrow_region_fade(level: float) -> None:
+def test_feathering_keeps_the_full_level_of_narrow_regions(level: float) -> None:
     for width in range(1, 24):
         mask = torch.zeros(40, 60)
         mask[8:32, 20 : 20 + width] = level
@@ -532,7 +546,7 @@ def test_feathering_is_soft_all_around_a_round_region() -> None:
     assert max(soft.diff(dim=dim).abs().max() for dim in (0, 1)) < 0.3
 
 
-def test_a_narrow_mask_is_painted(tiny_backbone: Backbone, style: Style) -> None:
+def test_the_picture_changes_inside_a_narrow_mask(tiny_backbone: Backbone, style: Style) -> None:
     mask = torch.zeros(64, 64)
     mask[:, 28:36] = 1
     found = complete(transfer(tiny_backbone, picture(), style, mask=mask, strength=1.0, **FEW))
@@ -595,7 +609,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES)
-def test_wrong_arguments_are_named_before_anything_is_computed(
+def test_wrong_arguments_of_transfer_are_refused_before_anything_is_computed(
     idle: Backbone, style: Style, changes: dict[str, Any], message: str
 ) -> None:
     arguments = {"photo": picture(), "style": style} | changes
@@ -619,7 +633,9 @@ def test_wrong_arguments_are_named_before_anything_is_computed(
         ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1.0}, "has no effect: give more guidance"),
     ],
 )
-def test_wrong_arguments_of_generate(idle: Backbone, style: Style, changes: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_of_generate_are_refused_before_anything_is_computed(
+    idle: Backbone, style: Style, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         generate(idle, **{"prompt": "[C]", "style": style} | changes)
 
@@ -633,14 +649,14 @@ def test_wrong_arguments_of_generate(idle: Backbone, style: Style, changes: dict
         (lambda style: dataclasses.replace(style, fingerprint="0" * 16), "0000000000000000"),
     ],
 )
-def test_wrong_styles(
+def test_wrong_styles_are_refused_before_anything_is_computed(
     idle: Backbone, style: Style, choose: Callable[[Style], Style | Mapping[str, Style]], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         transfer(idle, picture(), choose(style), prompt="a dog, [C]")
 
 
-def test_a_damaged_painting_is_named_before_anything_is_computed(idle: Backbone, style: Style) -> None:
+def test_a_damaged_thumbnail_is_reported_before_anything_is_computed(idle: Backbone, style: Style) -> None:
     assert style.thumbnail is not None
     with pytest.raises(InstError, match="thumbnail"):
         transfer(idle, picture(), dataclasses.replace(style, thumbnail=style.thumbnail[:200]), tone="painting")
@@ -671,7 +687,7 @@ def test_gradients_are_off_inside_and_as_they_were_outside(tiny_backbone: Backbo
         weight.requires_grad_(False)
 
 
-def test_stopping_early_is_harmless(tiny_backbone: Backbone, style: Style) -> None:
+def test_stopping_early_leaves_gradients_on_and_yields_no_more_steps(tiny_backbone: Backbone, style: Style) -> None:
     steps = transfer(tiny_backbone, picture(), style, **FEW)
     next(steps)
     steps.close()

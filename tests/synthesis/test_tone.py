@@ -14,7 +14,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_statistics_are_numpys_unbiased_ones() -> None:
+def test_channel_statistics_equal_numpys_unbiased_ones() -> None:
     latents = draw(2, 3, 4, 5)
     mean, std = channel_statistics(latents)
     assert mean.shape == std.shape == (2, 3, 1, 1)
@@ -41,7 +41,7 @@ def test_adain_of_a_flat_channel_is_finite() -> None:
     assert adain(flat, *channel_statistics(draw(1, 1, 8, 8))).isfinite().all()
 
 
-def test_the_palette_of_a_scroll_is_found_in_tiles(
+def test_the_palette_of_a_very_long_painting_is_computed_in_tiles(
     tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A painting 25 times as long as it is high, whose thumbnail is enlarged: the memory of a tile has to do."""
@@ -65,17 +65,19 @@ def test_the_palette_of_a_scroll_is_found_in_tiles(
         ((0, 0, 1), (0.45201, -0.03246, -0.31153)),
     ],
 )
-def test_oklab_of_known_colours(levels: tuple[float, ...], oklab: tuple[float, ...]) -> None:
+def test_oklab_of_known_colours_equals_the_published_values(
+    levels: tuple[float, ...], oklab: tuple[float, ...]
+) -> None:
     picture = torch.tensor(levels).view(3, 1, 1) * 2.0 - 1
     torch.testing.assert_close(srgb_to_oklab(picture).flatten(), torch.tensor(oklab).float(), rtol=0, atol=2e-4)
 
 
-def test_oklab_and_back() -> None:
+def test_srgb_to_oklab_and_back_gives_the_same_picture() -> None:
     pictures = torch.cat([draw(4, 3, 16, 16), torch.full((4, 3, 1, 16), -1.0), torch.full((4, 3, 1, 16), 1.0)], dim=2)
     torch.testing.assert_close(oklab_to_srgb(srgb_to_oklab(pictures)), pictures, rtol=0, atol=2e-4)
 
 
-def test_keeping_colours_takes_lightness_from_one_and_hue_from_the_other() -> None:
+def test_keep_colours_takes_lightness_from_the_result_and_hue_from_the_photo() -> None:
     result, photo = draw(2, 3, 32, 32), draw(1, 3, 32, 32, seed=1)
     kept = keep_colours(result, photo)
     assert kept.shape == result.shape
@@ -90,7 +92,7 @@ def test_keeping_colours_takes_lightness_from_one_and_hue_from_the_other() -> No
     assert cosine[chroma > 0.02].min() > 0.99
 
 
-def test_colours_that_can_be_shown_are_kept_wholly() -> None:
+def test_colours_that_srgb_can_show_are_kept_completely() -> None:
     photo = draw(1, 3, 16, 16) * 0.2  # greyish: every one of them exists at every middling lightness
     result = photo.roll(5, dims=-1)
     torch.testing.assert_close(
@@ -103,7 +105,7 @@ def test_keeping_the_colours_of_the_picture_itself_changes_nothing() -> None:
     torch.testing.assert_close(keep_colours(photo, photo), photo, rtol=0, atol=5e-3)
 
 
-def test_a_grey_photo_stays_grey() -> None:
+def test_keeping_the_colours_of_a_grey_photo_gives_a_grey_picture() -> None:
     photo = draw(1, 1, 16, 16).expand(-1, 3, -1, -1)
     kept = keep_colours(draw(1, 3, 16, 16, seed=1), photo)
     assert (kept.amax(dim=1) - kept.amin(dim=1)).max() < 2e-3

@@ -36,10 +36,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device).cpu()  # which the device of tensors without values cannot
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f'The device "{device}" cannot be used ({first_line(error)}): try "cpu".') from None
+        raise UsageError(f'The device "{device}" cannot be used ({first_line(error)})', 'try "cpu"') from None
     except TypeError:
         kind = type(device).__name__
-        raise UsageError(f'A device of the type {kind} cannot be used: give its name, such as "cpu".') from None
+        raise UsageError(f"A device of the type {kind} cannot be used", 'give its name, such as "cpu"') from None
     return device
 
 
@@ -58,7 +58,7 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
         check_type("A precision", dtype, (str, torch.dtype), f"give one of {', '.join(DTYPES)}")
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if chosen is None or chosen not in DTYPES.values():
-            raise UsageError(f'The precision "{dtype}" is unknown: use one of {", ".join(DTYPES)}.')
+            raise UsageError(f'The precision "{dtype}" is unknown', f"use one of {', '.join(DTYPES)}")
         return chosen
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

@@ -58,11 +58,11 @@ class InversionConfig:
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
         if self.vectors < 1:
-            raise UsageError(f"A pseudo-word of {self.vectors} vectors is none: give at least 1.")
+            raise UsageError(f"A pseudo-word of {self.vectors} vectors is none", "give at least 1")
         if self.variant != "direct" and self.layers < 1:
-            raise UsageError(f"{self.layers} layers are too few: give at least 1, or the variant direct.")
+            raise UsageError(f"{self.layers} layers are too few", "give at least 1, or the variant direct")
         if not 0 <= self.dropout < 1:
-            raise UsageError(f"A dropout of {self.dropout} is out of range: give 0 (off) or more, below 1.")
+            raise UsageError(f"A dropout of {self.dropout} is out of range", "give 0 (off) or more, below 1")
         if self.text_width % self.heads:
             raise UsageError(f"{self.heads} heads do not divide a text width of {self.text_width}.")
 
@@ -184,7 +184,7 @@ class Inversion(nn.Module):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InstError(f"{folder} cannot be made ({error.strerror or error}): choose another place.") from None
+            raise InstError(f"{folder} cannot be made ({error.strerror or error})", "choose another place") from None
         write_bytes_atomically(
             folder / "model.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()})
         )
@@ -202,10 +202,12 @@ class Inversion(nn.Module):
             module = build_inversion(json.loads((folder / "config.json").read_text()))
             module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         except FileNotFoundError as error:
-            raise InstError(f"{error.filename or folder}: the inversion module is incomplete; copy it again") from error
+            raise InstError(
+                f"{error.filename or folder}: the inversion module is incomplete", "copy it again"
+            ) from error
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise InstError(f"{folder}: not a usable inversion module ({reason}); copy it again") from error
+            raise InstError(f"{folder}: not a usable inversion module ({reason})", "copy it again") from error
         if not isinstance(module, cls):
             raise InstError(f"{folder}: an inversion module of the variant {module.config.variant}, not of attention")
         return module.eval()

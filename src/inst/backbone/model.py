@@ -15,7 +15,7 @@ from inst.backbone.devices import choose_device, choose_dtype
 from inst.backbone.offload import Offload
 from inst.backbone.parts import Parts, check_fit
 from inst.backbone.text import Frame, TextEmbedding, TextEncoding
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 
 ControlResiduals = tuple[Sequence[Tensor], Tensor]
 """What a ControlNet adds inside the UNet: to the skip connections on the way down, and in the middle; as diffusers'
@@ -201,8 +201,8 @@ class Backbone(TextEncoding):
         height, width = pictures.shape[-2:]
         if height % self.downscale or width % self.downscale:
             raise UsageError(
-                f"A picture of {width} x {height} pixels cannot be encoded: "
-                f"crop or resize it to multiples of {self.downscale}."
+                f"A picture of {width} x {height} pixels cannot be encoded",
+                f"crop or resize it to multiples of {self.downscale}",
             )
         posterior: Any = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
         scale = self.vae.config["scaling_factor"]
@@ -233,10 +233,12 @@ class Backbone(TextEncoding):
         if self.image_encoder is None or self.feature_extractor is None:
             from inst.backbone.loading.image_encoder import how_to_give
 
-            how = how_to_give(self.text_encoder.config)
             raise InstError(
-                f"{self.name or 'This backbone'} has no image encoder: give one ({how}). To learn with "
-                f"--variant direct takes none."
+                f"{self.name or 'This backbone'} has no image encoder",
+                *how_to_give(self.text_encoder.config),
+                ", or learn without one (",
+                Argument("variant", "direct"),
+                ")",
             )
         pixels = self.feature_extractor(pictures.to(self.device))
         output = self.image_encoder(pixel_values=pixels.to(self.dtype))
@@ -320,7 +322,7 @@ class Backbone(TextEncoding):
 
     def _check_timesteps(self, timesteps: Tensor) -> None:
         if timesteps.dtype not in (torch.int64, torch.int32):
-            raise UsageError(f"Timesteps of the type {timesteps.dtype} cannot be used: give integers.")
+            raise UsageError(f"Timesteps of the type {timesteps.dtype} cannot be used", "give integers")
         last = len(self.alphas_cumprod) - 1
         if timesteps.device.type == "cpu" and ((timesteps < 0) | (timesteps > last)).any():
             raise UsageError(f"The timesteps {timesteps.tolist()} are not all in this model's range: 0 to {last}.")
@@ -329,5 +331,5 @@ class Backbone(TextEncoding):
 def _check_pictures(pictures: Tensor) -> None:
     if pictures.dim() != 4 or pictures.shape[1] != 3 or 0 in pictures.shape:
         raise UsageError(
-            f"Pictures of the shape {list(pictures.shape)} cannot be used: give [B, 3, H, W], in red, green and blue."
+            f"Pictures of the shape {list(pictures.shape)} cannot be used", "give [B, 3, H, W], in red, green and blue"
         )

@@ -99,14 +99,14 @@ def check_fit(parts: Parts, source: str | Path) -> None:
     if special:
         raise InstError(
             f"{source}: the UNet needs other inputs than InST gives to a model with "
-            f"{'one text encoder' if text_2 is None else 'two text encoders'} ({', '.join(special)}): "
-            f"use another model."
+            f"{'one text encoder' if text_2 is None else 'two text encoders'} ({', '.join(special)})",
+            "use another model",
         )
     match unet.sample_size:
         case None | int() | [int(), int()] | (int(), int()):
             pass
         case other:
-            raise InstError(f"{source}: the UNet has the sample_size {other!r}, not a number of latents; {AGAIN}.")
+            raise InstError(f"{source}: the UNet has the sample_size {other!r}, not a number of latents", AGAIN)
     width, needs = text.hidden_size, "the text encoder's width"
     sizes = []
     if text_2 is not None:
@@ -126,7 +126,7 @@ def check_fit(parts: Parts, source: str | Path) -> None:
     if parts.inversion is not None:
         words = parts.inversion.config
         if parts.image_encoder is None:
-            raise InstError(f"{source} has an inversion module but no image encoder; {AGAIN}.")
+            raise InstError(f"{source} has an inversion module but no image encoder", AGAIN)
         picture = parts.image_encoder.config
         seen, pooled = "the image encoder's width", "the image encoder's projection"
         sizes += [

@@ -221,7 +221,7 @@ class TextEncoding(Parts):
         for encoder, ids in zip(self.text_encoders, tokens, strict=True):
             if hasattr(encoder, "text_projection"):
                 return encode_text(encoder, ids.ids.to(self.device), ids.slots.to(self.device), None)[1].float()
-        raise InstError("This backbone's text encoder has no projection (text_projection.weight): use another one.")
+        raise InstError("This backbone's text encoder has no projection (text_projection.weight)", "use another one")
 
     def _prepare_prompts(
         self, prompts: Sequence[str], styles: Mapping[str, Tensor]
@@ -230,7 +230,7 @@ class TextEncoding(Parts):
         if isinstance(prompts, str):  # a string is a sequence of strings too, and would pass as many short prompts
             raise TypeError("prompts is one string; give a list of strings")
         if not prompts:
-            raise UsageError("No prompt is given: give at least one text, which may be empty.")
+            raise UsageError("No prompt is given", "give at least one text, which may be empty")
         check_placeholders(styles)
         batch, width = len(prompts), self.text_width
         vectors = []
@@ -238,7 +238,8 @@ class TextEncoding(Parts):
             if style.dim() not in (2, 3) or style.shape[-1] != width or (style.dim() == 3 and len(style) != batch):
                 raise UsageError(
                     f"The style {name} has the shape {list(style.shape)}; this backbone takes [n, {width}] or "
-                    f"[{batch}, n, {width}]: use a style that was learned with this backbone."
+                    f"[{batch}, n, {width}]",
+                    "use a style that was learned with this backbone",
                 )
             vectors.append(style.to(self.device).expand(batch, -1, -1))
         tokens = self.tokenize(prompts, {name: style.shape[-2] for name, style in styles.items()})

@@ -76,8 +76,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
             if name not in lengths:
                 known = f"known here: {', '.join(lengths)}" if lengths else "no style is given"
                 raise UsageError(
-                    f'The prompt "{prompt}" names {name}, which stands for no style ({known}). '
-                    f"Give its style, or take the square brackets off if it is an ordinary word."
+                    f'The prompt "{prompt}" names {name}, which stands for no style ({known})',
+                    "give its style, or take the square brackets off if it is an ordinary word",
                 )
             items += _words(tokenizer, prompt, position, match.start())
             slot = first_slot[name]
@@ -97,7 +97,7 @@ def check_placeholders(names: Mapping[str, object]) -> None:
     """Raise UsageError for a name that no prompt could contain, such as `C` instead of `[C]`."""
     for name in names:
         if not isinstance(name, str) or not PLACEHOLDER.fullmatch(name):
-            raise UsageError(f'"{name}" is no placeholder: write a word in square brackets, such as "[C]".')
+            raise UsageError(f'"{name}" is no placeholder', 'write a word in square brackets, such as "[C]"')
 
 
 def _words(tokenizer: Any, prompt: str, start: int, end: int) -> list[_Item]:

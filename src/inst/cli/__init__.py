@@ -18,7 +18,8 @@ from inst.cli.learn import INTERRUPTED, learn
 from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
-from inst.errors import InstError, InstWarning
+from inst.cli.wording import on_the_command_line
+from inst.errors import InstError, InstWarning, in_the_words_of
 from inst.version import __version__
 
 # What PyTorch's own exceptions say; its class for an accelerator's memory cannot be named without importing PyTorch.
@@ -87,7 +88,8 @@ def main() -> None:
     # What this package warns of belongs to what the command says, also where PYTHONWARNINGS hides Python's warnings.
     warnings.filterwarnings("default", category=InstWarning)
     try:
-        app()
+        with in_the_words_of(on_the_command_line):
+            app()
     except InstError as error:
         say(f"Error: {error}", "red")
         sys.exit(error.exit_code)

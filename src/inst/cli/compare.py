@@ -71,11 +71,11 @@ def compare(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise UsageError(
-            f'The method "{unknown[0]}" is unknown: use some of {", ".join(METHODS)}; give another system\'s pictures '
-            f"with --outputs NAME=FOLDER."
+            f'The method "{unknown[0]}" is unknown',
+            f"use some of {', '.join(METHODS)}; give another system's pictures with --outputs NAME=FOLDER",
         )
     if captions is not None and "sdm" not in names:
-        raise UsageError("--captions is for the method sdm, which is not among --methods: add it, or leave it out.")
+        raise UsageError("--captions is for the method sdm, which is not among --methods", "add it, or leave it out")
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
     folders, empty = _folders(outputs or [])
@@ -136,17 +136,18 @@ def ablate(
         if metrics is not None or not figures:
             raise UsageError(
                 "--metrics and --no-figures do not apply to convergence, which measures Gram distance and image "
-                "similarity (--clip): leave them out."
+                "similarity (--clip)",
+                "leave them out",
             )
         between = _CURVES["every"] if every is None else every
         drawn = range(seed, seed + (seeds or 1))
         _converge(session, photos, paintings, folder, learning_steps, between, drawn, transfer, clip)
         return
     if what not in ABLATIONS:
-        raise UsageError(f'The ablation "{what}" is unknown: use one of {", ".join(ABLATIONS)} or convergence.')
+        raise UsageError(f'The ablation "{what}" is unknown', f"use one of {', '.join(ABLATIONS)} or convergence")
     for option, value in (("--every", every), ("--seeds", seeds)):
         if value is not None:
-            raise UsageError(f"{option} is for the ablation convergence: leave it out.")
+            raise UsageError(f"{option} is for the ablation convergence", "leave it out")
 
     def varied() -> tuple[list[Method], list[str]]:
         session.note(ABLATIONS[what].question)
@@ -180,7 +181,9 @@ def _built_in(
             plain = {**transfer, "tone": "none", "inversion": "none"}
             made["sdm"] = methods.StyleMethod("sdm", backbone, methods.captioned(backbone, texts), plain)
         if "inst-instant" in names and backbone.inversion is None:
-            raise UsageError(f"The backbone {backbone.name} has no instant style: leave inst-instant out of --methods.")
+            raise UsageError(
+                f"The backbone {backbone.name} has no instant style", "leave inst-instant out of --methods"
+            )
     if "adain" in names or "gatys" in names:
         from inst.backbone.devices import choose_device
         from inst.evaluation.methods.adain import AdaIN, AdaINDecoder
@@ -207,7 +210,7 @@ def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
     for text in outputs:
         name, equals, folder = text.partition("=")
         if not equals or not name or not Path(folder).is_dir():
-            raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there: give --outputs stytr2=FOLDER.')
+            raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there', "give --outputs stytr2=FOLDER")
         if pictures_in(Path(folder)):
             found.append(FolderMethod(name, Path(folder)))
         else:
@@ -253,7 +256,7 @@ def _run(
 
     for option, value in (("--clip", clip), ("--metrics", metrics)):
         if value is not None and not figures:
-            raise UsageError(f"{option} is for the figures, which --no-figures leaves out: give one of the two.")
+            raise UsageError(f"{option} is for the figures, which --no-figures leaves out", "give one of the two")
     left_out: list[str] = []
     contents, sources, names = _sources(photos, left_out), _sources(paintings, left_out), metric_names(metrics)
     if figures:

@@ -70,8 +70,8 @@ class ControlChoice:
         record = ControlRecord(name, module_fingerprint(model), control.kind, control.scale, source)
         if self.expected is not None and self.expected.fingerprint != record.fingerprint:
             raise InstError(
-                f"{self.folder} is not the ControlNet that the picture was made with (its weights differ): give that "
-                f'one, "{self.expected.model}", with --controlnet.'
+                f"{self.folder} is not the ControlNet that the picture was made with (its weights differ)",
+                f'give that one, "{self.expected.model}", with --controlnet',
             )
         return control, record
 
@@ -96,7 +96,7 @@ def choose_control(
     if folder is None:
         for option, value in given.items():
             if value is not None:
-                raise UsageError(f"{option} needs a ControlNet: give its folder with --controlnet.")
+                raise UsageError(f"{option} needs a ControlNet", "give its folder with --controlnet")
         return None
     from inst.pictures.io import read_photo
     from inst.sampling.control import Control, check_kind

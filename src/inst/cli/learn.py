@@ -96,7 +96,7 @@ def learn(
     sources = pictures_of(paintings)
     check_output(out, sources, check_style_name)
     if resume and (out is None or out.is_dir()):
-        raise UsageError("--resume needs the style file that the interrupted command named: give it with -o.")
+        raise UsageError("--resume needs the style file that the interrupted command named", "give it with -o")
     settings = {
         "steps": steps,
         "lr": lr,
@@ -114,7 +114,7 @@ def learn(
     }
     if preset is not None:
         if preset not in PRESETS:
-            raise UsageError(f'The preset "{preset}" is unknown: use {", ".join(PRESETS)}.')
+            raise UsageError(f'The preset "{preset}" is unknown', f"use {', '.join(PRESETS)}")
         # What is asked for by name counts more than the preset.
         named = {name for name in settings if _is_given(context, name)}
         settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
@@ -129,7 +129,7 @@ def learn(
         check_output(path, sources, check_style_name, on_the_way)
         left_over = next((one for one in on_the_way if one.exists()), None)
         if left_over is not None and (out is None or out.is_dir()):
-            raise InstError(f"{left_over} is there already, and would be overwritten: name the style with -o.")
+            raise InstError(f"{left_over} is there already, and would be overwritten", "name the style with -o")
         _learn(session, paintings, path, settings, resume, save_every)
 
 
@@ -143,7 +143,7 @@ def _learn(
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
     if resume and not state_file.exists():
-        raise InstError(f"{state_file} is not there, so there is nothing to go on with: leave --resume out.")
+        raise InstError(f"{state_file} is not there, so there is nothing to go on with", "leave --resume out")
     state = LearningState.load(state_file) if resume else None
     pictures = read_paintings(places)
     model = session.load(looking=settings["variant"] != "direct")

@@ -170,5 +170,5 @@ def _check_places(out: Path | None, count: int, style: list[str], *sources: Path
 def _read_size(text: str) -> int | list[int]:
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f'The size "{text}" cannot be used: give pixels, such as 512 or 768x512.')
+        raise UsageError(f'The size "{text}" cannot be used', "give pixels, such as 512 or 768x512")
     return int(text) if len(parts) == 1 else [int(part) for part in parts]

@@ -66,9 +66,9 @@ def repeat(
     seed, flat = settings.pop("seed", 0), settings.pop("flatten", False)
     settings = _complete(picture, record, settings)
     if not isinstance(flat, bool):
-        raise InstError(f"{picture} does not say whether its photo was laid over white: make it again in Python.")
+        raise InstError(f"{picture} does not say whether its photo was laid over white", "make it again in Python")
     if not isinstance(seed, int):
-        raise InstError(f"{picture} does not say which one of its seeds is its own: make it again in Python.")
+        raise InstError(f"{picture} does not say which one of its seeds is its own", "make it again in Python")
     if record.command == "sheet":
         _check_sheet(picture, record, settings)
     seen = None if record.control is None else record.control.picture
@@ -105,7 +105,7 @@ def repeat(
 def _complete(picture: Path, record: PictureRecord, settings: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of what a record made in Python may leave out. Raises InstError where it can not be done."""
     if record.command == "demo":
-        raise InstError(f"{picture} was made by inst demo, which learns first: give that command again.")
+        raise InstError(f"{picture} was made by inst demo, which learns first", "give that command again")
     function = _MADE_BY.get(record.command)
     defaults = {"transfer": TRANSFER, "generate": GENERATE}.get(function or "", {})
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
@@ -113,10 +113,12 @@ def _complete(picture: Path, record: PictureRecord, settings: dict[str, Any]) ->
     if record.command == "sheet":
         known = known - {"strength", "guidance"} | {"strengths", "guidances", "thumbnails"}
     if function is None or not settings.keys() <= known:
-        raise InstError(f"{picture} was made by another version of inst ({record.versions.get('inst')}): use that one.")
+        raise InstError(
+            f"{picture} was made by another version of inst ({record.versions.get('inst')})", "use that one"
+        )
     what, said = ("photo", record.photo) if function == "transfer" else ("prompt", settings.get("prompt"))
     if said is None:
-        raise InstError(f"{picture} does not say which {what} it was made of: make it again in Python.")
+        raise InstError(f"{picture} does not say which {what} it was made of", "make it again in Python")
     return {name: value for name, value in defaults.items() if name in known} | settings
 
 
@@ -124,9 +126,9 @@ def _check_sheet(picture: Path, record: PictureRecord, settings: dict[str, Any])
     """Check what a sheet's settings have that a picture's have not. Raises InstError where it cannot be made again."""
     for name in ("strengths", "guidances"):
         if not settings.get(name) or not isinstance(settings[name], list):
-            raise InstError(f"{picture} does not say which {name} it shows: make it again with inst sheet.")
+            raise InstError(f"{picture} does not say which {name} it shows", "make it again with inst sheet")
     if not record.styles or not settings.pop("thumbnails", False):
-        raise InstError(f"{picture} does not carry the paintings that it shows: make it again with inst sheet.")
+        raise InstError(f"{picture} does not carry the paintings that it shows", "make it again with inst sheet")
 
 
 def _backbone_of(picture: Path, record: PictureRecord) -> str:
@@ -137,7 +139,7 @@ def _backbone_of(picture: Path, record: PictureRecord) -> str:
     name = record.backbone.name
     if name not in BUNDLED and not is_hub_name(name):
         raise InstError(
-            f'{picture} was made with the backbone "{name}": give its folder, file or model-hub id with --backbone.'
+            f'{picture} was made with the backbone "{name}"', "give its folder, file or model-hub id with --backbone"
         )
     return name
 
@@ -150,7 +152,7 @@ def _same_file(picture: Path, what: str, recorded: SourceFile | None, given: Pat
         return None
     place = picture.parent / recorded.name if given is None else given
     if not place.is_file():
-        raise InstError(f"{place} is not there: give the {what} {recorded.name} with --{what}.")
+        raise InstError(f"{place} is not there", f"give the {what} {recorded.name} with --{what}")
     if SourceFile.of(place).sha256 != recorded.sha256:
         raise InstError(
             f"{place} is not the {what} that {picture} was made of (its sha256 is {recorded.sha256[:12]}...)."
@@ -173,7 +175,7 @@ def _control_of(picture: Path, record: ControlRecord, folder: Path | None, place
     from inst.pictures.io import read_photo
 
     if folder is None:
-        raise InstError(f'{picture} was made with the ControlNet "{record.model}": give its folder with --controlnet.')
+        raise InstError(f'{picture} was made with the ControlNet "{record.model}"', "give its folder with --controlnet")
     seen = None if place is None else read_photo(place, flattened=True)
     return ControlChoice(folder, seen, {"kind": record.kind, "scale": record.scale}, record)
 
@@ -186,7 +188,8 @@ def _compare(picture: Path, record: PictureRecord, model: Backbone, given: str) 
     if (model.fingerprint, model.denoiser_fingerprint) != (used.fingerprint, used.denoiser):
         raise InstError(
             f'{picture} was made with another backbone than {given}: with one called "{used.name}", of the '
-            f"text space {used.fingerprint} and the denoiser {used.denoiser}. Give that one with --backbone."
+            f"text space {used.fingerprint} and the denoiser {used.denoiser}",
+            "give that one with --backbone",
         )
     here = PictureRecord.of(record.command, model, {}, {})
     pairs = [("device", record.device, here.device), ("precision", record.dtype, here.dtype)]

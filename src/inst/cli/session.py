@@ -131,7 +131,7 @@ class Session:
         names = [name for name in _LOAD if name != "name" and getattr(self, name) != _LOAD[name]]
         if names:
             option = f"--{names[0].replace('_', '-')}"
-            raise UsageError(f"{option} is about a backbone, and none is loaded: add --backbone, or leave it out.")
+            raise UsageError(f"{option} is about a backbone, and none is loaded", "add --backbone, or leave it out")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -229,7 +229,9 @@ def pictures_of(places: Sequence[Path]) -> list[Path]:
             continue
         inside = pictures_in(place)
         if not inside:
-            raise InstError(f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)}): give another folder, or a file.")
+            raise InstError(
+                f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})", "give another folder, or a file"
+            )
         files += inside
     return files
 
@@ -264,7 +266,7 @@ def style_places(given: Sequence[str]) -> dict[str, Path]:
         if not equals or not name.isidentifier() or Path(text).exists():
             name, place = "C", text
         if f"[{name}]" in places:
-            raise UsageError(f"Two styles are called [{name}]: name them, such as --style C1=FILE --style C2=FILE.")
+            raise UsageError(f"Two styles are called [{name}]", "name them, such as --style C1=FILE --style C2=FILE")
         places[f"[{name}]"] = Path(place)
     return places
 
@@ -287,11 +289,11 @@ def check_output(
         return
     check(out)
     if not out.parent.is_dir():
-        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first.")
+        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist", "make it first")
     there = [source for source in sources if source is not None and source.exists()]
     for path in [out] if written is None else written:
         if path.exists() and any(path.samefile(source) for source in there):
-            raise UsageError(f"{path} is what is read: give another name to -o, or it would be lost.")
+            raise UsageError(f"{path} is what is read", "give another name to -o, or it would be lost")
 
 
 def numbered(out: Path, number: int) -> Path:

@@ -112,5 +112,5 @@ def _numbers(name: str, text: str) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise UsageError(f'--{name} "{text}" cannot be used: give numbers with commas between them, such as 0.3,0.6.')
+        raise UsageError(f'--{name} "{text}" cannot be used', "give numbers with commas between them, such as 0.3,0.6")
     return numbers

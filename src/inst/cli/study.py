@@ -193,16 +193,16 @@ def simulate(
     """Rehearse the study on a copy: simulated people vote through the real server, which is killed in the middle."""
     for name, number, least in (("participants", participants, 1), ("at-once", at_once, 1), ("kills", kills, 0)):
         if number < least:
-            raise UsageError(f"--{name} {number} cannot be used: give {least} or more.")
+            raise UsageError(f"--{name} {number} cannot be used", f"give {least} or more")
     if not 0 <= preference <= 1:
-        raise UsageError(f"--preference {preference:g} cannot be used: give a number from 0 to 1.")
+        raise UsageError(f"--preference {preference:g} cannot be used", "give a number from 0 to 1")
     if out is not None and out.exists():
-        raise UsageError(f"{out} exists: give another name to -o.")
+        raise UsageError(f"{out} exists", "give another name to -o")
     if out is not None and not out.parent.is_dir():
-        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist; make it first.")
+        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist", "make it first")
     with _open(study) as database:
         if database.value("SELECT count(*) FROM participants"):
-            raise UsageError(f"{study} has participants already: rehearse with a new study.")
+            raise UsageError(f"{study} has participants already", "rehearse with a new study")
     try:
         from inst.study import server  # noqa: F401
     except ModuleNotFoundError as error:
@@ -237,7 +237,7 @@ def _open(study: Path) -> Database:
 
 
 def _missing(error: ModuleNotFoundError) -> InstError:
-    return InstError(f'The library {error.name} is missing: install it with pip install "inst[eval]".')
+    return InstError(f"The library {error.name} is missing", 'install it with pip install "inst[eval]"')
 
 
 def _read_text(path: Path) -> str:

@@ -192,4 +192,4 @@ def _weighted(text: str) -> tuple[Path, float]:
     try:
         return Path(place), float(weight)
     except ValueError:
-        raise UsageError(f'The weight "{weight}" of {place} is no number: write FILE=WEIGHT, such as a=0.5.') from None
+        raise UsageError(f'The weight "{weight}" of {place} is no number', "write FILE=WEIGHT, such as a=0.5") from None

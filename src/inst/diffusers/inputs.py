@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone
-from inst.errors import UsageError, first_line
+from inst.errors import Argument, Call, UsageError, first_line, in_python
 from inst.learning.instant import instant_style
 from inst.pictures.io import Photo, read_photo, to_tensor
 from inst.pictures.srgb import flatten, to_srgb
@@ -54,7 +54,7 @@ def read_photos(image: Picture | Sequence[Picture]) -> Tensor:
     except (ValueError, RuntimeError, IndexError) as error:
         sizes = {tuple(one.shape) for one in several if hasattr(one, "shape")} if isinstance(several, list) else set()
         reason = f"pictures of the shapes {sorted(sizes)}" if len(sizes) > 1 else first_line(error)
-        raise UsageError(f"The image cannot be used ({reason}): give a picture, or several of one size.") from None
+        raise UsageError(f"The image cannot be used ({reason})", "give a picture, or several of one size") from None
     return photos
 
 
@@ -67,9 +67,9 @@ def read_mask_image(mask: Picture) -> Tensor:
     try:
         read: Tensor = _MASKS.preprocess(mask)
     except (ValueError, RuntimeError, IndexError) as error:
-        raise UsageError(f"The mask_image cannot be used ({first_line(error)}): give one picture.") from None
+        raise UsageError(f"The mask_image cannot be used ({first_line(error)})", "give one picture") from None
     if read.shape[:2] != (1, 1):
-        raise UsageError(f"A mask_image of the shape {list(read.shape)} cannot be used: give one grey picture.")
+        raise UsageError(f"A mask_image of the shape {list(read.shape)} cannot be used", "give one grey picture")
     return read[0, 0]
 
 
@@ -88,8 +88,8 @@ def _read_look(backbone: Backbone, look: Look) -> Style:
     paintings = [look] if isinstance(look, str | Path | Image.Image) else look
     if not isinstance(paintings, Sequence) or not all(isinstance(one, str | Path | Image.Image) for one in paintings):
         raise UsageError(
-            f"A style of the type {type(look).__name__} cannot be used: give an inst.Style, the path of a style file, "
-            f"or a painting as an image or path."
+            f"A style of the type {type(look).__name__} cannot be used",
+            "give an inst.Style, the path of a style file, or a painting as an image or path",
         )
     read = [
         Photo(_read_image(one)) if isinstance(one, Image.Image) else read_photo(one, flattened=True)
@@ -114,14 +114,14 @@ def noise_source(
     if generator is None:
         return torch.default_generator
     if not isinstance(generator, torch.Generator) and len(generator) != pictures:
-        raise UsageError(f"{len(generator)} generators do not fit {pictures} pictures: give one for all, or for each.")
+        raise UsageError(f"{len(generator)} generators do not fit {pictures} pictures", "give one for all, or for each")
     return generator
 
 
 def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, negative_prompt: object) -> None:
     """Raise UsageError for an argument of a call that cannot be used whatever the others are."""
     if output_type not in OUTPUT_TYPES:
-        raise UsageError(f'The output_type "{output_type}" is unknown: use one of {", ".join(OUTPUT_TYPES)}.')
+        raise UsageError(f'The output_type "{output_type}" is unknown', f"use one of {', '.join(OUTPUT_TYPES)}")
     unknown = [name for name in tensor_inputs if name not in CALLBACK_TENSORS]
     if unknown:
         raise UsageError(
@@ -129,16 +129,39 @@ def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, nega
             f"only {' and '.join(CALLBACK_TENSORS)} can be had."
         )
     if checked("num_images_per_prompt", copies, "int") < 1:
-        raise UsageError(f"num_images_per_prompt is {copies}: give 1 or more.")
+        raise UsageError(f"num_images_per_prompt is {copies}", "give 1 or more")
     if not (negative_prompt is None or isinstance(negative_prompt, str)):
-        raise UsageError("negative_prompt is one text for all pictures: give a string.")
+        raise UsageError("negative_prompt is one text for all pictures", "give a string")
+
+
+_NAMES = {
+    "photo": "image",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "mask": "mask_image",
+    "seed": "generator",
+}
+"""What diffusers' pipelines call arguments of `inst.transfer` and `inst.generate`."""
+
+
+def in_a_pipeline(named: Argument | Call) -> str:
+    """The words of somebody who calls a pipeline: diffusers' names of arguments, and the pipeline's components."""
+    match named:
+        case Argument("image_encoder"):
+            such_as = f', such as "{named.value}",' if named.value else ""
+            return f"the pipeline's component image_encoder{such_as}"
+        case Argument("download"):  # which the image encoder is given with elsewhere
+            return "its feature_extractor"
+        case Argument():
+            return in_python(Argument(_NAMES.get(named.name, named.name), named.value))
+    return in_python(named)
 
 
 def refuse(arguments: Mapping[str, Any], remedy: str) -> None:
     """Raise UsageError for the first argument that is given (not None) where it means nothing."""
     for name, value in arguments.items():
         if value is not None:
-            raise UsageError(f"{name} cannot be used here: {remedy}.")
+            raise UsageError(f"{name} cannot be used here", remedy)
 
 
 def repeated(texts: Sequence[Any], copies: int) -> list[Any]:

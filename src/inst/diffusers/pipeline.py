@@ -27,6 +27,7 @@ from inst.diffusers.inputs import (
     Look,
     Picture,
     check_call,
+    in_a_pipeline,
     noise_source,
     read_looks,
     read_mask_image,
@@ -34,7 +35,7 @@ from inst.diffusers.inputs import (
     refuse,
     repeated,
 )
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, UsageError, in_the_words_of
 from inst.sampling.control import Control
 from inst.sampling.solvers import Sampling, StopSampling
 from inst.synthesis.from_photo import transfer
@@ -75,6 +76,7 @@ class InSTPipeline(InSTComponents):
         return self._interrupt
 
     @torch.no_grad()
+    @in_the_words_of(in_a_pipeline)
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -139,7 +141,7 @@ class InSTPipeline(InSTComponents):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt, negative_prompt)
         if style is None:
-            raise UsageError("No style is given: give one as style, such as a style file or a painting.")
+            raise UsageError("No style is given", "give one as style, such as a style file or a painting")
         texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
@@ -155,7 +157,7 @@ class InSTPipeline(InSTComponents):
         if image is None:
             refuse(for_photos, "give a photo as image")
             if None in texts:
-                raise UsageError("There is nothing to paint: give a prompt, or a photo as image.")
+                raise UsageError("There is nothing to paint", "give a prompt, or a photo as image")
             if (height is None) != (width is None):
                 raise UsageError("Give both height and width, or neither.")
             settings["size"] = None if width is None else (width, height)
@@ -216,7 +218,7 @@ class InSTPipeline(InSTComponents):
             if bar is not None:
                 bar.close()
         if not pictures.isfinite().all():
-            raise InstError("The pictures hold values that are not finite: load the pipeline in float32.")
+            raise InstError("The pictures hold values that are not finite", "load the pipeline in float32")
         return VaeImageProcessor().postprocess(pictures, output_type)
 
     def _next_bar(self, bar: Any, total: int) -> Any:

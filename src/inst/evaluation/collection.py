@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in
 
 SEPARATOR = "__"
@@ -32,14 +32,14 @@ def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
         UsageError: there are none, two of one name, or a photo or painting with `SEPARATOR` in its name.
     """
     if not named:
-        raise UsageError(f"No {what} are given: give at least one.")
+        raise UsageError(f"No {what} are given", "give at least one")
     names = [one.stem if isinstance(one, Path) else one for one in named]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
     for one in named:
         if isinstance(one, Path) and SEPARATOR in one.stem:
             raise UsageError(
-                f"{one.name} has {SEPARATOR} in its name, which parts photo and painting in results' names: rename it."
+                f"{one.name} has {SEPARATOR} in its name, which parts photo and painting in results' names", "rename it"
             )
 
 
@@ -184,7 +184,9 @@ def collect(
     inside = {name: results / name for name in (PHOTOS, PAINTINGS) if (results / name).is_dir()}
     paintings, photos = paintings or inside.get(PAINTINGS), photos or inside.get(PHOTOS)
     if paintings is None:
-        raise UsageError(f"{results} has no folder {PAINTINGS}: say with --paintings where the paintings are.")
+        raise UsageError(
+            f"{results} has no folder {PAINTINGS}", "say with ", Argument("paintings"), " where the paintings are"
+        )
     problems: list[str] = []
     finder = _Finder(
         None if photos is None else _by_name(Path(photos), problems), _by_name(Path(paintings), problems), problems
@@ -235,7 +237,7 @@ def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -
     folders = [one for one in folders if one.name not in NOT_METHODS]
     if any(SEPARATOR in os.path.splitext(name)[0] for name in direct) or not folders:
         if not direct:
-            raise InstError(f"{results} holds no picture: give a folder of pictures PHOTO{SEPARATOR}PAINTING.png.")
+            raise InstError(f"{results} holds no picture", f"give a folder of pictures PHOTO{SEPARATOR}PAINTING.png")
         return [(results.resolve().name, results, direct)]
     if wanted is not None:
         names = [one.name for one in folders]
@@ -264,7 +266,7 @@ def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
         else:
             named[path.stem] = path
     if not named:
-        raise InstError(f"{place} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))}): give another folder.")
+        raise InstError(f"{place} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})", "give another folder")
     return named
 
 

@@ -153,7 +153,7 @@ def _make(started: Repaint | InstError, photo: Path, path: Path, made_of: _MadeO
 def _join_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
     """What the results of all methods are made with; refuse a folder whose results were made with something else."""
     if (out / CURVES).exists():
-        raise UsageError(f"{out} holds learning curves, whose starts the methods would join: give another folder.")
+        raise UsageError(f"{out} holds learning curves, whose starts the methods would join", "give another folder")
     place = out / SETTINGS
     noted: dict[str, Any] = {}
     try:
@@ -162,14 +162,14 @@ def _join_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
             if not isinstance(noted, dict) or not all(isinstance(one, dict) for one in noted.values()):
                 raise ValueError("it does not hold the settings of each method")
     except (OSError, ValueError) as error:
-        raise InstError(f"{place} cannot be used ({error}): give another folder.") from None
+        raise InstError(f"{place} cannot be used ({error})", "give another folder") from None
     for method in methods:
         # Through JSON, so that what is read again compares equal.
         settings: Mapping[str, Any] = json.loads(json.dumps(method.settings, sort_keys=True))
         if not _goes_on(noted.get(method.name, settings), settings):
             raise UsageError(
-                f"The results in {out / method.name} were made with other settings: give another folder, or delete "
-                f"{out / method.name} and its entry in {place}."
+                f"The results in {out / method.name} were made with other settings",
+                f"give another folder, or delete {out / method.name} and its entry in {place}",
             )
         noted[method.name] = settings
     return noted
@@ -200,12 +200,13 @@ def _copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tuple[P
                 continue
             another = f"{former} is another picture than {source}"
             if not (out / SETTINGS).is_file():  # then it is no copy of ours
-                raise UsageError(f"{another}: give another folder for the results, or delete {former}.")
+                raise UsageError(f"{another}", f"give another folder for the results, or delete {former}")
             named = f"{source.stem}{SEPARATOR}" if kind == PHOTOS else f"{SEPARATOR}{source.stem}"
             if made := _results(out, named, first=kind == PHOTOS):
                 raise UsageError(
-                    f"{another}, and {made[0]}{' and others were' if made[1:] else ' was'} made of it: give another "
-                    f"folder for the results, or delete those of {source.stem} and give the same command again."
+                    f"{another}, and {made[0]}{' and others were' if made[1:] else ' was'} made of it",
+                    f"give another "
+                    f"folder for the results, or delete those of {source.stem} and give the same command again",
                 )
         copies[folder / source.name] = source, former
     return copies

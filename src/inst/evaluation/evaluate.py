@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from inst.errors import InstError
+from inst.errors import Argument, InstError
 from inst.evaluation.collection import Collection
 from inst.evaluation.judging import Described, Judge, Reader, Size, cover, demo_stranger
 from inst.evaluation.metrics.table import Metrics
@@ -215,7 +215,16 @@ class _Run:
         ]
         encoder = self.metrics.encoder
         if encoder is not None and encoder.texts is None and any(pair.prompt for pair in self.collection.pairs):
-            problems.append(f"the similarity to prompts is left out: {encoder.no_texts}; give CLIP with --clip")
+            problems.append(
+                str(
+                    InstError(
+                        f"the similarity to prompts is left out: {encoder.no_texts}",
+                        "give CLIP (",
+                        Argument("encoder"),
+                        ")",
+                    )
+                )
+            )
         if not any(tally.kind == "method" for tally in self.tallies.values()):
             raise InstError(problems[0] if problems else "There is no picture to judge.")
         if squashed := sorted(set(self.reader.squashed)):

@@ -51,7 +51,7 @@ class SourceFile:
             with open(path, "rb") as file:
                 return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
-            raise InstError(f"{path} cannot be read ({error.strerror or error}): give another file.") from None
+            raise InstError(f"{path} cannot be read ({error.strerror or error})", "give another file") from None
 
 
 def base_name(path: str | os.PathLike[str]) -> str:

@@ -37,7 +37,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
         if target.exists():
             if not target.is_file():
                 kind = "a folder" if target.is_dir() else "no ordinary file"
-                raise InstError(f"{path} cannot be written: it is {kind}; choose another name.")
+                raise InstError(f"{path} cannot be written: it is {kind}", "choose another name")
             if not os.access(target, os.W_OK):
                 # Renaming needs the folder's permission only, and would take no notice of the file's own.
                 raise PermissionError(errno.EACCES, "the file is protected from writing")
@@ -56,7 +56,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
             raise
     except FileNotFoundError:
         raise InstError(
-            f"{path} cannot be written: the folder {path.parent} does not exist; make it, or choose another place."
+            f"{path} cannot be written: the folder {path.parent} does not exist", "make it, or choose another place"
         ) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
@@ -69,7 +69,7 @@ def make_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InstError(f"{path} cannot be made ({error.strerror or error}): give another folder.") from None
+        raise InstError(f"{path} cannot be made ({error.strerror or error})", "give another folder") from None
     return path
 
 
@@ -94,7 +94,7 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise InstError(f"{folder} is a file: choose another place, which is a folder.") from None
+            raise InstError(f"{folder} is a file", "choose another place, which is a folder") from None
         while True:
             path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
             try:
@@ -121,4 +121,4 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
 
 def _cannot_write(path: Path, error: OSError) -> InstError:
     remedy = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
-    return InstError(f"{path} cannot be written ({error.strerror or error}): {remedy}.")
+    return InstError(f"{path} cannot be written ({error.strerror or error})", remedy)

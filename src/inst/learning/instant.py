@@ -8,7 +8,7 @@ import torch
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone
-from inst.errors import InstError
+from inst.errors import Call, InstError
 from inst.learning.data import look_at, word_of
 from inst.learning.start import about_style, check_given, style_name
 from inst.pictures.io import Photo, make_thumbnail
@@ -31,8 +31,10 @@ def instant_style(backbone: Backbone, paintings: Sequence[Photo], name: str | No
     name = None if name is None else checked("name", name, "str")
     if backbone.inversion is None:
         raise InstError(
-            f"The backbone {backbone.name} has no pretrained inversion module, which an instant style needs: "
-            f"learn the style with `inst learn`, and give the file that it writes."
+            f"The backbone {backbone.name} has no pretrained inversion module, which an instant style needs",
+            "learn the style with ",
+            Call("learn"),
+            ", and give that",
         )
     with torch.inference_mode():
         vectors = word_of(backbone.inversion, *look_at(backbone, paintings))

@@ -13,7 +13,7 @@ from inst.arguments import check_choice, check_type, checked
 from inst.backbone.inversion import VARIANTS
 from inst.backbone.loading.image_encoder import how_to_give
 from inst.backbone.model import Backbone
-from inst.errors import InstWarning, UsageError
+from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.run import LearningDiverged as LearningDiverged
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
@@ -151,22 +151,26 @@ def learn(
         variant = "direct" if backbone.image_encoder is None else "attention"
         if variant == "direct":
             warnings.warn(
-                f"{backbone.name or 'This backbone'} has no image encoder, so that free vectors are learned, without a "
-                f"look at the painting as a whole (--variant direct, which needs none). To let it look, give one "
-                f"({how_to_give(backbone.text_encoder.config)}).",
-                InstWarning,
+                InstWarning(
+                    f"{backbone.name or 'This backbone'} has no image encoder, so free vectors are learned, without "
+                    "a look at the painting as a whole",
+                    *how_to_give(backbone.text_encoder.config),
+                    ", or ask for this (",
+                    Argument("variant", "direct"),
+                    ")",
+                ),
                 stacklevel=2,
             )
     check_choice("variant", variant, VARIANTS)
     if variant == "direct" and layers:
-        raise UsageError(f"The variant direct has no layers, but {layers} are asked for: leave them out.")
+        raise UsageError(f"The variant direct has no layers, but {layers} are asked for", "leave them out")
     preview_every = checked("steps between previews", preview_every, "int")
     if preview_every < 0:
-        raise UsageError(f"Previews every {preview_every} steps are not possible: give 0 (none) or more.")
+        raise UsageError(f"Previews every {preview_every} steps are not possible", "give 0 (none) or more")
     if pretrained is None:
         pretrained = _misfit(backbone, variant, layers, vectors) is None
     elif pretrained and (misfit := _misfit(backbone, variant, layers, vectors)):
-        raise UsageError(f"{misfit}: learn from scratch instead.")
+        raise UsageError(f"{misfit}", "learn from scratch instead")
     start = backbone.inversion.config if pretrained and backbone.inversion else None
     settings = LearningSettings(
         steps=steps,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from inst.arguments import checked
+from inst.arguments import check_at_least, checked
 from inst.errors import UsageError
 
 
@@ -36,15 +36,13 @@ class LearningSettings:
         for one in fields(self):
             value = checked(one.name.replace("_", " "), getattr(self, one.name), str(one.type))
             object.__setattr__(self, one.name, value)
-        for name in ("steps", "batch_size", "crops", "patience"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{getattr(self, name)} {name.replace('_', ' ')} cannot be used: give 1 or more.")
+        check_at_least(1, steps=self.steps, batch_size=self.batch_size, crops=self.crops, patience=self.patience)
         if self.validate_every < 0:
-            raise UsageError(f"Validation every {self.validate_every} steps is not possible: give 0 (never) or more.")
+            raise UsageError(f"Validation every {self.validate_every} steps is not possible", "give 0 (never) or more")
         if not 0 < self.lr < math.inf:
-            raise UsageError(f"A learning rate of {self.lr} cannot be used: give a positive number, such as 0.001.")
+            raise UsageError(f"A learning rate of {self.lr} cannot be used", "give a positive number, such as 0.001")
         if not 0 <= self.seed < 2**63:
-            raise UsageError(f"The seed {self.seed} cannot be used: give 0 to {2**63 - 1}.")
+            raise UsageError(f"The seed {self.seed} cannot be used", f"give 0 to {2**63 - 1}")
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"paper": {"lr": 1e-3, "batch_size": 1, "dropout": 0.05}}

@@ -17,7 +17,7 @@ from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversi
 from inst.backbone.loading.image_encoder import how_to_give
 from inst.backbone.model import Backbone
 from inst.backbone.text import coarse_word
-from inst.errors import UsageError
+from inst.errors import Argument, UsageError
 from inst.learning.data import CAPTIONS
 from inst.learning.settings import LearningSettings
 from inst.learning.state import LearningState
@@ -43,9 +43,9 @@ def check_given(backbone: Backbone, paintings: Sequence[Photo]) -> None:
     """Raise UsageError unless there is a backbone, and at least one painting that was read."""
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     if not isinstance(paintings, Sequence):
-        raise UsageError(f"Paintings of the type {type(paintings).__name__} cannot be used: give a list of them.")
+        raise UsageError(f"Paintings of the type {type(paintings).__name__} cannot be used", "give a list of them")
     if not paintings:
-        raise UsageError("No painting is given: give at least one.")
+        raise UsageError("No painting is given", "give at least one")
     for one in paintings:
         check_type("A painting", one, Photo, "read it with inst.read_photo")
 
@@ -122,8 +122,11 @@ def fresh_config(
         return InversionConfig(0, 0, width, vectors, 0, 1, 0.0, variant, free=True)
     if encoder is None:
         raise UsageError(
-            f'{backbone.name or "This backbone"} has no image encoder, which the variant "{variant}" looks through: '
-            f"give one ({how_to_give(backbone.text_encoder.config)}), or learn with --variant direct, which needs none."
+            f'{backbone.name or "This backbone"} has no image encoder, which the variant "{variant}" looks through',
+            *how_to_give(backbone.text_encoder.config),
+            ", or learn without one (",
+            Argument("variant", "direct"),
+            ")",
         )
     return InversionConfig(
         picture_width=encoder.config.hidden_size,

@@ -113,16 +113,16 @@ class LearningState:
             before = self.settings.get(key)
             if key not in _MAY_CHANGE and before != value:
                 raise UsageError(
-                    f"The learning to go on with has {key.replace('_', ' ')} {before}, not {value}: "
-                    f"give the same, or start again."
+                    f"The learning to go on with has {key.replace('_', ' ')} {before}, not {value}",
+                    "give the same, or start again",
                 )
         for key, value in about.items():
             before = self.about.get(key)
             if before != value:
                 difference = f" ({before}, not {value})" if isinstance(value, str) else ""
                 raise UsageError(
-                    f"The learning to go on with was begun with a different {key}{difference}: "
-                    f"give the same, or start again."
+                    f"The learning to go on with was begun with a different {key}{difference}",
+                    "give the same, or start again",
                 )
 
     def save(self, path: str | Path) -> Path:
@@ -144,7 +144,10 @@ class LearningState:
             with safe_open(path, "pt") as file:
                 content = (file.metadata() or {}).get(_KEY)
                 if content is None:
-                    raise InstError(f"{path} holds no interrupted learning: give the file that inst learn wrote.")
+                    raise InstError(
+                        f"{path} holds no interrupted learning",
+                        "give the file that was written when learning was interrupted",
+                    )
                 parts = json.loads(content)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             known = {one.name for one in fields(Progress)}
@@ -154,4 +157,6 @@ class LearningState:
         except FileNotFoundError:
             raise InstError(f"{path}: no such file.") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InstError(f"{path} is damaged or no file of inst learn ({first_line(error)}): start again.") from None
+            raise InstError(
+                f"{path} is damaged or holds no interrupted learning ({first_line(error)})", "start again"
+            ) from None

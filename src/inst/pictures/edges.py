@@ -41,7 +41,7 @@ def find_opencv() -> Any:
         import cv2
     except ImportError:
         raise InstError(
-            "Edges are found with OpenCV, which is not installed: pip install 'inst[control]', or give a control "
-            "picture."
+            "Edges are found with OpenCV, which is not installed",
+            "pip install 'inst[control]', or give a control picture",
         ) from None
     return cv2

@@ -149,7 +149,7 @@ def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
         InstError: the picture is not finite, which half precision can cause.
     """
     if not picture.isfinite().all():
-        raise InstError('The picture holds values that are not finite: load the backbone with dtype "float32".')
+        raise InstError("The picture holds values that are not finite", 'load the backbone with dtype "float32"')
     levels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
     image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
     if alpha is not None:
@@ -200,7 +200,7 @@ def save_picture(
     try:
         image.save(encoded, format=kind, quality=95, **({"subsampling": 0} if kind == "JPEG" else {}))
     except (ValueError, OSError) as error:  # more pixels than the format can count
-        raise InstError(f"{path} cannot be written as {kind} ({error}): choose the ending .png.") from None
+        raise InstError(f"{path} cannot be written as {kind} ({error})", "choose the ending .png") from None
     return write_bytes_atomically(path, encoded.getbuffer())
 
 
@@ -227,7 +227,7 @@ def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Return (width, height) of the same proportions, rounded, whose short side is `short_side`."""
     short_side = checked("size", short_side, "int")  # also because NumPy's smaller integers overflow below
     if short_side < 1:
-        raise UsageError(f"A short side of {short_side} pixels cannot be made: give a positive number.")
+        raise UsageError(f"A short side of {short_side} pixels cannot be made", "give a positive number")
     short = min(width, height)
     return round(width * short_side / short), round(height * short_side / short)
 
@@ -260,8 +260,8 @@ def _fit_mask(path: Path, mask: Tensor, size: tuple[int, int]) -> Tensor:
     # A mask drawn on a smaller copy may be off by a pixel of that copy.
     if abs(found_height * width / height - found_width) > 1 + 0.01 * found_width:
         raise UsageError(
-            f"{path} is {found_width} x {found_height} pixels, but the photo is {width} x {height}: "
-            f"make a mask of the photo's proportions."
+            f"{path} is {found_width} x {found_height} pixels, but the photo is {width} x {height}",
+            "make a mask of the photo's proportions",
         )
     return resize_mask(mask, size)
 
@@ -288,7 +288,7 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Image.Image]]:
 def _file(path: Path) -> Iterator[io.BufferedReader]:
     with _translated(str(path)):
         if path.stat().st_size == 0:
-            raise InstError(f"{path} is empty (0 bytes): copy or export the picture again.")
+            raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
         with path.open("rb") as file:
             yield file
 
@@ -310,19 +310,19 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except InstError as error:
-        raise type(error)(str(error) if name in str(error) else f"{name} {error}") from None
+        raise (error if name in error.problem else error.about(f"{name} ")) from None
     except FileNotFoundError:
         raise InstError(f"{name}: no such file.") from None
     except IsADirectoryError:
-        raise InstError(f"{name} is a folder: give a picture file.") from None
+        raise InstError(f"{name} is a folder", "give a picture file") from None
     except PermissionError:
-        raise InstError(f"{name} may not be read: change its permissions.") from None
+        raise InstError(f"{name} may not be read", "change its permissions") from None
     except UnidentifiedImageError:
-        raise InstError(f"{name} is no picture in a known format: export it as PNG or JPEG.") from None
+        raise InstError(f"{name} is no picture in a known format", "export it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise InstError(f"{name} has more than {limit} million pixels: make it smaller.") from None
+        raise InstError(f"{name} has more than {limit} million pixels", "make it smaller") from None
     except MemoryError:
-        raise InstError(f"{name} does not fit into memory: make it smaller.") from None
+        raise InstError(f"{name} does not fit into memory", "make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more over broken files
-        raise InstError(f"{name} is damaged ({first_line(error)}): copy or export the picture again.") from error
+        raise InstError(f"{name} is damaged ({first_line(error)})", "copy or export the picture again") from error

@@ -30,7 +30,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Split an image into colours as they are stored, at most 8 bits a channel, and opacity (None: all opaque)."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise InstError("has 32 bits a channel, whose white is unknown: export it with 8 or 16 bits.")
+        raise InstError("has 32 bits a channel, whose white is unknown", "export it with 8 or 16 bits")
     if image.mode.startswith("I"):
         image = _reduce_to_8_bits(image)
     if not image.has_transparency_data:

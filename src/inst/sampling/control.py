@@ -74,30 +74,30 @@ class Control:
         check_controlnet(self.model, backbone)
         if self.model.device.type != backbone.device.type:
             raise UsageError(
-                f"The ControlNet is on {self.model.device}, but the backbone computes on {backbone.device}: "
-                f"move it there."
+                f"The ControlNet is on {self.model.device}, but the backbone computes on {backbone.device}",
+                "move it there",
             )
         if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # NaN is not either
             raise UsageError(
-                f"A control scale of {self.scale} cannot be used: give 0 (none), 1 (as trained) or more, up to "
-                f"{LARGEST_FACTOR}."
+                f"A control scale of {self.scale} cannot be used",
+                f"give 0 (none), 1 (as trained) or more, up to {LARGEST_FACTOR}",
             )
         if self.picture is None:
             return
         check_type("A control picture", self.picture, Tensor, "give a tensor (Photo.picture)")
         if self.picture.dim() != 3 or self.picture.shape[0] != 3 or 0 in self.picture.shape:
             raise UsageError(
-                f"A control picture of the shape {list(self.picture.shape)} cannot be used: give [3, H, W]."
+                f"A control picture of the shape {list(self.picture.shape)} cannot be used", "give [3, H, W]"
             )
         if not self.picture.is_floating_point() or not (self.picture.abs() <= 1).all():
-            raise UsageError("The control picture's values cannot be used: give floating point numbers from -1 to 1.")
+            raise UsageError("The control picture's values cannot be used", "give floating point numbers from -1 to 1")
         if size is not None:
             (high, wide), (height, width) = self.picture.shape[1:], size
             # A map that was made of a smaller copy may be off by a pixel of that copy.
             if abs(high * width / height - wide) > 1 + 0.01 * wide:
                 raise UsageError(
-                    f"A control picture of {wide} x {high} pixels does not fit {width} x {height}: "
-                    f"make one of the same proportions."
+                    f"A control picture of {wide} x {high} pixels does not fit {width} x {height}",
+                    "make one of the same proportions",
                 )
 
     def look(self, photos: Tensor | None, size: tuple[int, int], multiple: int) -> Tensor:
@@ -138,10 +138,10 @@ def check_kind(kind: str, *, given: bool, photo: bool) -> None:
         return
     if kind not in COMPUTED:
         raise UsageError(
-            f'A control picture of the kind "{kind}" is not made here (only {", ".join(COMPUTED)} is): give one.'
+            f'A control picture of the kind "{kind}" is not made here (only {", ".join(COMPUTED)} is)', "give one"
         )
     if not photo:
-        raise UsageError("There is no photo whose edges could be taken: give a control picture.")
+        raise UsageError("There is no photo whose edges could be taken", "give a control picture")
     find_opencv()
 
 
@@ -162,7 +162,7 @@ def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
     check_path("A ControlNet", path)
     folder = find_folder(path)
     if folder is None:
-        raise InstError(f"{path}: no such folder; give a ControlNet's folder in the diffusers layout.")
+        raise InstError(f"{path}: no such folder", "give a ControlNet's folder in the diffusers layout")
     model = load_weights(ControlNetModel, folder, backbone.dtype)
     check_controlnet(model, backbone, str(folder))
     return model.requires_grad_(False).to(backbone.device)
@@ -183,7 +183,8 @@ def check_controlnet(model: ControlNetModel, backbone: Backbone, name: str = "Th
     if shrinks != backbone.downscale:
         raise UsageError(
             f"{name} takes control pictures {shrinks} times as large as the latents, but the backbone's pictures are "
-            f"{backbone.downscale} times as large: use another one."
+            f"{backbone.downscale} times as large",
+            "use another one",
         )
     if own.get("global_pool_conditions"):
         raise UsageError(f"{name} pools its picture (as those of the kind shuffle do): it holds no structure in place.")

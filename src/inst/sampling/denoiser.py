@@ -36,7 +36,7 @@ def guided(
         UsageError: the guidance is not finite.
     """
     if not math.isfinite(guidance):
-        raise UsageError(f"A guidance of {guidance} cannot be used: give a number, such as 1 (none) or 5.")
+        raise UsageError(f"A guidance of {guidance} cannot be used", "give a number, such as 1 (none) or 5")
     if guidance == 1:
         return lambda latents, timestep: predict_noise(latents, timestep, text)
     if negative is None:

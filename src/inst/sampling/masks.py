@@ -16,11 +16,11 @@ def check_mask(mask: Tensor, height: int, width: int) -> None:
     check_type("A mask", mask, Tensor, "give a tensor (inst.pictures.io.read_mask)")
     if tuple(mask.shape) != (height, width):
         raise UsageError(
-            f"A mask of the shape {list(mask.shape)} does not fit a photo of [{height}, {width}] (height, width): "
-            f"resize it to the photo's size."
+            f"A mask of the shape {list(mask.shape)} does not fit a photo of [{height}, {width}] (height, width)",
+            "resize it to the photo's size",
         )
     if mask.is_complex() or not ((mask >= 0) & (mask <= 1)).all():  # NaN is neither
-        raise UsageError("The mask's values cannot be used: give numbers from 0 (the photo stays) to 1 (the style).")
+        raise UsageError("The mask's values cannot be used", "give numbers from 0 (the photo stays) to 1 (the style)")
 
 
 def to_latents(mask: Tensor, size_multiple: int, downscale: int) -> Tensor:

@@ -39,9 +39,9 @@ def timestep_grid(total: int, steps: int, strength: float = 1.0) -> list[int]:
     """
     strength, steps = checked("strength", strength, "float"), checked("number of steps", steps, "int")
     if not 0 <= strength <= 1:  # NaN is not either
-        raise UsageError(f"A strength of {strength} cannot be used: give 0 (nothing changes) to 1 (all is made anew).")
+        raise UsageError(f"A strength of {strength} cannot be used", "give 0 (nothing changes) to 1 (all is made anew)")
     if not 1 <= steps <= total:
-        raise UsageError(f"{steps} sampling steps cannot be taken: give 1 to {total}.")
+        raise UsageError(f"{steps} sampling steps cannot be taken", f"give 1 to {total}")
     reached = round(strength * total)
     steps = min(steps, reached)
     return [round(reached * (steps - i) / steps) - 1 for i in range(steps)]
@@ -64,11 +64,11 @@ def draw_noise(
         UsageError: no seed, or one that is no whole number or out of range.
     """
     if not seeds:
-        raise UsageError("No seed is given: give one for each picture.")
+        raise UsageError("No seed is given", "give one for each picture")
     seeds = [seed if isinstance(seed, torch.Generator) else checked("seed", seed, "int") for seed in seeds]
     for seed in seeds:
         if not isinstance(seed, torch.Generator) and not 0 <= seed < _SEEDS:
-            raise UsageError(f"The seed {seed} cannot be used: give 0 to {_SEEDS - 1}.")
+            raise UsageError(f"The seed {seed} cannot be used", f"give 0 to {_SEEDS - 1}")
     generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(shape, generator=one, device=one.device).to(device) for one in generators])
 
@@ -111,5 +111,5 @@ def noise_levels(timesteps: Sequence[int], alphas_cumprod: Tensor) -> list[float
     levels = [schedule[t] for t in timesteps]
     for t, abar in zip(timesteps, levels, strict=True):
         if not 0 < abar < 1:
-            raise InstError(f"The noise schedule is {abar} at timestep {t}, not between 0 and 1: use another model.")
+            raise InstError(f"The noise schedule is {abar} at timestep {t}, not between 0 and 1", "use another model")
     return [*levels, 1.0]

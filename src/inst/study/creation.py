@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from inst.arguments import check_at_least
 from inst.errors import InstError, UsageError
 from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
 from inst.study.database import Database, Settings
@@ -80,18 +81,16 @@ def create_study(
         UsageError: the file exists, a method that is not there, or a number out of range.
     """
     path = Path(path)
-    for name, number, least in (("trials", trials, 1), ("checks", checks, 0), ("side", side, 64)):
-        if number < least:
-            raise UsageError(f"--{name} {number} cannot be used: give {least} or more.")
-    if combinations is not None and combinations < 1:
-        raise UsageError(f"--combinations {combinations} cannot be used: give 1 or more.")
+    check_at_least(1, trials=trials, combinations=1 if combinations is None else combinations)
+    check_at_least(0, checks=checks)
+    check_at_least(64, pixels_of_a_side=side)
     if path.exists():
-        raise UsageError(f"{path} exists: give another name to -o, or its votes would be lost.")
+        raise UsageError(f"{path} exists", "give another name, or its votes would be lost")
     if not path.parent.is_dir():
-        raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first.")
+        raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist", "make it first")
     found = _collect(Path(folder), ours, methods)
     rng = random.Random(seed)
-    # Only what can be compared is drawn from: else --combinations 20 could give fewer.
+    # Only what can be compared is drawn from: else 20 combinations could give fewer.
     chosen = [pair for pair in found.pairs if ours in pair.results and len(pair.results) > 1]
     if combinations is not None and combinations < len(chosen):
         chosen = rng.sample(chosen, combinations)
@@ -110,7 +109,7 @@ def create_study(
                 if checks and not state.checks:
                     photos, paintings = ({getattr(pair, kind) for pair in chosen} for kind in ("photo", "painting"))
                     raise UsageError(
-                        f"--checks {checks} needs two photos and two paintings at least that have pictures of {ours} "
+                        f"Attention checks need two photos and two paintings at least that have pictures of {ours} "
                         f"and of another method: there are {len(photos)} and {len(paintings)}."
                     )
             settings = Settings(
@@ -127,7 +126,7 @@ def create_study(
             database.write_settings(settings)
         unfinished.rename(path)
     except sqlite3.OperationalError as error:
-        raise InstError(f"{path} cannot be written ({error}): choose another place.") from None
+        raise InstError(f"{path} cannot be written ({error})", "choose another place") from None
     finally:
         with contextlib.suppress(OSError):  # a file system that is read-only says so even of what is not there
             unfinished.unlink(missing_ok=True)
@@ -139,8 +138,9 @@ def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collecti
     for needed in (PHOTOS, PAINTINGS):
         if not (folder / needed).is_dir():
             raise InstError(
-                f"{folder / needed} is missing: give the folder of inst compare, or one with the folders {PHOTOS}, "
-                f"{PAINTINGS}, and one for each method."
+                f"{folder / needed} is missing",
+                f"give the folder of a comparison, or one with the folders {PHOTOS}, "
+                f"{PAINTINGS}, and one for each method",
             )
     found = collect(folder, methods=None if methods is None else [ours, *methods])
     left_out = "".join(f" {one}." for one in found.problems if "is left out" in one)

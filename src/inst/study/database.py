@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inst.errors import InstError
+from inst.errors import Call, InstError
 
 _APPLICATION = 0x1457CD1F
 """Marks a SQLite file as a study."""
@@ -113,7 +113,7 @@ class Database:
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
-            raise InstError(f"{path}: no such study; make one with inst study create.")
+            raise InstError(f"{path}: no such study", "make one with ", Call("create_study"))
         self._lock = threading.RLock()
         try:
             # Autocommit: transactions begin and end where `transaction` says so.
@@ -134,14 +134,16 @@ class Database:
             self._connection.close()
             if create:
                 raise
-            raise InstError(f"{path} is no study ({error}): give the file of inst study create.") from None
+            raise InstError(
+                f"{path} is no study ({error})", "give a file that ", Call("create_study"), " made"
+            ) from None
         except BaseException:
             self._connection.close()
             raise
 
     def _check(self) -> None:
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-            raise InstError(f"{self.path} is no study: give the file of inst study create.")
+            raise InstError(f"{self.path} is no study", "give a file that ", Call("create_study"), " made")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found != _FORMAT:
             raise InstError(f"{self.path} is a study of format {found}, this version of inst knows format {_FORMAT}.")

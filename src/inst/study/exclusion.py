@@ -42,7 +42,8 @@ class Rules:
             ("few_answers", 1, "a share from 0 to 1, such as 0.5"),
         ):
             if not 0 <= (bound := getattr(self, name)) <= most:  # which a number that is none fails too
-                raise UsageError(f"--{name.replace('_', '-')} {bound:g} cannot be used: give {what}.")
+                rule = name.replace("_", "-")
+                raise UsageError(f"A bound of {bound:g} for {rule} cannot be used", f"give {what}")
 
 
 def broken_rules(answers: Sequence[dict[str, Any]], trials: int, rules: Rules) -> list[str]:

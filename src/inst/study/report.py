@@ -97,7 +97,7 @@ def make_report(
     settings = database.settings()
     answers = [row for row in tables.answers(database) if row["counts"]]
     if not any(not row["is_check"] for row in answers):
-        raise InstError(f"{database.path} holds no votes yet: start it with inst study serve, and invite people.")
+        raise InstError(f"{database.path} holds no votes yet", "serve it, and invite people")
     given: dict[int, int] = {
         row[0]: row[1] for row in database.rows("SELECT participant, count(*) FROM trials GROUP BY 1")
     }

@@ -24,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.study import sessions, tables
 from inst.study.database import Database
 
@@ -168,11 +168,11 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         InstError: the address or port cannot be had, or the file cannot be written.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"--port {port} cannot be used: give a number from 0 to 65535.")
+        raise UsageError(f"The port {port} cannot be used", "give a number from 0 to 65535")
     try:
         database.write_ahead()
     except sqlite3.Error as error:
-        raise InstError(f"{database.path} cannot be written ({error}): change its permissions, or copy it.") from None
+        raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     if os.name == "posix":  # elsewhere it would let two servers have one port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -181,7 +181,11 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
     except OSError as error:
         listener.close()
         raise InstError(
-            f"{host} port {port} cannot be had ({error.strerror or error}): give another --port or --host."
+            f"{host} port {port} cannot be had ({error.strerror or error})",
+            "give another ",
+            Argument("port"),
+            " or ",
+            Argument("host"),
         ) from None
     listener.listen(128)
     ready(f"http://{_reachable(host)}:{listener.getsockname()[1]}/")

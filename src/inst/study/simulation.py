@@ -85,7 +85,7 @@ class _Server:
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
         if not said:
-            raise InstError(f"The server of {self._path} does not start: try inst study serve.")
+            raise InstError(f"The server of {self._path} does not start", "try to serve it")
         self.port = urlsplit(json.loads(said)["page"]).port or 0
 
     def kill(self) -> None:

@@ -74,23 +74,23 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
 def check_export(path: Path | None, to: str, token: str | None = None) -> None:
     """Check what `export_style` is asked for, the file's name too unless it is None. Raises UsageError."""
     if to not in FORMATS:
-        raise UsageError(f'The format "{to}" is unknown: use one of {", ".join(FORMATS)}.')
+        raise UsageError(f'The format "{to}" is unknown', f"use one of {', '.join(FORMATS)}")
     if token is not None:
         if to != "diffusers":
-            raise UsageError(f"A token is for diffusers; {to} goes by the file's name: name the file instead.")
+            raise UsageError(f"A token is for diffusers; {to} goes by the file's name", "name the file instead")
         if f"<{token.strip('<>')}>" != token_of(token):
             raise UsageError(
-                f'The token "{token}" cannot be used, because CLIP reads small letters only: write letters, digits and '
-                f'hyphens, such as "{token_of(token)}".'
+                f'The token "{token}" cannot be used, because CLIP reads small letters only',
+                f'write letters, digits and hyphens, such as "{token_of(token)}"',
             )
     if path is None:
         return
     if path.suffix.lower() != FORMATS[to]:
-        raise UsageError(f"{path} cannot be written for {to}: give a name that ends in {FORMATS[to]}.")
+        raise UsageError(f"{path} cannot be written for {to}", f"give a name that ends in {FORMATS[to]}")
     if to != "diffusers" and not re.fullmatch(r"[\w.-]+", path.stem):
         raise UsageError(
-            f'The name "{path.stem}" could not be written in a prompt of {to}: '
-            f"name the file with letters, digits, hyphens and dots, such as {slug(path.stem)}{FORMATS[to]}."
+            f'The name "{path.stem}" could not be written in a prompt of {to}',
+            f"name the file with letters, digits, hyphens and dots, such as {slug(path.stem)}{FORMATS[to]}",
         )
 
 

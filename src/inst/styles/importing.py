@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.files.pickles import UnsafePickleError, holds_numbers, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.io import Photo, make_thumbnail, open_picture, read_texts
@@ -110,9 +110,13 @@ def check_import(path: str | Path, painted: bool, as_reference: bool) -> Embeddi
     """
     found = read_embedding(path)
     if isinstance(found, Embedding) and as_reference:
-        raise UsageError(f"{path} is no embeddings.pt of the reference code: leave --as-reference out.")
+        raise UsageError(
+            f"{path} is no embeddings.pt of the reference code", "leave ", Argument("as_reference"), " out"
+        )
     if isinstance(found, ReferenceInversion) and not painted:
-        raise UsageError(f"{path} holds no vector, only the module that makes it of the painting: give --painting.")
+        raise UsageError(
+            f"{path} holds no vector, only the module that makes it of the painting", "give its ", Argument("painting")
+        )
     return found
 
 
@@ -126,13 +130,15 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
     path = Path(path)
     try:
         if path.stat().st_size > _LARGEST:
-            raise InstError(f"{path} is too large for an embedding: a model, perhaps? Give it as --backbone.")
+            raise InstError(
+                f"{path} is too large for an embedding", "give one, and a whole model as ", Argument("backbone")
+            )
         with path.open("rb") as file:
             start = file.read(4)
     except FileNotFoundError:
         raise InstError(f"{path}: no such file.") from None
     except OSError as error:
-        raise InstError(f"{path} cannot be read ({error.strerror or error}): give an embedding.") from None
+        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give an embedding") from None
     if start.startswith((b"\x89PNG", b"RIFF")):  # WebP without loss keeps pixels too
         return _identify(_read_picture(path), path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
@@ -156,7 +162,7 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
         if isinstance(stored, PickledModule):  # textual inversion's own files hold a ParameterDict
             stored = vars(stored).get("_parameters")
         if not isinstance(stored, Mapping) or len(stored) != 1:
-            raise InstError(f"{path} does not hold exactly one embedding: give a file with one.")
+            raise InstError(f"{path} does not hold exactly one embedding", "give a file with one")
         called = content.get("name")
         return _embedding(path, {"": next(iter(stored.values()))}, called if isinstance(called, str) else "", "A1111")
     if set(content) == set(ENCODERS):
@@ -174,10 +180,10 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
     for part in parts.values():
         tensor = part[None] if isinstance(part, Tensor) and part.dim() == 1 else part
         if not _is_table(tensor):
-            raise InstError(f"{path} does not hold vectors of the shape [n, d]: give an embedding.")
+            raise InstError(f"{path} does not hold vectors of the shape [n, d]", "give an embedding")
         tensor = tensor.detach().float()
         if not tensor.isfinite().all():
-            raise InstError(f"{path} holds values that are not finite: give another embedding.")
+            raise InstError(f"{path} holds values that are not finite", "give another embedding")
         tensors.append(tensor)
     if len({len(tensor) for tensor in tensors}) > 1:
         counts = " and ".join(str(len(tensor)) for tensor in tensors)
@@ -199,10 +205,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             content = {} if own else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InstError(
-            f"{path} is no embedding that can be read ({reason(error)}): give a .safetensors, .pt, .bin or .png file."
+            f"{path} is no embedding that can be read ({reason(error)})", "give a .safetensors, .pt, .bin or .png file"
         ) from None
     if own:
-        raise UsageError(f"{path} is a style of InST's already: use it as it is.")
+        raise UsageError(f"{path} is a style of InST's already", "use it as it is")
     return content
 
 
@@ -211,10 +217,10 @@ def _read_pickle(path: Path) -> Any:
     try:
         return read_torch_pickle(path, dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule))
     except UnsafePickleError as error:
-        raise InstError(f"{path} is refused: {error}. Ask for it as .safetensors.") from None
+        raise InstError(f"{path} is refused: {error}", "ask for it as .safetensors") from None
     except Exception:  # a damaged pickle can fail in any way; whichever it is, nothing was run
         raise InstError(
-            f"{path} is no pickle of weights that can be read: copy it again, or ask for it as .safetensors."
+            f"{path} is no pickle of weights that can be read", "copy it again, or ask for it as .safetensors"
         ) from None
 
 
@@ -225,11 +231,12 @@ def _read_picture(path: Path) -> Any:
         if content is None:
             raise InstError(
                 f"{path} carries no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. If it is one of "
-                f"A1111's, it was resized or converted: ask for the file itself."
+                f"A1111's, it was resized or converted",
+                "ask for the file itself",
             )
         return json.loads(content, object_hook=_tensor_of)
     except (binascii.Error, ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
-        raise InstError(f"{path}: its embedding is damaged ({reason(error)}): copy the picture again.") from None
+        raise InstError(f"{path}: its embedding is damaged ({reason(error)})", "copy the picture again") from None
 
 
 def _tensor_of(entry: dict[str, Any]) -> Any:
@@ -244,10 +251,11 @@ def _check_widths(path: Path, widths: tuple[int, ...], backbone: Backbone) -> No
     if widths != backbone.text_widths:
         raise UsageError(
             f"{path} holds an embedding of {named(widths)}, which does not fit the backbone {backbone.name} of "
-            f"{named(backbone.text_widths)}: use the model that it was made for."
+            f"{named(backbone.text_widths)}",
+            "use the model that it was made for",
         )
 
 
 def _unknown(path: Path, content: Any) -> InstError:
     held = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) and content else "nothing known"
-    return InstError(f"{path} is no embedding in a known format (it holds {held}): give a textual-inversion file.")
+    return InstError(f"{path} is no embedding in a known format (it holds {held})", "give a textual-inversion file")

@@ -112,7 +112,8 @@ def vector_of(inversion: ReferenceInversion, backbone: Backbone, painting: Photo
     if encoder is not None and encoder.config.projection_dim != inversion.width:
         raise UsageError(
             f"The module takes picture embeddings of width {inversion.width} (CLIP ViT-L/14's is 768), but the image "
-            f"encoder of the backbone {backbone.name} gives {encoder.config.projection_dim}: use another backbone."
+            f"encoder of the backbone {backbone.name} gives {encoder.config.projection_dim}",
+            "use another backbone",
         )
     picture = painting.picture
     if as_reference:

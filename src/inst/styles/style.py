@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
-from inst.errors import InstError, UsageError
+from inst.errors import Call, InstError, UsageError
 from inst.files.provenance import PROSE, entry, plain, reason
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
@@ -83,7 +83,7 @@ class Style:
             vectors = self.vectors.detach().to("cpu", torch.float32, copy=True).contiguous()
         if not vectors.isfinite().all():
             raise InstError(
-                f"The style's vectors hold values that are not finite: {_LEARN}, with a lower learning rate."
+                "The style's vectors hold values that are not finite", f"{_LEARN}, with a lower learning rate"
             )
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "widths", widths)
@@ -129,11 +129,11 @@ class Style:
         except FileNotFoundError:
             raise InstError(f"{path}: no such file.") from None
         except IsADirectoryError:
-            raise InstError(f"{path} is a folder: give a style file.") from None
+            raise InstError(f"{path} is a folder", "give a style file") from None
         except OSError as error:
-            raise InstError(f"{path} cannot be read ({error.strerror or error}): give a style file.") from None
+            raise InstError(f"{path} cannot be read ({error.strerror or error})", "give a style file") from None
         except MemoryError:
-            raise InstError(f"{path} does not fit into memory: give a style file.") from None
+            raise InstError(f"{path} does not fit into memory", "give a style file") from None
 
     def to_bytes(self) -> bytes:
         """Return what `save` writes."""
@@ -176,9 +176,9 @@ class Style:
                 widths=tuple(entry(content, "widths", list)) if "widths" in content else (),
             )
         except InstError as error:
-            raise InstError(f"{name}: {error}") from None
+            raise error.about(f"{name}: ") from None
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InstError(f"{name} is damaged ({reason(error)}): copy it again, or {_LEARN}.") from None
+            raise InstError(f"{name} is damaged ({reason(error)})", f"copy it again, or {_LEARN}") from None
 
     def check(self, backbone: Backbone) -> str | None:
         """Check that the style fits a backbone.
@@ -196,13 +196,15 @@ class Style:
             there = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
             raise UsageError(
                 f'The style "{self.name}" belongs to the text space {self.fingerprint}{there}, but the backbone {here}'
-                f"has the text space {backbone.fingerprint}: use the backbone it was learned with, or {_LEARN}."
+                f"has the text space {backbone.fingerprint}",
+                f"use the backbone it was learned with, or {_LEARN}",
             )
         width = backbone.text_width
         if self.vectors.shape[1] != width:
             raise InstError(
                 f'The style "{self.name}" has vectors of width {self.vectors.shape[1]}, but its text space has width '
-                f"{width}: copy the style file again, or {_LEARN}."
+                f"{width}",
+                f"copy the style file again, or {_LEARN}",
             )
         if self.denoiser and backbone.denoiser_fingerprint and self.denoiser != backbone.denoiser_fingerprint:
             return (
@@ -235,13 +237,13 @@ class Style:
         """
         pairs = isinstance(styles, Sequence) and all(isinstance(one, tuple | list) and len(one) == 2 for one in styles)
         if not pairs:
-            raise UsageError("A mixture is made of pairs of a style and its weight: give a list of them.")
+            raise UsageError("A mixture is made of pairs of a style and its weight", "give a list of them")
         for style, _ in styles:
             check_type("A style", style, cls, "read one with inst.Style.load")
         weights = [checked("weight", weight, "float") for _, weight in styles]
         total = sum(weights)
         if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):  # no comparison holds for NaN
-            raise UsageError(f"The weights {weights} make no mixture: give finite ones, none negative and not all 0.")
+            raise UsageError(f"The weights {weights} make no mixture", "give finite ones, none negative and not all 0")
         first = styles[0][0]
         for style, _ in styles[1:]:
             for what, one, other in (
@@ -251,8 +253,8 @@ class Style:
             ):
                 if one != other:
                     raise UsageError(
-                        f'The styles "{first.name}" and "{style.name}" have different {what} ({one} and {other}): '
-                        f"mix styles that were learned with the same backbone and as many vectors."
+                        f'The styles "{first.name}" and "{style.name}" have different {what} ({one} and {other})',
+                        "mix styles that were learned with the same backbone and as many vectors",
                     )
         shares = [(style, weight / total) for style, weight in styles if weight > 0]
         vectors = torch.stack([share * style.vectors.double() for style, share in shares]).sum(dim=0)
@@ -280,17 +282,17 @@ def check_style_name(path: str | Path) -> None:
     """Raise UsageError unless a file's name ends as a style's must: .safetensors."""
     check_path("A style file", path)
     if Path(path).suffix.lower() != ".safetensors":
-        raise UsageError(f"{path} cannot be a style file: give a name that ends in .safetensors.")
+        raise UsageError(f"{path} cannot be a style file", "give a name that ends in .safetensors")
 
 
 def _check_start(name: str, start: bytes) -> None:
     if not start:
-        raise InstError(f"{name} is empty (0 bytes): copy the style again, or {_LEARN}.")
+        raise InstError(f"{name} is empty (0 bytes)", f"copy the style again, or {_LEARN}")
     for magic, kind in _OTHER_FILES.items():
         if start.startswith(magic):
-            raise InstError(f"{name} is {kind}: give a style file, which `inst learn` makes from a painting.")
+            raise InstError(f"{name} is {kind}", "give a style file, which ", Call("learn"), " makes from a painting")
     if len(start) < 8 or not 2 <= _header_length(start) <= _LARGEST_HEADER:
-        raise InstError(f"{name} is no safetensors file: give a style file, which `inst learn` makes.")
+        raise InstError(f"{name} is no safetensors file", "give a style file, which ", Call("learn"), " makes")
 
 
 def _header_length(start: bytes) -> int:
@@ -310,12 +312,15 @@ def _read_header(name: str, data: bytes) -> dict[str, Any]:
         metadata = header.get("__metadata__") or {}
         if KEY not in metadata:
             raise InstError(
-                f"{name} is a safetensors file, but no style of InST's: give a style file, which `inst learn` makes, "
-                f"or bring an embedding in with `inst style import`."
+                f"{name} is a safetensors file, but no style of InST's",
+                "give a style file, which ",
+                Call("learn"),
+                " makes, or make one of an embedding with ",
+                Call("import_style"),
             )
         content: dict[str, Any] = json.loads(metadata[KEY])
         if content["format"] > FORMAT:
-            raise InstError(f"{name} was written by a newer version of inst: update inst.")
+            raise InstError(f"{name} was written by a newer version of inst", "update inst")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InstError(f"{name} is damaged ({reason(error)}): copy it again, or {_LEARN}.") from None
+        raise InstError(f"{name} is damaged ({reason(error)})", f"copy it again, or {_LEARN}") from None
     return content

@@ -103,7 +103,7 @@ def transfer(
     paintings = paintings_of(styles) if tone == "painting" else []
     photos = _check_photos(photo)
     if len(prompts) not in (1, len(photos)):
-        raise UsageError(f"{len(prompts)} prompts do not fit {len(photos)} photos: give one for all, or one for each.")
+        raise UsageError(f"{len(prompts)} prompts do not fit {len(photos)} photos", "give one for all, or one for each")
     height, width = photos.shape[2:]
     if mask is not None:
         check_mask(mask, height, width)
@@ -154,7 +154,7 @@ def _check_photos(photo: Tensor) -> Tensor:
     check_type("A photo", photo, Tensor, "give a tensor (Photo.picture)")
     photos = photo[None] if photo.dim() == 3 else photo
     if photos.dim() != 4 or photos.shape[1] != 3 or 0 in photos.shape:
-        raise UsageError(f"A photo of the shape {list(photo.shape)} cannot be used: give [3, H, W] or [B, 3, H, W].")
+        raise UsageError(f"A photo of the shape {list(photo.shape)} cannot be used", "give [3, H, W] or [B, 3, H, W]")
     if not photos.is_floating_point() or not (photos.abs() <= 1).all():  # NaN is not either
-        raise UsageError("The photo's values cannot be used: give floating point numbers from -1 to 1.")
+        raise UsageError("The photo's values cannot be used", "give floating point numbers from -1 to 1")
     return photos.float()

@@ -93,17 +93,19 @@ def make_plan(
     """
     width, height = out
     if min(width, height) < backbone.size_multiple:
-        raise UsageError(f"A picture of {width} x {height} pixels is too small: give {backbone.size_multiple} or more.")
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too small", f"give {backbone.size_multiple} or more"
+        )
     if width * height > LARGEST_PICTURE:
         raise UsageError(
             f"A picture of {width} x {height} pixels is too large: the limit is {LARGEST_PICTURE // 10**6} million."
         )
     if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # NaN is not either
-        raise UsageError(f"A guidance of {guidance} cannot be used: give 1 (none) to {LARGEST_FACTOR}, such as 3.")
+        raise UsageError(f"A guidance of {guidance} cannot be used", f"give 1 (none) to {LARGEST_FACTOR}, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
         raise UsageError(
-            f"Tiles of {tile} pixels cannot be used: give {backbone.size_multiple} or more, or 0 for none."
+            f"Tiles of {tile} pixels cannot be used", f"give {backbone.size_multiple} or more, or 0 for none"
         )
     if tile is None and max(width, height) > 2 * backbone.native_size:
         tile = backbone.native_size
@@ -128,5 +130,5 @@ def _noise(shape: tuple[int, int, int], seed: Seed, pictures: int) -> Tensor:
         return torch.randn((pictures, *shape), generator=seed, device=seed.device)
     seeds: list[int | torch.Generator] = list(seed) if isinstance(seed, Sequence) else [seed]
     if pictures > 1 and len(seeds) not in (1, pictures):
-        raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures: give one for all, or one for each.")
+        raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures", "give one for all, or one for each")
     return draw_noise(shape, seeds).expand(max(pictures, len(seeds)), -1, -1, -1)

@@ -25,7 +25,7 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     styles = dict(style) if isinstance(style, Mapping) else {"[C]": style}
     if not styles:
-        raise UsageError('No style is given: give one, or several by placeholder: {"[C1]": one, "[C2]": other}.')
+        raise UsageError("No style is given", 'give one, or several by placeholder: {"[C1]": one, "[C2]": other}')
     check_placeholders(styles)
     for one in styles.values():
         check_type("A style", one, Style, "read one with inst.Style.load")
@@ -70,11 +70,11 @@ def check_prompts(
             weight that is negative or not finite.
     """
     if not prompts:
-        raise UsageError("No prompt is given: give at least one text.")
+        raise UsageError("No prompt is given", "give at least one text")
     if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # NaN is not either
         raise UsageError(
-            f"A style weight of {style_weight} cannot be used: give 0 (no style), 1 (as learned) or more, up to "
-            f"{LARGEST_FACTOR}."
+            f"A style weight of {style_weight} cannot be used",
+            f"give 0 (no style), 1 (as learned) or more, up to {LARGEST_FACTOR}",
         )
     backbone.tokenize([*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
     for prompt in prompts:
@@ -82,14 +82,15 @@ def check_prompts(
         if unused:
             example = f"{prompt.strip() or 'a castle'} in the style of {' and '.join(unused)}"
             raise UsageError(
-                f'The prompt "{prompt}" does not say where the style goes: write {" and ".join(unused)} in it, '
-                f'such as "{example}".'
+                f'The prompt "{prompt}" does not say where the style goes',
+                f'write {" and ".join(unused)} in it, such as "{example}"',
             )
         idle = [name for name in styles if name not in prompt]
         if idle and guidance == 1:
             raise UsageError(
                 f"The negative prompt alone names {' and '.join(idle)}, and with a guidance of 1 (none) it has no "
-                f"effect: give more guidance, such as 4, or name the style in the prompt."
+                f"effect",
+                "give more guidance, such as 4, or name the style in the prompt",
             )
 
 

@@ -156,10 +156,10 @@ class PictureRecord:
             content = json.loads(text)
             json.dumps(content, ensure_ascii=False).encode()  # or an error: halves of characters cannot be printed
             if entry(content, "format", int) > FORMAT:
-                raise InstError("it was written by a newer version of inst, so update inst.")
+                raise InstError("it was written by a newer version of inst", "update inst")
             if "kind" in content:  # see `inst.files.provenance.describe`
                 what, command = entry(content, "kind", str), entry(content, "command", str)
-                raise InstError(f"it is that of a {what}, which {command} makes: give that command again.")
+                raise InstError(f"it is that of a {what}, which {command} makes", "give that command again")
             return cls(
                 command=entry(content, "command", str),
                 settings=entry(content, "settings", dict),
@@ -176,9 +176,9 @@ class PictureRecord:
                 control=None if content.get("control") is None else ControlRecord.of(entry(content, "control", dict)),
             )
         except InstError as error:
-            raise InstError(f"{name} cannot be used: {error}") from None
+            raise error.about(f"{name} cannot be used: ") from None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InstError(f"{name} is damaged ({reason(error)}): use another copy of the picture.") from None
+            raise InstError(f"{name} is damaged ({reason(error)})", "use another copy of the picture") from None
 
     def texts(self) -> dict[str, str]:
         """Return the record as the texts of a PNG file, for `inst.pictures.io.save_picture`."""

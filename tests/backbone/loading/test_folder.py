@@ -74,7 +74,9 @@ def test_float16_keeps_the_autoencoder_and_the_inversion_in_float32(tiny_backbon
     assert {weight.dtype for weight in backbone.inversion.parameters()} == {torch.float32}
 
 
-def test_sharded_weights(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+def test_sharded_weights_load_the_same_model_and_a_missing_shard_is_named(
+    tiny_backbone: Backbone, tiny_copy: Path
+) -> None:
     for name in ("unet", "text_encoder"):
         part = type(getattr(tiny_backbone, name)).from_pretrained(tiny_copy / name)
         (tiny_copy / name / WEIGHTS[name]).unlink()
@@ -87,14 +89,14 @@ def test_sharded_weights(tiny_backbone: Backbone, tiny_copy: Path) -> None:
     refuse(tiny_copy, naming=shard.name)
 
 
-def test_fp16_variants(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+def test_weights_named_fp16_load_the_same_model(tiny_backbone: Backbone, tiny_copy: Path) -> None:
     for name in ("vae", "unet", "text_encoder", "image_encoder"):
         path = tiny_copy / name / WEIGHTS[name]
         path.rename(path.with_suffix(".fp16.safetensors"))
     assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
 
 
-def test_tokenizer_in_the_older_layout(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+def test_a_tokenizer_in_the_older_layout_loads_the_same_model(tiny_backbone: Backbone, tiny_copy: Path) -> None:
     path = tiny_copy / "tokenizer" / "tokenizer.json"
     model = json.loads(path.read_text())["model"]
     (path.parent / "vocab.json").write_text(json.dumps(model["vocab"]))
@@ -104,12 +106,14 @@ def test_tokenizer_in_the_older_layout(tiny_backbone: Backbone, tiny_copy: Path)
     assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
 
 
-def test_tokenizer_without_a_length_takes_the_text_encoders(tiny_copy: Path) -> None:
+def test_a_tokenizer_without_a_length_takes_the_length_of_the_text_encoder(tiny_copy: Path) -> None:
     edit_json(tiny_copy / "tokenizer" / "tokenizer_config.json", model_max_length=None)
     assert Backbone.load(tiny_copy, "cpu").tokenizer.model_max_length == 24
 
 
-def test_older_text_encoder_keys_and_configuration(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+def test_older_text_encoder_keys_and_configuration_load_the_same_model(
+    tiny_backbone: Backbone, tiny_copy: Path
+) -> None:
     """Stable Diffusion 1.x: everything below text_model, a stored position_ids, and an end token of 2."""
     path = tiny_copy / "text_encoder" / "model.safetensors"
     weights = load_file(path)
@@ -123,7 +127,7 @@ def test_older_text_encoder_keys_and_configuration(tiny_backbone: Backbone, tiny
     torch.testing.assert_close(backbone.embed_text(["a dog"]).tokens, tiny_backbone.embed_text(["a dog"]).tokens)
 
 
-def test_the_libraries_are_as_talkative_after_loading_as_before(tiny_backbone_folder: Path) -> None:
+def test_loading_leaves_log_level_and_progress_bars_of_diffusers_as_they_were(tiny_backbone_folder: Path) -> None:
     from diffusers.utils import logging
 
     logging.set_verbosity_info()
@@ -156,7 +160,7 @@ def test_the_fingerprint_does_not_depend_on_precision(tiny_backbone: Backbone, t
     assert Backbone.load(tiny_copy, "cpu").fingerprint != tiny_backbone.fingerprint
 
 
-def test_the_fingerprint_is_fixed_for_ever() -> None:
+def test_the_fingerprint_of_a_given_table_never_changes() -> None:
     """Style files carry it: a change would orphan every one of them."""
     table = torch.arange(12, dtype=torch.float32).view(3, 4) / 7
     assert fingerprint_of(table) == fingerprint_of(table.half()) == fingerprint_of(table.t().contiguous().t())
@@ -193,7 +197,7 @@ def test_another_denoiser_has_another_fingerprint(tiny_backbone: Backbone, tiny_
         assert tuned.fingerprint == tiny_backbone.fingerprint
 
 
-def test_the_denoisers_fingerprint_is_fixed_for_ever() -> None:
+def test_the_denoiser_fingerprint_of_given_weights_never_changes() -> None:
     """Files in the world hold it: worked out by hand here."""
     rows = {"b": torch.tensor([[1.0, -2.0]]), "a": torch.tensor([0.1])}
     expected = hashlib.sha256(b"a\0" + struct.pack("<e", 0.1) + b"b\0" + struct.pack("<2e", 1, -2)).hexdigest()[:16]
@@ -203,7 +207,9 @@ def test_the_denoisers_fingerprint_is_fixed_for_ever() -> None:
     assert denoiser_fingerprint_of({"a": rows["b"], "b": rows["a"]}) != expected
 
 
-def test_what_a_backbone_is_called(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_is_named_after_its_folder_however_the_path_is_written(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tiny_copy)
     for name in (tiny_copy, f"{tiny_copy}/", ".", "unet/.."):
         assert Backbone.load(name, "cpu").name == tiny_copy.name
@@ -219,7 +225,7 @@ def put_into_the_hubs_cache(root: Path, name: str, folder: Path) -> None:
     (repository / "refs" / "main").write_text("abc")
 
 
-def test_a_name_on_the_hub(
+def test_a_hub_name_loads_from_the_cache_unless_a_folder_of_that_name_exists(
     tiny_backbone: Backbone, tiny_backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -236,7 +242,7 @@ def test_a_name_on_the_hub(
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_a_single_file(family: str, tmp_path: Path) -> None:
+def test_a_single_file_loads_the_same_model_as_its_folder(family: str, tmp_path: Path) -> None:
     folder = save_family(tmp_path / "folder", family)
     file = write_safetensors(tmp_path / "my-model.safetensors", to_original(folder))
     expected, found = Backbone.load(folder, "cpu", "float32"), Backbone.load(file, "cpu", "float32", config=folder)
@@ -252,12 +258,14 @@ def test_a_single_file(family: str, tmp_path: Path) -> None:
         assert not any(weight.requires_grad for weight in part.parameters())
 
 
-def test_a_folder_has_its_own_configuration(tiny_backbone_folder: Path) -> None:
+def test_a_configuration_given_for_a_model_folder_is_refused(tiny_backbone_folder: Path) -> None:
     with pytest.raises(UsageError, match="a configuration of its own"):
         Backbone.load(tiny_backbone_folder, "cpu", config=tiny_backbone_folder)
 
 
-def test_an_image_encoder_from_elsewhere(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+def test_a_given_image_encoder_is_used_and_the_pretrained_inversion_is_dropped(
+    tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
     """For a model without one; in the place of its own one it takes the pretrained module away, which knew that one."""
     blind = save_family(tmp_path / "blind", "sd1")
     assert Backbone.load(blind, "cpu").image_encoder is None
@@ -271,7 +279,7 @@ def test_an_image_encoder_from_elsewhere(tiny_backbone_folder: Path, tmp_path: P
         assert not any(weight.requires_grad for weight in backbone.image_encoder.parameters())
 
 
-def test_a_mistyped_image_encoder_shows_before_the_model_is_read(tmp_path: Path) -> None:
+def test_a_mistyped_image_encoder_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere is no image encoder"):
         Backbone.load(tmp_path, "cpu", image_encoder="nowhere")  # an empty folder: no model either
 
@@ -279,7 +287,7 @@ def test_a_mistyped_image_encoder_shows_before_the_model_is_read(tmp_path: Path)
 # What must be refused
 
 
-def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
+def test_an_invalid_sample_size_or_added_input_of_the_unet_is_refused(tmp_path: Path) -> None:
     folder = save_family(tmp_path, "sdxl")
     path = folder / "unet" / "config.json"
     for size in ("x", [8, 8, 8], 8.5):
@@ -291,7 +299,7 @@ def test_sizes_that_make_no_sense(tmp_path: Path) -> None:
     refuse(folder, naming="parts that do not belong together: the UNet's added inputs")
 
 
-def test_quantised_weights(tmp_path: Path) -> None:
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     """diffusers and transformers would take the integers for the weights."""
     folder = save_family(tmp_path, "sd1")
     for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
@@ -305,7 +313,7 @@ def test_quantised_weights(tmp_path: Path) -> None:
     Backbone.load(folder, "cpu")
 
 
-def test_weights_that_the_model_has_not(tmp_path: Path) -> None:
+def test_unknown_weights_are_refused_in_unet_and_vae_and_a_warning_in_the_text_encoder(tmp_path: Path) -> None:
     """A layer that would be left out changes what is computed; a head of transformers' does not."""
     folder = save_family(tmp_path, "sd1")
     surplus = {"mid_block.extra.weight": torch.ones(3), "mid_block.extra.bias": torch.ones(3)}
@@ -330,7 +338,9 @@ def test_weights_that_the_model_has_not(tmp_path: Path) -> None:
         Backbone.load(folder, "cpu")
 
 
-def test_older_attention_keys_of_the_autoencoder(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_older_attention_keys_of_the_autoencoder_load_the_same_weights(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     """As in the folders of Stable Diffusion 1.4: other names for the same weights, and none left over."""
     folder = save_family(tmp_path, "sd1")
     expected = Backbone.load(folder, "cpu", "float32").decode(torch.ones(1, 4, 8, 8))
@@ -347,7 +357,7 @@ def test_older_attention_keys_of_the_autoencoder(tmp_path: Path, recwarn: pytest
     assert not recwarn.list
 
 
-def test_an_image_encoder_that_is_named_but_not_there(tiny_copy: Path) -> None:
+def test_a_missing_image_encoder_is_a_warning_and_the_model_loads_without_it(tiny_copy: Path) -> None:
     shutil.rmtree(tiny_copy / "image_encoder")
     shutil.rmtree(tiny_copy / "inversion")
     with pytest.warns(InstWarning, match=r"has no folder image_encoder, which its model_index\.json names"):
@@ -356,7 +366,7 @@ def test_an_image_encoder_that_is_named_but_not_there(tiny_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "image_encoder"])
-def test_an_adapter_beside_the_weights_leads_nowhere(
+def test_an_adapter_beside_the_weights_is_refused(
     tiny_copy: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With peft installed, transformers would take weights from where an adapter's configuration points to."""
@@ -372,7 +382,7 @@ def without_prefix(key: str) -> str:
     return key.removeprefix("text_model.").removeprefix("vision_model.")
 
 
-def test_a_name_or_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_name_or_folder_that_does_not_exist_is_refused_and_named(tmp_path: Path) -> None:
     assert "Bundled: mini" in refuse("maxi", naming="maxi: no such folder")
     refuse(tmp_path / "nowhere", naming=str(tmp_path / "nowhere"))
     refuse(tmp_path, naming=f"{tmp_path} is not a model")
@@ -386,7 +396,9 @@ def every_file(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "zeroed", "swapped"])
-def test_every_file_that_is_half_written(tiny_backbone_folder: Path, tiny_copy: Path, damage: str) -> None:
+def test_any_missing_or_damaged_file_is_refused_and_its_part_named(
+    tiny_backbone_folder: Path, tiny_copy: Path, damage: str
+) -> None:
     files = every_file(tiny_backbone_folder)
     assert len(files) == 15
     for name in files:
@@ -409,13 +421,13 @@ def test_every_file_that_is_half_written(tiny_backbone_folder: Path, tiny_copy: 
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler", "feature_extractor"])
-def test_a_missing_part(tiny_copy: Path, part: str) -> None:
+def test_a_missing_part_of_the_model_is_refused_and_named(tiny_copy: Path, part: str) -> None:
     shutil.rmtree(tiny_copy / part)
     assert str(tiny_copy) in refuse(tiny_copy, naming=part)
 
 
 @pytest.mark.parametrize("part", list(WEIGHTS))
-def test_a_missing_tensor_is_never_made_up(tiny_copy: Path, part: str) -> None:
+def test_a_missing_tensor_is_refused_instead_of_initialised(tiny_copy: Path, part: str) -> None:
     path = tiny_copy / part / WEIGHTS[part]
     weights = load_file(path)
     missing = sorted(weights)[len(weights) // 2]
@@ -424,7 +436,7 @@ def test_a_missing_tensor_is_never_made_up(tiny_copy: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("part", list(WEIGHTS))
-def test_a_tensor_of_another_shape(tiny_copy: Path, part: str) -> None:
+def test_a_tensor_of_another_shape_is_refused_and_named(tiny_copy: Path, part: str) -> None:
     path = tiny_copy / part / WEIGHTS[part]
     weights = load_file(path)
     key = next(key for key in sorted(weights) if weights[key].dim() == 2)
@@ -432,7 +444,7 @@ def test_a_tensor_of_another_shape(tiny_copy: Path, part: str) -> None:
     refuse(tiny_copy, naming=part if part == "inversion" else without_prefix(key))
 
 
-def test_pickled_weights_are_never_opened(tiny_copy: Path) -> None:
+def test_a_part_with_pickled_weights_only_is_refused(tiny_copy: Path) -> None:
     path = tiny_copy / "unet" / WEIGHTS["unet"]
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
@@ -606,7 +618,9 @@ def not_even_text(folder: Path) -> None:
         (latents_with_a_mean, "(latents_mean, latents_std)"),
     ],
 )
-def test_parts_that_do_not_fit(tiny_copy: Path, change: Callable[[Path], None], naming: str) -> None:
+def test_parts_that_do_not_fit_together_are_refused_with_the_reason(
+    tiny_copy: Path, change: Callable[[Path], None], naming: str
+) -> None:
     change(tiny_copy)
     assert str(tiny_copy) in refuse(tiny_copy, naming=naming)
 
@@ -624,13 +638,13 @@ def test_parts_that_do_not_fit(tiny_copy: Path, change: Callable[[Path], None], 
         {},
     ],
 )
-def test_an_index_of_nonsense(tiny_copy: Path, weight_map: object) -> None:
+def test_an_invalid_shard_index_is_refused_and_named(tiny_copy: Path, weight_map: object) -> None:
     path = tiny_copy / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": weight_map}))
     refuse(tiny_copy, naming=path.name)
 
 
-def test_one_part_alone(tiny_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_part_loads_alone_and_a_wrong_class_is_refused(tiny_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     vae = load_weights(AutoencoderKL, tiny_copy / "vae", torch.bfloat16)
     assert vae.dtype == torch.bfloat16
     assert not vae.training

@@ -104,7 +104,9 @@ def client(shared: tuple[Hub, Client]) -> Client:
     return shared[1]
 
 
-def test_one_set_of_weights_is_fetched_and_found_again(hub: Hub, client: Client, tiny_backbone: Backbone) -> None:
+def test_one_set_of_weights_is_downloaded_and_later_found_in_the_cache(
+    hub: Hub, client: Client, tiny_backbone: Backbone
+) -> None:
     folder = client.find(hub.name)
     assert folder.name == hub.commit
     assert hub.fetched == [
@@ -135,14 +137,14 @@ def test_one_set_of_weights_is_fetched_and_found_again(hub: Hub, client: Client,
     assert hub.requests == []
 
 
-def test_the_full_precision_is_fetched_where_there_is_no_other(hub: Hub, client: Client) -> None:
+def test_full_precision_weights_are_fetched_where_there_are_no_fp16_ones(hub: Hub, client: Client) -> None:
     hub.files = {name: content for name, content in hub.files.items() if "unet" not in name or "fp16" not in name}
     client.find(hub.name)
     weights = [name for name in hub.fetched if name.endswith(".safetensors") and name.startswith(("unet", "vae"))]
     assert weights == ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
 
 
-def test_shards(hub: Hub, client: Client) -> None:
+def test_all_shards_of_sharded_weights_are_downloaded(hub: Hub, client: Client) -> None:
     stem = "unet/diffusion_pytorch_model"
     whole = hub.files.pop(f"{stem}.safetensors")
     del hub.files[f"{stem}.fp16.safetensors"]
@@ -155,21 +157,21 @@ def test_shards(hub: Hub, client: Client) -> None:
     assert all((folder / name).is_file() for name in shards)
 
 
-def test_revisions(hub: Hub, client: Client) -> None:
+def test_a_revision_is_downloaded_by_name_and_an_unknown_one_is_refused(hub: Hub, client: Client) -> None:
     client.refuse(f"{hub.name}@v2.0", naming="has no revision v2.0")
     folder = client.find(f"{hub.name}@v1.0")
     assert folder.name == hub.commit
     assert client.find(f"{hub.name}@v1.0", download=False) == folder
-    client.refuse(hub.name, naming="add --download", download=False)  # main was never asked for
+    client.refuse(hub.name, naming="add download=True", download=False)  # main was never asked for
 
     before, hub.commit = hub.commit, "f" * 40
     assert client.find(f"{hub.name}@v1.0").name == before  # what is here stays
     assert client.find(hub.name).name == hub.commit
 
 
-def test_nothing_is_asked_without_download(hub: Hub, client: Client) -> None:
+def test_no_request_is_sent_without_the_download_option(hub: Hub, client: Client) -> None:
     assert client.refuse(hub.name, naming=f"{hub.name} is not on this machine", download=False).endswith(
-        f"add --download to get it from {hub.address}."
+        f"add download=True to get it from {hub.address}."
     )
     assert hub.requests == []
 
@@ -183,7 +185,7 @@ def test_a_broken_download_is_not_taken_for_a_model(hub: Hub, client: Client) ->
     Backbone.load(folder, "cpu")
 
 
-def test_a_model_that_changes_while_it_is_downloaded(hub: Hub, client: Client) -> None:
+def test_a_model_that_changes_during_its_download_is_refused(hub: Hub, client: Client) -> None:
     hub.next_commit = "e" * 40
     client.refuse(hub.name, naming="was changed on the hub")
     client.refuse(hub.name, naming="is on this machine incompletely", download=False)
@@ -193,7 +195,7 @@ def test_a_model_that_changes_while_it_is_downloaded(hub: Hub, client: Client) -
 @pytest.mark.parametrize(
     "lost", ["unet/diffusion_pytorch_model.fp16.safetensors", "tokenizer/tokenizer.json", "vae/config.json"]
 )
-def test_what_another_program_left_half_done(hub: Hub, client: Client, lost: str) -> None:
+def test_an_incomplete_cached_model_is_reported_and_completed(hub: Hub, client: Client, lost: str) -> None:
     folder = client.find(hub.name)
     (folder / lost).unlink()
     message = client.refuse(hub.name, naming="is on this machine incompletely", download=False)
@@ -203,7 +205,7 @@ def test_what_another_program_left_half_done(hub: Hub, client: Client, lost: str
     assert (folder / lost).is_file()
 
 
-def test_a_model_that_may_not_be_seen(hub: Hub, client: Client) -> None:
+def test_a_missing_private_or_gated_model_is_refused_with_the_reason(hub: Hub, client: Client) -> None:
     client.refuse("someone/nobody", naming="has no model someone/nobody, or does not show it to you")
     hub.token = "secret"
     client.refuse(hub.name, naming="HF_TOKEN")
@@ -213,26 +215,28 @@ def test_a_model_that_may_not_be_seen(hub: Hub, client: Client) -> None:
 
 
 @pytest.mark.parametrize(("status", "naming"), [(403, "does not let you have"), (418, "answered 418")])
-def test_a_hub_that_refuses(hub: Hub, client: Client, status: int, naming: str) -> None:
+def test_an_error_status_of_the_hub_is_reported(hub: Hub, client: Client, status: int, naming: str) -> None:
     hub.status = status
     client.refuse(hub.name, naming=naming)
 
 
-def test_pickles_are_not_even_fetched(hub: Hub, client: Client) -> None:
+def test_a_model_with_pickled_weights_is_refused_and_not_fetched(hub: Hub, client: Client) -> None:
     hub.files = {name: content for name, content in hub.files.items() if "text_encoder/model." not in name}
     hub.files["text_encoder/model.bin"] = b"pickle"
     client.refuse(hub.name, naming="has no safetensors weights (text_encoder/model.safetensors)")
     assert hub.fetched == []
 
 
-def test_a_repository_of_another_layout(hub: Hub, client: Client) -> None:
+def test_a_repository_of_another_layout_is_refused(hub: Hub, client: Client) -> None:
     del hub.files["model_index.json"]
     client.refuse(hub.name, naming="download its file tiny.ckpt and name that")
     hub.files = {"config.json": b"{}"}
     client.refuse(hub.name, naming="it has no model_index.json")
 
 
-def test_a_disk_without_room(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_download_that_does_not_fit_on_the_disk_is_refused(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name, value in {
         "ENDPOINT": hub.address,
         "HF_HUB_CACHE": str(tmp_path / "hub"),
@@ -247,12 +251,14 @@ def test_a_disk_without_room(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert not (tmp_path / "hub").exists()
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported(tmp_path: Path) -> None:
     with client_of("http://127.0.0.1:9", tmp_path) as client:
         client.refuse("someone/tiny", naming="no whole answer from http://127.0.0.1:9")
 
 
-def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_folder: Path) -> None:
+def test_offline_a_model_comes_from_the_cache_and_is_never_downloaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_folder: Path
+) -> None:
     """The tests themselves run with HF_HUB_OFFLINE=1."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InstError, match="HF_HUB_OFFLINE"):
@@ -287,22 +293,22 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_backbone_
         "a/b@../c",
     ],
 )
-def test_names_of_another_form(name: str) -> None:
+def test_a_name_that_is_no_valid_hub_name_is_refused(name: str) -> None:
     assert not is_hub_name(name)
     with pytest.raises(UsageError, match="owner/model"):
         find_model(name)
 
 
-def test_an_image_encoder_that_does_not_say_what_it_wants_to_see(hub: Hub, client: Client) -> None:
+def test_an_image_encoder_without_a_preprocessor_configuration_is_refused(hub: Hub, client: Client) -> None:
     hub.files = {"config.json": b"{}", "model.safetensors": b""}
     message = client.ask(hub.name, find="find_clip")["error"]
     assert "has no preprocessor_config.json" in message
     assert hub.fetched == []
 
 
-def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_valid_hub_names_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for name in ("CompVis/stable-diffusion-v1-4", "a/b", "stabilityai/stable-diffusion-2-1@fp16", "a/b@refs/pr/1"):
         assert is_hub_name(name)
-        with pytest.raises(InstError, match=r"is not on this machine, .*: add --download"):
+        with pytest.raises(InstError, match=r"is not on this machine, .*: add download=True"):
             find_model(name)

@@ -65,7 +65,7 @@ def put_into(cache: Path, name: str, folder: Path) -> None:
 
 
 @torch.inference_mode()
-def test_the_vision_part_of_a_whole_model(whole_clip: Path) -> None:
+def test_the_vision_part_of_a_whole_clip_model_gives_its_image_embeddings(whole_clip: Path) -> None:
     encoder, extractor = read_image_encoder(whole_clip, torch.float32)
     pixels = extractor(PICTURE)
     reference = CLIPModel.from_pretrained(whole_clip)
@@ -77,7 +77,9 @@ def test_the_vision_part_of_a_whole_model(whole_clip: Path) -> None:
 
 
 @torch.inference_mode()
-def test_the_image_encoder_alone_and_as_part_of_a_model(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+def test_an_image_encoder_loads_the_same_alone_and_as_part_of_a_model(
+    tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
     reference = CLIPVisionModelWithProjection.from_pretrained(tiny_backbone_folder / "image_encoder").float()
     alone = Path(shutil.copytree(tiny_backbone_folder / "image_encoder", tmp_path / "alone"))
     shutil.copy(tiny_backbone_folder / "feature_extractor" / "preprocessor_config.json", alone)
@@ -89,7 +91,7 @@ def test_the_image_encoder_alone_and_as_part_of_a_model(tiny_backbone_folder: Pa
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
-def test_the_matching_one_is_taken_from_the_cache(whole_clip: Path, cache: Path) -> None:
+def test_the_matching_image_encoder_of_each_family_is_found_in_the_cache(whole_clip: Path, cache: Path) -> None:
     names = {"sd1": 768, "sd2": 1024, "sd2-v": 1024, "sdxl": 768}
     assert names.keys() == set(FAMILIES)
     for family, width in names.items():
@@ -101,21 +103,23 @@ def test_the_matching_one_is_taken_from_the_cache(whole_clip: Path, cache: Path)
         shutil.rmtree(cache)
 
 
-def test_none_matches_a_text_encoder_of_another_kind(cache: Path) -> None:
+def test_no_image_encoder_matches_a_text_encoder_of_another_kind(cache: Path) -> None:
     for width, tokens in ((768, 1000), (512, 49408)):
         config = CLIPTextConfig(hidden_size=width, vocab_size=tokens)
         assert find_matching_image_encoder(config, download=True) is None
     assert not cache.exists()
 
 
-def test_one_named_by_the_hub(whole_clip: Path, cache: Path) -> None:
-    with pytest.raises(InstError, match=r"someone/clip is not on this machine, .*: add --download"):
+def test_an_image_encoder_with_a_hub_name_is_found_only_in_the_cache(whole_clip: Path, cache: Path) -> None:
+    with pytest.raises(InstError, match=r"someone/clip is not on this machine, .*: add download=True"):
         find_image_encoder("someone/clip", download=False)
     put_into(cache, "someone/clip", whole_clip)
     read_image_encoder(find_image_encoder("someone/clip", download=False), torch.float32)
 
 
-def test_what_is_no_image_encoder(whole_clip: Path, tiny_backbone_folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_image_encoder_is_refused_with_the_reason(
+    whole_clip: Path, tiny_backbone_folder: Path, tmp_path: Path
+) -> None:
     for name in ("nowhere", "~nosuchuser/clip", "x" * 5000, "owner/two--hyphens"):
         with pytest.raises(UsageError, match=f"{name} is no image encoder"):
             find_image_encoder(name, download=True)
@@ -149,7 +153,7 @@ def blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_it_is_fetched_only_where_a_painting_is_looked_at(
+def test_the_image_encoder_is_fetched_only_for_learning_that_needs_it(
     run: Callable[..., tuple[int, str, str]], blind: Path, cache: Path, whole_clip: Path
 ) -> None:
     backbone = Backbone.load(blind, "cpu", image_encoder=False)
@@ -181,14 +185,13 @@ def test_it_is_fetched_only_where_a_painting_is_looked_at(
     assert Backbone.load(blind, "cpu", image_encoder=False).image_encoder is None
 
 
-def test_where_there_is_none_the_remedy_is_named(blind: Path, cache: Path) -> None:
+def test_a_model_without_image_encoder_is_reported_with_the_remedy(blind: Path, cache: Path) -> None:
     backbone = Backbone.load(blind, "cpu")
-    remedy = r"blind has no image encoder.*--image-encoder someone/clip --download, or its folder.*--variant direct"
-    remedy_last = r"blind has no image encoder.*--variant direct.*--image-encoder someone/clip --download, or its"
+    remedy = 'blind has no image encoder.*image_encoder="someone/clip" and download=True, or its.*variant="direct"'
     painting = [Photo(PICTURE[0], None, "painting.png", "0" * 64)]
     with pytest.raises(InstError, match=remedy):
         backbone.embed_picture(PICTURE)
     with pytest.raises(UsageError, match=remedy):
         learn(backbone, painting, variant="pooled", pretrained=False)
-    with pytest.warns(InstWarning, match=remedy_last):
+    with pytest.warns(InstWarning, match=remedy):
         complete(learn(backbone, painting, steps=1, crops=1, validate_every=0))

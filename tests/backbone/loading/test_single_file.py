@@ -99,7 +99,7 @@ def backbone_of(parts: Parts) -> Backbone:
 @pytest.mark.parametrize("form", ["safetensors", "ckpt", "legacy"])
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sd2-v"])
 @torch.inference_mode()
-def test_a_file_gives_what_its_folder_gives(
+def test_a_single_file_gives_the_same_model_as_its_folder(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path, family: str, form: str
 ) -> None:
     if form == "safetensors":
@@ -128,7 +128,9 @@ def test_a_file_gives_what_its_folder_gives(
 
 
 @torch.inference_mode()
-def test_both_text_encoders_of_xl(folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path) -> None:
+def test_a_single_file_of_xl_gives_the_same_weights_and_both_text_encoders(
+    folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
+) -> None:
     folder = folders["sdxl"]
     parts = read(write_safetensors(tmp_path / "xl.safetensors", originals["sdxl"]), folder)
     for name, model_class in CLASSES.items():
@@ -149,7 +151,7 @@ def test_both_text_encoders_of_xl(folders: dict[str, Path], originals: dict[str,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_precision_of_file_and_model(
+def test_fingerprints_do_not_depend_on_the_precision_of_file_or_model(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path, dtype: torch.dtype
 ) -> None:
     """Half the precision in the file, any in the model: the fingerprints do not notice."""
@@ -162,7 +164,7 @@ def test_precision_of_file_and_model(
     assert parts.denoiser_fingerprint == expected.denoiser_fingerprint
 
 
-def test_the_weights_that_are_no_average_are_taken(
+def test_ema_weights_beside_the_ordinary_ones_are_ignored(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
 ) -> None:
     """As diffusers does, where `model_ema.*` stands beside them."""
@@ -176,7 +178,7 @@ def test_the_weights_that_are_no_average_are_taken(
     assert parts.denoiser_fingerprint == Backbone.load(folders["sd1"], "cpu").denoiser_fingerprint
 
 
-def test_text_encoders_under_their_other_names(
+def test_text_encoders_under_other_known_keys_load_the_same_weights(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
 ) -> None:
     """Without "text_model.", as some programs wrote them; and Stable Diffusion 2.x by Stability AI's later code."""
@@ -253,7 +255,7 @@ def test_shipped_configurations_have_the_published_sizes_and_convert_completely(
     assert converted["vae"].keys() == models["vae"].state_dict().keys()
 
 
-def test_the_original_file_of_stable_diffusion_1() -> None:
+def test_the_original_tensor_names_and_shapes_are_those_of_sd_v1_4() -> None:
     """Names and shapes as `sd-v1-4.ckpt` has them: 1,131 tensors of the model."""
     _, tensors = full_size("sd1")
     counts = [
@@ -293,7 +295,7 @@ def test_the_original_file_of_stable_diffusion_1() -> None:
         assert list(tensors[key].shape) == shape, key
 
 
-def test_clips_vocabulary() -> None:
+def test_the_shipped_tokenizer_gives_the_token_ids_of_clip() -> None:
     tokenizer = clip_tokenizer()
     assert len(tokenizer) == VOCABULARY == 49408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
@@ -302,7 +304,7 @@ def test_clips_vocabulary() -> None:
     assert tokenizer.decode(tokenizer("Café, 漢字!").input_ids, skip_special_tokens=True) == "café , 漢字 !"
 
 
-def test_a_tokenizer_without_vocabulary_takes_clips(tmp_path: Path) -> None:
+def test_a_tokenizer_without_a_vocabulary_takes_that_of_clip(tmp_path: Path) -> None:
     text = SimpleNamespace(vocab_size=VOCABULARY, max_position_embeddings=77)
     for padding, number in (("!", 0), ({"content": "!", "special": True}, 0), (None, 49407)):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
@@ -333,7 +335,7 @@ def tiny_configurations(folders: dict[str, Path], tmp_path: Path, monkeypatch: p
         ({}, "epsilon"),
     ],
 )
-def test_a_file_says_what_its_unet_predicts(
+def test_the_prediction_type_is_read_from_metadata_or_marker_tensors(
     originals: dict[str, Tensors], tmp_path: Path, words: dict[str, str], expected: str
 ) -> None:
     parts = read(write_safetensors(tmp_path / "model.safetensors", originals["sd1"], words))
@@ -346,7 +348,7 @@ def test_a_file_says_what_its_unet_predicts(
 
 @pytest.mark.usefixtures("tiny_configurations")
 @pytest.mark.parametrize("answer", [True, False])
-def test_stable_diffusion_2_is_asked_unless_it_is_known(
+def test_a_stable_diffusion_2_unet_is_probed_only_if_its_prediction_type_is_unknown(
     originals: dict[str, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool
 ) -> None:
     asked = []
@@ -382,7 +384,7 @@ class Noise(torch.nn.Module):
         return SimpleNamespace(sample=self.share * noise)
 
 
-def test_a_trained_unet_is_asked_what_it_predicts() -> None:
+def test_probing_a_unet_tells_v_from_epsilon_and_refuses_unclear_answers() -> None:
     """mini predicts v; what it thinks of the noise follows from that."""
     mini = Backbone.load("mini", "cpu", "float32")
 
@@ -395,7 +397,7 @@ def test_a_trained_unet_is_asked_what_it_predicts() -> None:
     assert ask(mini.unet)
     assert not ask(Noise(mini))
     for share in (0.5, float("nan")):
-        with pytest.raises(InstError, match="--config sd2 or --config sd2-v"):
+        with pytest.raises(InstError, match='config="sd2" or config="sd2-v"'):
             ask(Noise(mini, share))
 
 
@@ -411,7 +413,9 @@ class Malicious:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_checkpoint_cannot_run_anything(originals: dict[str, Tensors], tmp_path: Path, legacy: bool) -> None:
+def test_a_malicious_checkpoint_is_refused_and_runs_no_code(
+    originals: dict[str, Tensors], tmp_path: Path, legacy: bool
+) -> None:
     path, canary = tmp_path / "model.ckpt", tmp_path / "canary"
     content = {"state_dict": originals["sd1"], "extra": Malicious(canary)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
@@ -421,7 +425,9 @@ def test_a_checkpoint_cannot_run_anything(originals: dict[str, Tensors], tmp_pat
     assert canary.exists()
 
 
-def test_lightning_is_not_imported_and_leaves_nothing(originals: dict[str, Tensors], tmp_path: Path) -> None:
+def test_a_lightning_checkpoint_is_read_without_importing_lightning(
+    originals: dict[str, Tensors], tmp_path: Path
+) -> None:
     path = write_lightning(tmp_path / "model.ckpt", originals["sd1"])
     before = set(torch.serialization.get_safe_globals())
     checkpoint = read_checkpoint(path)
@@ -434,7 +440,9 @@ def test_lightning_is_not_imported_and_leaves_nothing(originals: dict[str, Tenso
 
 @pytest.mark.parametrize("form", ["safetensors", "ckpt", "legacy"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "zeroed"])
-def test_a_damaged_file(originals: dict[str, Tensors], tmp_path: Path, form: str, damage: str) -> None:
+def test_a_damaged_file_is_refused_and_named(
+    originals: dict[str, Tensors], tmp_path: Path, form: str, damage: str
+) -> None:
     if form == "safetensors":
         path = write_safetensors(tmp_path / "model.safetensors", originals["sd1"])
     else:
@@ -445,7 +453,7 @@ def test_a_damaged_file(originals: dict[str, Tensors], tmp_path: Path, form: str
     refuse(path, naming=str(path))
 
 
-def test_tensors_without_numbers_are_missing(
+def test_meta_and_sparse_tensors_in_a_checkpoint_are_refused(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
 ) -> None:
     key = "model.diffusion_model.time_embed.0.weight"
@@ -461,7 +469,7 @@ def test_other_protocols_of_pickle_are_refused_in_one_line(tmp_path: Path) -> No
     refuse(tmp_path / "model.ckpt", naming="is refused")
 
 
-def test_a_file_of_another_format(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     refuse(path, naming="model.gguf is no model file that can be read")
@@ -519,7 +527,7 @@ def with_channels(channels: int) -> Callable[[Tensors], Tensors]:
         ),
     ],
 )
-def test_files_of_other_kinds(
+def test_a_file_of_another_kind_of_model_is_refused_and_the_kind_is_named(
     folders: dict[str, Path],
     originals: dict[str, Tensors],
     tmp_path: Path,
@@ -530,7 +538,7 @@ def test_files_of_other_kinds(
     assert str(path) in refuse(path, naming=naming, config=folders["sd1"])
 
 
-def test_a_missing_or_misshapen_weight_is_never_made_up(
+def test_a_missing_or_misshapen_weight_is_refused(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
 ) -> None:
     for family, missing, naming in (
@@ -547,17 +555,17 @@ def test_a_missing_or_misshapen_weight_is_never_made_up(
         refuse(path, naming="does not fit its configuration", config=folders[family])
 
 
-def test_a_quantised_file(folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path) -> None:
+def test_a_quantised_file_is_refused(folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path) -> None:
     key = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
     tensors = originals["sd1"] | {key: originals["sd1"][key].to(torch.int8)}
     refuse(write_safetensors(tmp_path / "int8.safetensors", tensors), naming="quantised", config=folders["sd1"])
 
 
-def test_a_model_of_another_size_needs_a_configuration(
+def test_a_model_of_another_size_needs_a_configuration_that_fits(
     folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path
 ) -> None:
     path = write_safetensors(tmp_path / "model.safetensors", originals["sd1"])
-    assert "looks like sd1" in refuse(path, naming="--config")
+    assert "looks like sd1" in refuse(path, naming="`config`")
     refuse(path, naming="does not fit its configuration", config="sdxl")
     for nowhere in (tmp_path / "nowhere", "~nosuchuser/model", "x" * 5000):
         with pytest.raises(UsageError, match="name one of sd1, sd2, sd2-v, sdxl"):

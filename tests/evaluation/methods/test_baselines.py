@@ -63,7 +63,7 @@ def test_adain_gives_the_features_the_paintings_statistics(
     assert torch.allclose(seen[0].std((2, 3)), target.std((2, 3)), atol=1e-2)
 
 
-def test_an_alpha_of_0_is_the_photo_as_the_decoder_sees_it(
+def test_adain_with_an_alpha_of_0_only_encodes_and_decodes_the_photo(
     network: VGG19Features, decoder: AdaINDecoder, tmp_path: Path
 ) -> None:
     method = AdaIN(network, decoder, size=48, alpha=0)
@@ -84,7 +84,7 @@ def test_results_have_the_photos_proportions(
         assert made.abs().max() <= 1
 
 
-def test_gatys_moves_the_textures_to_the_painting_and_without_a_weight_stays_at_the_photo(
+def test_gatys_moves_textures_toward_the_painting_and_at_weight_0_keeps_the_photo(
     network: VGG19Features, tmp_path: Path
 ) -> None:
     painting, content = photo(3, 32, 32), Photo(photo(2, 32, 32).picture * 0.2)

@@ -17,7 +17,7 @@ def features(seed: int) -> list[Tensor]:
     return [torch.empty(0), torch.empty(0), made]
 
 
-def test_equals_the_definition_in_scipy() -> None:
+def test_cfsd_equals_its_definition_in_scipy() -> None:
     pictures, photos = features(1), features(2)
     expected = []
     for x, y in zip(pictures[2].double().numpy(), photos[2].double().numpy(), strict=True):
@@ -30,20 +30,20 @@ def test_equals_the_definition_in_scipy() -> None:
     np.testing.assert_allclose(CFSD.compare(pictures, photos).numpy(), expected, rtol=1e-4)
 
 
-def test_the_places_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_the_positions_in_parts_gives_the_same_cfsd(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = CFSD.compare(features(1), features(2))
     monkeypatch.setattr(cfsd, "_ENTRIES", 7 * 140)
     torch.testing.assert_close(CFSD.compare(features(1), features(2)), whole, rtol=1e-4, atol=0)
 
 
-def test_one_picture_can_stand_for_all() -> None:
+def test_one_picture_is_compared_with_every_photo_of_the_batch() -> None:
     pictures, photos = features(1), features(2)
     alone = [one[:1] for one in pictures]
     repeated = [one[[0, 0]] if one.dim() > 1 else one for one in pictures]
     torch.testing.assert_close(CFSD.compare(alone, photos), CFSD.compare(repeated, photos))
 
 
-def test_the_similarities_of_a_large_batch_are_not_held_together() -> None:
+def test_the_similarities_of_a_large_batch_are_never_all_in_memory_at_once() -> None:
     """In a process of its own: what the whole process takes at most, for 4 pictures of 256 x 256 pixels."""
     program = """if True:
         import resource, torch
@@ -60,7 +60,7 @@ def test_the_similarities_of_a_large_batch_are_not_held_together() -> None:
     assert int(ended.stdout) < 160_000  # kB; the 4096 x 4096 similarities of the 4 take 268 MB a matrix
 
 
-def test_the_photo_itself_is_at_zero_and_colours_do_not_count_alone() -> None:
+def test_cfsd_is_zero_for_the_photo_itself_and_between_two_flat_colours() -> None:
     torch.manual_seed(0)
     metric = CFSD().eval().requires_grad_(False)
     x = torch.rand(2, 3, 40, 40) * 2 - 1

@@ -19,7 +19,7 @@ from tiny import tiny_tokenizer
 SIDE = 32  # that of `clip_folder`
 
 
-def test_cosines_equal_those_of_transformers(clip_folder: Path) -> None:
+def test_clip_similarities_equal_those_of_transformers(clip_folder: Path) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(3)]
     prompts = ["a painting of the river", "mountain", "a dog and a church by the river"]
@@ -42,13 +42,13 @@ def test_cosines_equal_those_of_transformers(clip_folder: Path) -> None:
     torch.testing.assert_close(rows, pairwise, atol=1e-5, rtol=0)
 
 
-def test_long_prompts_are_cut_as_clip_cuts_them(clip_folder: Path) -> None:
+def test_a_prompt_that_is_too_long_for_clip_is_still_encoded(clip_folder: Path) -> None:
     encoder = PictureTextEncoder.load_clip(clip_folder)
     assert encoder.texts is not None
     assert encoder.texts(["river " * 60]).shape == (1, 16)
 
 
-def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_clip_with_missing_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     """As of a CLIP's image encoder alone, which has no projection, or no text encoder."""
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))
     weights = load_file(copy / "model.safetensors")
@@ -61,7 +61,7 @@ def test_weights_that_are_missing_are_not_made_up(clip_folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     "missing", ["", "config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
 )
-def test_what_is_no_clip_is_refused(clip_folder: Path, tmp_path: Path, missing: str) -> None:
+def test_a_folder_that_holds_no_whole_clip_is_refused(clip_folder: Path, tmp_path: Path, missing: str) -> None:
     if missing:
         for file in clip_folder.iterdir():
             if file.name != missing:
@@ -81,7 +81,7 @@ def test_a_backbones_own_encoders_are_not_called_clip(tiny_backbone: Backbone) -
     torch.testing.assert_close(encoder.texts(["a dog"]).norm(), torch.tensor(1.0))
 
 
-def test_texts_are_not_compared_with_pictures_of_another_space(
+def test_texts_are_not_compared_with_pictures_of_another_embedding_space(
     tiny_backbone: Backbone, tiny_backbone_folder: Path, clip_folder: Path
 ) -> None:
     assert PictureTextEncoder.of_backbone(tiny_backbone).no_texts == ""
@@ -101,5 +101,5 @@ def test_texts_are_not_compared_with_pictures_of_another_space(
         ("[C]", ""),
     ],
 )
-def test_placeholders_are_taken_out(prompt: str, expected: str) -> None:
+def test_placeholders_are_removed_from_prompts(prompt: str, expected: str) -> None:
     assert without_placeholder(prompt) == expected

@@ -22,7 +22,7 @@ def by_loops(picture: np.ndarray) -> np.ndarray:
     return histogram / (histogram.sum() + 1e-6)
 
 
-def test_equals_the_histogram_by_loops() -> None:
+def test_the_colour_histogram_equals_the_papers_formula_in_loops() -> None:
     pictures = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
     got = ColourHistogram()(pictures * 2 - 1)
     np.testing.assert_allclose(got.numpy(), [by_loops(one.double().numpy()) for one in pictures], rtol=5e-3, atol=1e-7)
@@ -33,7 +33,7 @@ def flat(red: float, green: float, blue: float, size: int = 8) -> Tensor:
     return (torch.tensor([red, green, blue]).view(1, 3, 1, 1) * 2 - 1).expand(1, 3, size, size)
 
 
-def test_palettes_count_and_places_do_not() -> None:
+def test_the_colour_distance_depends_on_the_palette_and_not_on_positions() -> None:
     distance = ColourDistance()
     half = torch.cat([flat(0.8, 0.3, 0.2), flat(0.2, 0.3, 0.8)], 3)
     assert distance(half, half.flip(3)).item() == pytest.approx(0, abs=1e-3)
@@ -42,7 +42,7 @@ def test_palettes_count_and_places_do_not() -> None:
     assert distance(half, flat(0.8, 0.3, 0.2)).item() == pytest.approx(math.sqrt(1 - math.sqrt(0.5)), abs=0.03)
 
 
-def test_large_pictures_are_reduced_and_one_painting_serves_all() -> None:
+def test_several_large_pictures_can_be_compared_with_one_small_painting() -> None:
     distance = ColourDistance()
     a = torch.cat([flat(0.8, 0.3, 0.2, 600), flat(0.3, 0.6, 0.4, 600)])
     got = distance(a, flat(0.8, 0.3, 0.2, 40))

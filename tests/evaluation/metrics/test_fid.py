@@ -30,7 +30,7 @@ def set_of(features: np.ndarray, counts: list[int]) -> ReferenceSet:
 
 
 @pytest.mark.parametrize(("paintings", "dimensions"), [(6, 16), (40, 16)], ids=["few paintings", "many paintings"])
-def test_equals_scipy_with_every_painting_as_often_as_it_was_used(paintings: int, dimensions: int) -> None:
+def test_fid_equals_scipys_with_each_painting_counted_as_often_as_it_was_used(paintings: int, dimensions: int) -> None:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((300, dimensions)) + 5).astype(np.float32)
     y = (rng.standard_normal((paintings, dimensions)) * 2 + 4).astype(np.float32)
@@ -43,7 +43,7 @@ def test_equals_scipy_with_every_painting_as_often_as_it_was_used(paintings: int
     file.close()
 
 
-def test_equals_the_distance_of_gaussians_for_a_large_set() -> None:
+def test_fid_of_a_large_set_equals_the_frechet_distance_of_its_gaussians() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((3000, 8)).astype(np.float32), rng.standard_normal((8, 8)).astype(np.float32) + 1
     reference = set_of(y, [1] * 8).reference()
@@ -52,7 +52,7 @@ def test_equals_the_distance_of_gaussians_for_a_large_set() -> None:
     assert distance_to(file_of(x).batches(), reference) == pytest.approx(frechet_distance(*moments), rel=1e-4)
 
 
-def test_the_extrapolation_takes_the_bias_off() -> None:
+def test_fid_infinity_removes_the_bias_of_a_small_set() -> None:
     # Two sets from the same distribution: the true distance is 0, and every finite set is above it.
     rng = np.random.default_rng(2)
     reference = set_of(rng.standard_normal((2000, 64)).astype(np.float32), [1] * 2000).reference()
@@ -67,7 +67,7 @@ def test_the_extrapolation_takes_the_bias_off() -> None:
     assert again.fid == pytest.approx(found.fid, rel=0.1)
 
 
-def test_a_straight_line_is_found_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fid_infinity_finds_the_limit_of_a_straight_line_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     class Line:
         """Stands in for features whose FID_N is 7 + 300 / N."""
 
@@ -82,7 +82,7 @@ def test_a_straight_line_is_found_exactly(monkeypatch: pytest.MonkeyPatch) -> No
     assert fid_infinity(Line(), None, 7 + 300 / 12_000) == pytest.approx(7)  # type: ignore[arg-type]
 
 
-def test_sets_that_are_too_small_have_no_figures() -> None:
+def test_sets_that_are_too_small_have_no_fid() -> None:
     rng = np.random.default_rng(3)
     y = rng.standard_normal((3, 4)).astype(np.float32)
     assert set_of(y[:1], [5]).reference() is None
@@ -94,7 +94,7 @@ def test_sets_that_are_too_small_have_no_figures() -> None:
     assert few.fid_infinity is None
 
 
-def test_features_come_back_in_parts_and_by_place() -> None:
+def test_stored_features_are_read_back_in_small_parts_or_by_index() -> None:
     features = np.arange(3000 * 3, dtype=np.float32).reshape(3000, 3)
     file = file_of(features)
     parts = list(file.batches())
@@ -103,6 +103,6 @@ def test_features_come_back_in_parts_and_by_place() -> None:
     np.testing.assert_array_equal(torch.cat(list(file.batches(np.array([7, 2, 2999])))).numpy(), features[[2, 7, 2999]])
 
 
-def test_art_fid_by_hand() -> None:
+def test_art_fid_equals_values_worked_out_by_hand() -> None:
     assert art_fid(0.5, 19) == 30
     assert art_fid(0, 0) == 1

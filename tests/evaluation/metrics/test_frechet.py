@@ -6,13 +6,13 @@ import torch
 from inst.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 
 
-def test_one_dimension_by_hand() -> None:
+def test_the_distance_in_one_dimension_equals_a_value_worked_out_by_hand() -> None:
     # (m1 - m2)^2 + (s1 - s2)^2 for normal distributions on a line: (3 - 1)^2 + (2 - 5)^2
     distance = frechet_distance(torch.tensor([3.0]), torch.tensor([[4.0]]), torch.tensor([1.0]), torch.tensor([[25.0]]))
     assert distance == pytest.approx(13)
 
 
-def test_turned_ellipses_by_hand() -> None:
+def test_a_rotation_of_both_covariances_does_not_change_the_distance() -> None:
     # diag(9, 1) against diag(1, 9): each axis gives (3 - 1)^2, and a common turn of both changes nothing.
     angle = torch.tensor(0.7, dtype=torch.float64)
     turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
@@ -22,7 +22,7 @@ def test_turned_ellipses_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("samples", "dimensions"), [(200, 8), (12, 20)], ids=["full rank", "fewer than dimensions"])
-def test_equals_the_matrix_square_root(samples: int, dimensions: int) -> None:
+def test_the_distance_equals_the_formula_with_scipys_matrix_square_root(samples: int, dimensions: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((samples, dimensions)) @ rng.standard_normal((dimensions, dimensions))
     y = rng.standard_normal((samples, dimensions)) @ rng.standard_normal((dimensions, dimensions)) + 1

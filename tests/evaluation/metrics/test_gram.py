@@ -7,12 +7,12 @@ import torch
 from inst.evaluation.metrics.gram import GramDistance, MeanStdDistance, gram_matrix
 
 
-def test_a_gram_matrix_worked_by_hand() -> None:
+def test_a_gram_matrix_equals_one_worked_out_by_hand() -> None:
     features = torch.tensor([[[[1.0, 2.0]], [[3.0, -1.0]]]])  # channel 0: (1, 2), channel 1: (3, -1)
     assert gram_matrix(features).tolist() == [[[2.5, 0.5], [0.5, 5.0]]]
 
 
-def test_places_do_not_count_but_textures_do() -> None:
+def test_the_gram_matrix_ignores_positions_but_not_channels() -> None:
     torch.manual_seed(0)
     features = torch.randn(1, 4, 6, 6)
     shuffled = features.flatten(2)[..., torch.randperm(36)].unflatten(2, (6, 6))
@@ -25,7 +25,7 @@ def make() -> GramDistance:
     return GramDistance().eval().requires_grad_(False)
 
 
-def test_equal_pictures_have_no_distance_and_each_pair_is_its_own() -> None:
+def test_equal_pictures_have_distance_zero_and_pairs_do_not_affect_each_other() -> None:
     distance = make()
     a, b = torch.rand(2, 3, 64, 48) * 2 - 1, torch.rand(1, 3, 32, 80) * 2 - 1
     together = distance(a, b)
@@ -34,7 +34,7 @@ def test_equal_pictures_have_no_distance_and_each_pair_is_its_own() -> None:
     assert torch.allclose(together, torch.cat([distance(one[None], b) for one in a]), atol=1e-6)
 
 
-def test_the_distance_is_relative_to_the_painting() -> None:
+def test_the_gram_distance_is_relative_to_the_paintings_gram_matrix() -> None:
     distance = make()
     a, b = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 3, 32, 32) * 2 - 1
     expected = [
@@ -44,7 +44,7 @@ def test_the_distance_is_relative_to_the_painting() -> None:
     assert distance(a, b).item() == pytest.approx(sum(expected).item() / 5)
 
 
-def test_means_and_deviations_as_numpy_has_them() -> None:
+def test_the_mean_and_std_distance_equals_one_computed_by_numpy() -> None:
     torch.manual_seed(0)
     distance = MeanStdDistance().eval().requires_grad_(False)
     a, b = torch.rand(2, 3, 64, 48) * 2 - 1, torch.rand(1, 3, 48, 64) * 2 - 1

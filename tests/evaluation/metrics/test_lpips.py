@@ -78,7 +78,7 @@ def weights_of(model: LPIPS) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("net", "network"), [("vgg", vgg), ("alex", alex)])
-def test_equals_the_papers_formula(net: str, network: Network) -> None:
+def test_lpips_equals_the_papers_formula(net: str, network: Network) -> None:
     model = make_random(net)
     x, y = torch.rand(2, 2, 3, 40, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
     expected = [
@@ -105,7 +105,7 @@ def test_gradients_reach_the_picture_and_are_finite_on_flat_regions(random_lpips
     assert not any(parameter.requires_grad for parameter in random_lpips.parameters())
 
 
-def test_reduced_precision_and_memory_layout_change_little(random_lpips: LPIPS) -> None:
+def test_reduced_precision_and_memory_layout_change_the_distance_only_a_little(random_lpips: LPIPS) -> None:
     x, y = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     exact = random_lpips(x, y)
     torch.testing.assert_close(random_lpips(x.to(memory_format=torch.channels_last), y), exact)
@@ -135,7 +135,7 @@ def test_load_takes_any_precision_and_refuses_other_files(random_lpips: LPIPS, t
 @pytest.mark.parametrize(
     ("net", "network", "widths"), [("vgg", vgg, [64, 128, 256, 512, 512]), ("alex", alex, [64, 192, 384, 256, 256])]
 )
-def test_the_authors_weights(
+def test_with_the_authors_weights_lpips_equals_the_formula_and_grows_with_noise(
     weights_file: Callable[[str], Path],
     waves: Callable[[int], Tensor],
     net: str,
@@ -159,6 +159,6 @@ def test_the_authors_weights(
     assert distances[0] == 0
 
 
-def test_another_network_is_refused() -> None:
+def test_an_unknown_network_name_is_refused() -> None:
     with pytest.raises(ValueError, match="not 'squeeze'"):
         LPIPS("squeeze")  # type: ignore[arg-type]

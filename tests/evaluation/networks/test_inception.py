@@ -10,7 +10,9 @@ from inst.errors import InstError
 from inst.evaluation.networks.inception import InceptionFID
 
 
-def test_features_of_any_size_and_batch(waves: Callable[[int], Tensor]) -> None:
+def test_features_have_the_same_length_for_any_size_and_do_not_depend_on_the_batch(
+    waves: Callable[[int], Tensor],
+) -> None:
     model = InceptionFID().eval().requires_grad_(False)
     large, small = model(waves(320)), model(waves(40)[..., :30])
     assert large.shape == small.shape == (1, 2048)
@@ -18,7 +20,9 @@ def test_features_of_any_size_and_batch(waves: Callable[[int], Tensor]) -> None:
     torch.testing.assert_close(model(pair)[1:], model(pair[1:]), atol=1e-5, rtol=1e-3)
 
 
-def test_equals_the_archives_network(weights_file: Callable[[str], Path], waves: Callable[[int], Tensor]) -> None:
+def test_features_equal_those_of_the_archives_network(
+    weights_file: Callable[[str], Path], waves: Callable[[int], Tensor]
+) -> None:
     """The expected numbers were made once with functional calls that follow the archive's own listing, with batch
     normalisation not folded in, on the tensors as they are in the archive."""
     features = InceptionFID.load(weights_file("inception-fid"))(waves(128))
@@ -28,12 +32,12 @@ def test_equals_the_archives_network(weights_file: Callable[[str], Path], waves:
     assert features.std().item() == pytest.approx(0.3896687, abs=1e-5)
 
 
-def test_the_file_holds_every_layer(weights_file: Callable[[str], Path]) -> None:
+def test_the_weights_file_holds_every_layer_of_the_network(weights_file: Callable[[str], Path]) -> None:
     stored = {name: tensor.shape for name, tensor in load_file(weights_file("inception-fid")).items()}
     assert stored == {name: tensor.shape for name, tensor in InceptionFID().state_dict().items()}
     assert len(stored) == 2 * 94  # convolutions of Inception-v3 without the auxiliary classifier
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_weights_file_is_reported_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(InstError, match=r"absent\.safetensors: no such file"):
         InceptionFID.load(tmp_path / "absent.safetensors")

@@ -61,7 +61,7 @@ def test_download_reads_folders_laid_out_as_an_index(index: Index, tmp_path: Pat
     assert get(index.archive, project.parent.as_uri()) == index.archive
 
 
-def test_download_goes_on_to_the_next_index(index: Index, tmp_path: Path) -> None:
+def test_download_tries_the_next_index_when_one_fails(index: Index, tmp_path: Path) -> None:
     other = Index(index.archive[:-1] + b"x")  # the same name with other bytes
     other.form = "html-without-hash"
     with serve(index) as good, serve(other) as wrong:
@@ -69,7 +69,7 @@ def test_download_goes_on_to_the_next_index(index: Index, tmp_path: Path) -> Non
     assert any(path.endswith(FILENAME) for path, _ in other.requests)
 
 
-def test_download_tells_each_place_why_not(index: Index, tmp_path: Path) -> None:
+def test_a_failed_download_reports_the_reason_for_each_index(index: Index, tmp_path: Path) -> None:
     index.stated_sha256 = "0" * 64
     with serve(index) as address, pytest.raises(RegistryError) as caught:
         get(index.archive, address, tmp_path.as_uri(), "http://127.0.0.1:9/simple")
@@ -80,7 +80,7 @@ def test_download_tells_each_place_why_not(index: Index, tmp_path: Path) -> None
     assert not any(path.endswith(FILENAME) for path, _ in index.requests)  # a stated hash saves the transfer
 
 
-def test_download_refuses_a_broken_off_transfer(index: Index) -> None:
+def test_download_refuses_an_incomplete_transfer(index: Index) -> None:
     index.cut_after = 100
     with serve(index) as address, pytest.raises(RegistryError, match=r"broke off after 100 of|IncompleteRead"):
         get(index.archive, address)
@@ -92,12 +92,12 @@ def test_download_refuses_a_page_that_is_no_index(index: Index) -> None:
         get(index.archive, address)
 
 
-def test_download_leaves_disk_errors_to_the_caller(index: Index) -> None:
+def test_download_passes_disk_errors_on_to_the_caller(index: Index) -> None:
     with serve(index) as address, pytest.raises(OSError, match="No space left"):
         download(release(index.archive), FullDisk(), settings=PipSettings((address,), timeout=5))
 
 
-def test_download_logs_in_and_keeps_the_password_to_that_host(index: Index) -> None:
+def test_download_sends_the_password_to_its_own_host_only_and_never_prints_it(index: Index) -> None:
     elsewhere = Index(index.archive)
     index.login = ("me", "p@ss")
     with serve(index) as address, serve(elsewhere) as other:
@@ -113,7 +113,7 @@ def test_download_logs_in_and_keeps_the_password_to_that_host(index: Index) -> N
     assert "p@ss" not in str(caught.value)
 
 
-def test_download_reports_progress(index: Index) -> None:
+def test_download_reports_progress_up_to_the_full_size(index: Index) -> None:
     seen: list[tuple[int, int | None]] = []
     with serve(index) as address:
         settings = PipSettings((address,), timeout=5)
@@ -153,7 +153,7 @@ def test_pip_settings_fall_back_to_pips_own_default(plain_pip: pytest.MonkeyPatc
     assert pip_settings().indexes[0] == default
 
 
-def test_no_registry_host_is_written_down() -> None:
+def test_no_source_file_contains_the_address_of_a_package_registry() -> None:
     import inst
 
     for path in Path(inst.__file__).parent.rglob("*.py"):

@@ -34,7 +34,7 @@ def written_out(model: VGG19Features) -> nn.Sequential:
     return network
 
 
-def test_the_layers_are_those_of_adain() -> None:
+def test_vgg19_gives_the_same_features_as_adains_network() -> None:
     torch.manual_seed(0)
     model = VGG19Features().requires_grad_(False)
     pictures = torch.rand(2, 3, 45, 70) * 2 - 1  # odd sizes: the poolings round up
@@ -49,7 +49,7 @@ def test_the_layers_are_those_of_adain() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_adains_decoder_makes_of_the_features_is_the_picture(weights_file: Callable[[str], Path]) -> None:
+def test_adains_decoder_turns_the_features_back_into_the_picture(weights_file: Callable[[str], Path]) -> None:
     """Only the right weights in the right places, on both sides, give the picture back."""
     picture = resize(read_picture(demo.PHOTOS[0]), (160, 192))[None]
     model, decoder = VGG19Features.load(weights_file("vgg19")), load_file(weights_file("adain-decoder"))

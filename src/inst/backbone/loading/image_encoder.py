@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
+from transformers.utils import cached_file
 
 from inst.backbone.loading.hub import find_clip, is_hub_name
-from inst.backbone.loading.part import build_model, find_folder, load_weights, read_json, read_keys, weight_files
+from inst.backbone.loading.part import (
+    build_model,
+    find_folder,
+    quiet,
+    read_json,
+    read_keys,
+    refuse_adapter,
+    weight_files,
+)
 from inst.backbone.loading.tokenizer import VOCABULARY
 from inst.backbone.parts import AGAIN, FeatureExtractor
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError, Words, first_line
 
 MATCHING = {
     768: "openai/clip-vit-large-patch14",
@@ -43,7 +52,9 @@ def find_image_encoder(named: str | Path, download: bool) -> Path:
     if folder := find_folder(named):
         return folder
     if not is_hub_name(str(named)):
-        raise UsageError(f"{named} is no image encoder: name a folder, or a model of the hub such as {MATCHING[768]}.")
+        raise UsageError(
+            f"{named} is no image encoder", f"name a folder, or a model of the hub such as {MATCHING[768]}"
+        )
     return find_clip(str(named), download)
 
 
@@ -67,11 +78,12 @@ def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None
         return None
 
 
-def how_to_give(text_config: Any) -> str:
-    """Say which image encoder fits a model that has none, by its (first) text encoder's configuration, and how to."""
+def how_to_give(text_config: Any) -> tuple[Words, ...]:
+    """The remedy for a model that has no image encoder: which one fits its (first) text encoder, and how to give it."""
     name = _matching(text_config)
-    option = f"--image-encoder {name} --download, or its folder" if name else "--image-encoder with a CLIP's folder"
-    return f"{option}; image_encoder= in Python"
+    if name is None:
+        return "give one (", Argument("image_encoder"), " with the folder of a CLIP)"
+    return "give one (", Argument("image_encoder", name), " and ", Argument("download", True), ", or its folder)"
 
 
 def _matching(text_config: Any) -> str | None:
@@ -92,6 +104,7 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
         folder, preprocessing = folder / "image_encoder", folder / "feature_extractor"
     elif not (folder / "preprocessor_config.json").is_file() and folder.name == "image_encoder":
         preprocessing = folder.parent / "feature_extractor"
+    refuse_adapter(folder)
     config = read_json(folder / "config.json")
     if config.get("model_type") == "clip":  # a whole CLIP model; of its two projections it says the width once
         vision = config.get("vision_config")
@@ -109,13 +122,44 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
     return encoder, read_feature_extractor(preprocessing / "preprocessor_config.json", encoder.config.image_size)
 
 
-def load_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureExtractor | None]:
-    """Load the image encoder of a model, and what it wants to see; None where it has none."""
-    if not (folder / "image_encoder").is_dir():
-        return None, None
-    encoder = load_weights(CLIPVisionModelWithProjection, folder / "image_encoder", dtype)
-    path = folder / "feature_extractor" / "preprocessor_config.json"
-    return encoder, read_feature_extractor(path, encoder.config.image_size)
+def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, FeatureExtractor]:
+    """Read a whole CLIP in transformers' layout: image encoder and text encoder, in float32.
+
+    Args:
+        name: a folder with config.json, model.safetensors, the tokenizer and preprocessor_config.json, or the name of a
+            model on the hub, such as "openai/clip-vit-base-patch32".
+        download: fetch it where it is not in the hub's cache.
+
+    Returns:
+        The model on the CPU, frozen; its tokenizer; and what its image encoder wants to see.
+
+    Raises:
+        InstError: the folder is missing or incomplete, or the model is neither here nor allowed to be fetched.
+    """
+    folder = find_folder(name)
+    place = str(folder or name)
+    try:
+        if folder and not (folder / "config.json").is_file():
+            raise ValueError("it has no config.json")  # transformers would make a CLIP of the usual size first
+        with quiet():
+            options = {"local_files_only": not download}
+            model, report = CLIPModel.from_pretrained(
+                place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            )
+            tokenizer = CLIPTokenizerFast.from_pretrained(place, **options)
+            preprocessing = cached_file(place, "preprocessor_config.json", **options)
+        if not 0.9 * model.config.text_config.vocab_size <= len(tokenizer) <= model.config.text_config.vocab_size:
+            raise ValueError("its tokenizer is missing or of another model")  # transformers makes an empty one
+        if report["missing_keys"]:
+            raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers draws it at random
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InstError(
+            f"CLIP cannot be read from {name} ({first_line(error)})",
+            "give its folder, or a name on the model hub with ",
+            Argument("download", True),
+        ) from error
+    extractor = read_feature_extractor(Path(str(preprocessing)), model.config.vision_config.image_size)
+    return model.eval().requires_grad_(False), tokenizer, extractor
 
 
 def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
@@ -129,12 +173,12 @@ def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
         crop = config["crop_size"]
         size = crop if isinstance(crop, int) else crop["height"]
     except (KeyError, TypeError):
-        raise InstError(f"{path} has no usable crop_size; {AGAIN}.") from None
+        raise InstError(f"{path} has no usable crop_size", AGAIN) from None
     if size != side:
         raise InstError(f"{path} makes pictures of {size} px, but the image encoder takes {side} px.")
     mean, std = _read_channels(path, config, "image_mean"), _read_channels(path, config, "image_std")
     if min(std) <= 0:
-        raise InstError(f"{path} has the image_std {list(std)}, which is not positive; {AGAIN}.")
+        raise InstError(f"{path} has the image_std {list(std)}, which is not positive", AGAIN)
     return FeatureExtractor(size, mean, std)
 
 
@@ -145,4 +189,4 @@ def _read_channels(path: Path, config: dict[str, Any], name: str) -> tuple[float
         ):
             return red, green, blue
         case other:
-            raise InstError(f"{path} has the {name} {other!r}, not a number for each of three colours; {AGAIN}.")
+            raise InstError(f"{path} has the {name} {other!r}, not a number for each of three colours", AGAIN)

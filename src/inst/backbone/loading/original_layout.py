@@ -73,7 +73,7 @@ def find_layout(checkpoint: Checkpoint) -> str:
     if kind := _other_model(tensors):
         raise InstError(f"{path} cannot be used: it holds {kind}.")
     if not any(key.startswith(_AUTOENCODERS) for key in tensors):
-        raise InstError(f"{path} has no autoencoder ({_AUTOENCODERS[0]}*): get the complete model.")
+        raise InstError(f"{path} has no autoencoder ({_AUTOENCODERS[0]}*)", "get the complete model")
 
     def has(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in tensors)
@@ -84,7 +84,7 @@ def find_layout(checkpoint: Checkpoint) -> str:
         return "sd1"
     if any(map(has, _OPEN_CLIP["sd2"])):
         return "sd2"
-    raise InstError(f"{path} lacks a text encoder (cond_stage_model.* or conditioner.*): get the complete model.")
+    raise InstError(f"{path} lacks a text encoder (cond_stage_model.* or conditioner.*)", "get the complete model")
 
 
 def _other_model(tensors: Mapping[str, Tensor]) -> str | None:
@@ -144,5 +144,5 @@ def convert(
     # diffusers drops what it does not know, such as a layer that the UNet of a distilled model has in addition.
     extra = sum(key.startswith(UNET) for key in tensors) - len(unet)
     if extra > 0:
-        raise InstError(f"{path} has {extra} weights in its UNet that Stable Diffusion's has not: use another model.")
+        raise InstError(f"{path} has {extra} weights in its UNet that Stable Diffusion's has not", "use another model")
     return parts

@@ -33,11 +33,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InstError(f"{path} is missing; {AGAIN}.") from None
+        raise InstError(f"{path} is missing", AGAIN) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InstError(f"{path} cannot be read ({error}); {AGAIN}.") from None
+        raise InstError(f"{path} cannot be read ({error})", AGAIN) from None
     if not isinstance(content, dict):
-        raise InstError(f"{path} holds no JSON object; {AGAIN}.")
+        raise InstError(f"{path} holds no JSON object", AGAIN)
     return content
 
 
@@ -68,28 +68,26 @@ def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
             shards = _read_index(index)
             missing = [shard.name for shard in shards if not shard.is_file()]
             if missing or not shards:
-                raise InstError(
-                    f"{folder} is incomplete: {index.name} names {', '.join(missing) or 'no file'}; {AGAIN}."
-                )
+                raise InstError(f"{folder} is incomplete: {index.name} names {', '.join(missing) or 'no file'}", AGAIN)
             return shards, variant
         if single.is_file():
             return [single], variant
     pickles = sorted(path.name for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))
     if pickles:
         raise InstError(
-            f"{folder} holds weights as a pickle only ({', '.join(pickles)}), which can run code and is never opened: "
-            f"get the model's safetensors files."
+            f"{folder} holds weights as a pickle only ({', '.join(pickles)}), which can run code and is never opened",
+            "get the model's safetensors files",
         )
-    raise InstError(f"{folder} is incomplete: it has no {stem}.safetensors; {AGAIN}.")
+    raise InstError(f"{folder} is incomplete: it has no {stem}.safetensors", AGAIN)
 
 
 def _read_index(path: Path) -> list[Path]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise InstError(f"{path} is no index of safetensors files (it has no usable weight_map); {AGAIN}.")
+        raise InstError(f"{path} is no index of safetensors files (it has no usable weight_map)", AGAIN)
     for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise InstError(f"{path} names {name!r}, which is no safetensors file of its folder; {AGAIN}.")
+            raise InstError(f"{path} names {name!r}, which is no safetensors file of its folder", AGAIN)
     return sorted({path.parent / name for name in weight_map.values()})
 
 
@@ -105,10 +103,10 @@ def read_keys(files: list[Path]) -> dict[str, Path]:
             with safe_open(path, "pt") as weights:
                 kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InstError(f"{path} is damaged or no safetensors file ({error}); {AGAIN}.") from None
+            raise InstError(f"{path} is damaged or no safetensors file ({error})", AGAIN) from None
         for key, kind in kinds.items():
             if kind in ("I8", "U8"):
-                raise InstError(f"{path} is quantised ({key} is {kind}): use the model's ordinary weights.")
+                raise InstError(f"{path} is quantised ({key} is {kind})", "use the model's ordinary weights")
         keys |= dict.fromkeys(kinds, path)
     return keys
 
@@ -182,7 +180,7 @@ def build_model(
                 f"not {list(parameter.shape)}."
             )
         if not tensor.is_floating_point():
-            raise InstError(f"{source} is quantised ({key} is {tensor.dtype}): use the model's ordinary weights.")
+            raise InstError(f"{source} is quantised ({key} is {tensor.dtype})", "use the model's ordinary weights")
         weights[key] = tensor.to(dtype)
     model.load_state_dict(weights, assign=True)
     return model.eval()
@@ -219,12 +217,7 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     if found != expected:
         raise InstError(f"{folder / 'config.json'} describes {found or 'nothing'}, not the {expected} that is needed.")
 
-    if (folder / "adapter_config.json").exists():
-        # transformers, with peft installed, would follow it: to other weights beside these, or in another place.
-        raise InstError(
-            f"{folder} holds an adapter beside the model (adapter_config.json): merge it into the weights, or take it "
-            f"out of the folder."
-        )
+    refuse_adapter(folder)
     files, variant = weight_files(folder, "diffusion_pytorch_model" if from_diffusers else "model")
     keys = read_keys(files)
     try:
@@ -241,21 +234,28 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
         raise
     except Exception as error:  # the libraries raise anything at all over a configuration that makes no sense
         raise InstError(
-            f"{folder}: config.json and the weights make no {expected} ({first_line(error)}); {AGAIN}."
+            f"{folder}: config.json and the weights make no {expected} ({first_line(error)})", AGAIN
         ) from error
     for key, in_file, in_config in report["mismatched_keys"]:
-        raise InstError(
-            f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}; {AGAIN}."
-        )
+        raise InstError(f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}", AGAIN)
     surplus = sorted(key for key in report["unexpected_keys"] if key in keys and _is_weight(keys[key], key))
     if surplus:
         found = f"{folder} has weights that the {expected} of its config.json has not ({_some(surplus)})"
         if from_diffusers:
-            raise InstError(f"{found}: it is another model, or changed by another program; use another.")
+            raise InstError(f"{found}: it is another model, or changed by another program", "use another")
         warnings.warn(f"{found}: they are left out.", InstWarning, stacklevel=2)
     if report["missing_keys"]:
-        raise InstError(f"{files[0]} is incomplete: it has no {_some(sorted(report['missing_keys']))}; {AGAIN}.")
+        raise InstError(f"{files[0]} is incomplete: it has no {_some(sorted(report['missing_keys']))}", AGAIN)
     return model
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise InstError for a part with an adapter beside it, which leads to other weights beside these, or elsewhere."""
+    if (folder / "adapter_config.json").exists():  # transformers, with peft installed, would follow it
+        raise InstError(
+            f"{folder} holds an adapter beside the model (adapter_config.json)",
+            "merge it into the weights, or take it out of the folder",
+        )
 
 
 def _some(keys: list[str]) -> str:

@@ -49,7 +49,7 @@ def parts_of(
     """
     length, positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
     if length > positions:
-        raise UsageError(f"The tokenizer's model_max_length is {length}: set it to {positions}, the text encoder's.")
+        raise UsageError(f"The tokenizer's model_max_length is {length}", f"set it to {positions}, the text encoder's")
     return Parts(
         text_encoder=text_encoder,
         unet=unet,
@@ -83,8 +83,8 @@ def _read_processor(processor: Any) -> FeatureExtractor:
         return FeatureExtractor(size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
     except (AttributeError, KeyError, TypeError) as error:
         raise UsageError(
-            f"The feature_extractor says too little of what the image encoder wants to see ({first_line(error)}): "
-            f"give the CLIPImageProcessor that belongs to it."
+            f"The feature_extractor says too little of what the image encoder wants to see ({first_line(error)})",
+            "give the CLIPImageProcessor that belongs to it",
         ) from None
 
 
@@ -95,8 +95,8 @@ def _fingerprint(*text_encoders: Any) -> str:
         stored = _as_stored(encoder, held, "model")
         if stored is None:
             raise UsageError(
-                f"The text encoder is in {encoder.dtype}, which is too coarse to tell its text space from others: load "
-                f"it in float16 or float32, or from a folder that stays in its place."
+                f"The text encoder is in {encoder.dtype}, which is too coarse to tell its text space from others",
+                "load it in float16 or float32, or from a folder that stays in its place",
             )
         tables.append(stored[_TOKEN_TABLE])
     return fingerprint_of(*tables)

@@ -18,7 +18,7 @@ from inst.backbone.loading.original_layout import convert, find_layout
 from inst.backbone.loading.part import MisfitError, build_model, find_folder, read_json
 from inst.backbone.loading.tokenizer import read_tokenizer
 from inst.backbone.parts import Parts
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 
 CONFIGS = models.FOLDER / "configs"
 
@@ -57,8 +57,10 @@ def read_single_file(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype, con
         if config is not None:
             raise
         raise InstError(
-            f"{error} The file looks like {family}: copy or download it again, "
-            f"or name the configuration of a model of another size with --config."
+            f"{error} The file looks like {family}",
+            "copy or download it again, or name the configuration of a model of another size (",
+            Argument("config"),
+            ")",
         ) from None
     if config is not None:
         return parts
@@ -117,7 +119,7 @@ def _find_config(config: str | Path) -> Path:
     folder = find_folder(config)
     if folder is None:
         raise UsageError(
-            f"{config} is no configuration: name one of {', '.join(FAMILIES)}, or a folder in the diffusers layout."
+            f"{config} is no configuration", f"name one of {', '.join(FAMILIES)}, or a folder in the diffusers layout"
         )
     return folder
 
@@ -147,5 +149,11 @@ def predicts_v(parts: Parts, path: Path) -> bool:
     answer = unet(noise.to(unet.dtype), parts.scheduler.config.num_train_timesteps - 1, text).sample.float()
     share = ((answer * noise).sum() / (noise * noise).sum()).item()  # of the input in the answer: 1 for epsilon
     if not (abs(share) < 0.35 or abs(share - 1) < 0.35):
-        raise InstError(f"{path} does not show whether it predicts noise or v: say --config sd2 or --config sd2-v.")
+        raise InstError(
+            f"{path} does not show whether it predicts noise or v",
+            "give ",
+            Argument("config", "sd2"),
+            " or ",
+            Argument("config", "sd2-v"),
+        )
     return abs(share) < 0.35

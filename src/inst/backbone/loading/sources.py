@@ -31,7 +31,7 @@ def find_source(name: str | Path, *, download: bool = False) -> Path:
         folder = BUNDLED[str(name)]
         if not folder.is_dir():
             raise InstError(
-                f"{folder}: the bundled model {name} is missing from this installation: install inst again."
+                f"{folder}: the bundled model {name} is missing from this installation", "install inst again"
             )
         return folder
     try:
@@ -75,7 +75,7 @@ def read_parts(source: Path, dtype: torch.dtype, config: str | Path | None = Non
     vae_dtype = autoencoder_dtype(dtype)
     if source.is_dir():
         if config is not None:
-            raise UsageError(f"{source} is a folder with a configuration of its own: leave the other one out.")
+            raise UsageError(f"{source} is a folder with a configuration of its own", "leave the other one out")
         return read_folder(source, dtype, vae_dtype)
     from inst.backbone.loading.single_file import read_single_file
 

@@ -32,14 +32,14 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
     try:
         lines = _MERGES.read_text(encoding="utf-8").splitlines()
     except OSError:
-        raise InstError(f"{_MERGES} is missing from this installation: install inst again.") from None
+        raise InstError(f"{_MERGES} is missing from this installation", "install inst again") from None
     merges = [(left, right) for left, right in (line.split() for line in lines[1:])]
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     if pad_token not in tokens:
         raise InstError(
-            f'The tokenizer fills prompts with "{pad_token}", which is no token of CLIP: correct pad_token.'
+            f'The tokenizer fills prompts with "{pad_token}", which is no token of CLIP', "correct pad_token"
         )
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
@@ -60,26 +60,28 @@ def load_tokenizer(folder: Path, text: Any) -> Any:
     names = {path.name for path in folder.iterdir()}
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         # transformers would make up an empty vocabulary
-        raise InstError(f"{folder} is incomplete: it has no tokenizer.json, nor vocab.json and merges.txt; {AGAIN}.")
+        raise InstError(f"{folder} is incomplete: it has no tokenizer.json, nor vocab.json and merges.txt", AGAIN)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise InstError(f"{folder} holds no usable tokenizer ({first_line(error)}); {AGAIN}.") from error
+        raise InstError(f"{folder} holds no usable tokenizer ({first_line(error)})", AGAIN) from error
     largest = max(tokenizer.get_vocab().values())
     if largest >= text.vocab_size:
         raise InstError(
-            f"{folder} has token {largest}, but the text encoder knows {text.vocab_size} tokens only; {AGAIN}."
+            f"{folder} has token {largest}, but the text encoder knows {text.vocab_size} tokens only", AGAIN
         )
     # Stable Diffusion 1.x's and XL's text configurations say 2, an old mistake that CLIP's pooling knows about.
     if text.eos_token_id not in (2, tokenizer.eos_token_id):
         raise InstError(
             f"{folder} ends prompts with token {tokenizer.eos_token_id}, but the text encoder expects "
-            f"{text.eos_token_id}; {AGAIN}."
+            f"{text.eos_token_id}",
+            AGAIN,
         )
     length = tokenizer.model_max_length
     if not isinstance(length, int) or length < 3:  # the start token, one more, and the end token
         raise InstError(
-            f"{folder / 'tokenizer_config.json'} has the model_max_length {length!r}, not a number of tokens; {AGAIN}."
+            f"{folder / 'tokenizer_config.json'} has the model_max_length {length!r}, not a number of tokens",
+            AGAIN,
         )
     tokenizer.model_max_length = min(length, text.max_position_embeddings)
     return tokenizer

@@ -80,7 +80,7 @@ class Curves:
         curves = cls(folder, settings, photos)
         place = folder / CURVES
         if (folder / SETTINGS).exists():
-            raise UsageError(f"{folder} holds a comparison, whose methods the curves would join: give another folder.")
+            raise UsageError(f"{folder} holds a comparison, whose methods the curves would join", "give another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not place.is_file():
@@ -90,7 +90,7 @@ class Curves:
             changed = sorted(key for key in {*there, *settings} if there.get(key) != settings.get(key))
             if changed:
                 raise UsageError(
-                    f"{place} has curves made with other settings ({', '.join(changed)}): give another folder."
+                    f"{place} has curves made with other settings ({', '.join(changed)})", "give another folder"
                 )
             points = [CurvePoint(**entry) for entry in stored["points"]]
             controls = [CurveControl(**entry) for entry in stored["controls"]]
@@ -99,14 +99,14 @@ class Curves:
         except UsageError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InstError(f"{place} cannot be used ({error}): give another folder.") from None
+            raise InstError(f"{place} cannot be used ({error})", "give another folder") from None
         known = {Path(painting.name).stem: painting.sha256 for painting in paintings}
         entries: list[CurvePoint | CurveControl] = [*points, *controls]
         for point in entries:
             if known.get(name := Path(point.painting).stem, point.sha256) != point.sha256:
                 raise UsageError(
-                    f"{place} has curves of another painting called {name}: give another folder, or rename the "
-                    f"painting."
+                    f"{place} has curves of another painting called {name}",
+                    "give another folder, or rename the painting",
                 )
         curves.points = {(one.painting, one.variant, one.seed, one.step): one for one in points}
         curves.controls = {(one.painting, one.control): one for one in controls}

@@ -104,7 +104,8 @@ def check_curves(
     if backbone.image_encoder is None:
         raise InstError(
             f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
-            f"through: give one ({how_to_give(backbone.text_encoder.config)})."
+            f"through",
+            *how_to_give(backbone.text_encoder.config),
         )
     check_names("photos", [Path(photo.name) for photo in photos])
     check_names("paintings", [Path(painting.name) for painting in paintings])

@@ -76,7 +76,7 @@ class AdaIN:
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise UsageError(
-                f"An alpha of {self.alpha} cannot be used: give 0 (the photo) to 1 (the painting's style)."
+                f"An alpha of {self.alpha} cannot be used", "give 0 (the photo) to 1 (the painting's style)"
             )
 
     @property

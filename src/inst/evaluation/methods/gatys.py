@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inst.arguments import check_at_least
 from inst.errors import UsageError
 from inst.evaluation.methods.method import OnStep, Repaint, Repainted
 from inst.evaluation.metrics.gram import gram_matrix
@@ -40,10 +41,9 @@ class Gatys:
     name: str = "gatys"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UsageError(f"{self.steps} steps cannot be taken: give 1 or more.")
+        check_at_least(1, steps=self.steps)
         if self.style_weight < 0:
-            raise UsageError(f"A style weight of {self.style_weight} cannot be used: give 0 (the photo) or more.")
+            raise UsageError(f"A style weight of {self.style_weight} cannot be used", "give 0 (the photo) or more")
 
     @property
     def settings(self) -> Mapping[str, Any]:

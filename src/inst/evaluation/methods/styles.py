@@ -127,7 +127,7 @@ def caption_style(backbone: Backbone, caption: str, painting: Photo) -> Style:
     """
     ids = backbone.tokenizer(caption, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise UsageError(f'The caption "{caption}" of {painting.name} has no word: write what the painting shows.')
+        raise UsageError(f'The caption "{caption}" of {painting.name} has no word', "write what the painting shows")
     return Style(
         vectors=backbone.token_table[ids],
         fingerprint=backbone.fingerprint,

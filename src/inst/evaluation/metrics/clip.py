@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inst.backbone.model import Backbone
 from inst.backbone.tokens import PLACEHOLDER
-from inst.errors import InstError, first_line
+from inst.errors import Argument, InstError
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,9 @@ class PictureTextEncoder:
             InstError: the backbone has no image encoder.
         """
         if backbone.image_encoder is None:
-            raise InstError(f"the backbone {backbone.name} has no image encoder: give CLIP's folder with --clip")
+            raise InstError(
+                f"The backbone {backbone.name} has no image encoder", "give CLIP (", Argument("encoder"), ")"
+            )
         projection = getattr(backbone.text_encoder, "text_projection", None)
         no_texts = ""
         if backbone.image_encoder_replaced:
@@ -81,34 +83,10 @@ class PictureTextEncoder:
         Raises:
             InstError: the folder is missing or incomplete, or the model is neither here nor allowed to be fetched.
         """
-        from transformers import CLIPModel, CLIPTokenizerFast
-        from transformers.utils import cached_file
+        # transformers takes seconds to import: only who measures with CLIP waits for it.
+        from inst.backbone.loading.image_encoder import read_clip
 
-        from inst.backbone.loading.image_encoder import read_feature_extractor
-        from inst.backbone.loading.part import find_folder, quiet
-
-        folder = find_folder(name)
-        place = str(folder or name)
-        try:
-            if folder and not (folder / "config.json").is_file():
-                raise ValueError("it has no config.json")  # transformers would make a CLIP of the usual size first
-            with quiet():
-                options = {"local_files_only": not download}
-                model, report = CLIPModel.from_pretrained(
-                    place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
-                )
-                tokenizer = CLIPTokenizerFast.from_pretrained(place, **options)
-                found = cached_file(place, "preprocessor_config.json", **options)
-            if not 0.9 * model.config.text_config.vocab_size <= len(tokenizer) <= model.config.text_config.vocab_size:
-                raise ValueError("its tokenizer is missing or of another model")  # transformers makes an empty one
-            if report["missing_keys"]:
-                raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers draws it at random
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InstError(
-                f"CLIP cannot be read from {name} ({first_line(error)}): give its folder, or a name on the model hub "
-                f"with --download"
-            ) from error
-        extractor = read_feature_extractor(Path(str(found)), model.config.vision_config.image_size)
+        model, tokenizer, extractor = read_clip(name, download)
         model = model.eval().requires_grad_(False).to(device)
         positions = model.config.text_config.max_position_embeddings
 
@@ -123,7 +101,7 @@ class PictureTextEncoder:
             read = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
             return F.normalize(model.text_projection(read.pooler_output), dim=-1)
 
-        return cls("CLIP", Path(place).name, pictures, texts)
+        return cls("CLIP", Path(name).name, pictures, texts)
 
 
 def without_placeholder(prompt: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.metrics.cfsd import CFSD
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine
 from inst.evaluation.metrics.colour import ColourDistance
@@ -104,7 +104,7 @@ def check_names(names: Sequence[str]) -> None:
     """Raise UsageError for a name that is not of `NAMES`, or for none."""
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
-        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}: choose of {', '.join(NAMES)}.")
+        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}", f"choose of {', '.join(NAMES)}")
 
 
 def load_metrics(
@@ -172,7 +172,9 @@ def load_metrics(
         else:
             sets = (*sets, *_ARTFID)
     if not pairs and inception is None:
-        raise InstError(problems[0] if problems else "Nothing can be measured without photos: give --photos.")
+        if problems:
+            raise InstError(problems[0])
+        raise InstError("Nothing can be measured without photos", "give ", Argument("photos"))
     return Metrics(tuple(pairs), seen, inception, sets, tuple(problems))
 
 

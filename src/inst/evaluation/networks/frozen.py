@@ -33,7 +33,7 @@ def load_frozen(
         stored = load_file(path)
         model.load_state_dict({new: stored[key].float() for key in stored if (new := rename(key)) is not None})
     except FileNotFoundError as error:
-        raise InstError(f"{path}: no such file; leave the path out to fetch the weights {name!r}") from error
+        raise InstError(f"{path}: no such file", f"leave the path out to fetch the weights {name!r}") from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise InstError(f"{path}: does not hold the weights {name!r}; delete it or give another file") from error
+        raise InstError(f"{path}: does not hold the weights {name!r}", "delete it or give another file") from error
     return model.eval().requires_grad_(False)

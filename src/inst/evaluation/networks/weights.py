@@ -71,7 +71,7 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
             return path
     if given is not None and (finished := Path(given) / path.name).is_file():
         if not is_whole(finished, source):
-            raise InstError(f"{finished} does not hold the weights {name!r} (wrong digest): delete it or replace it")
+            raise InstError(f"{finished} does not hold the weights {name!r} (wrong digest)", "delete it or replace it")
         with _storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, load_file(finished), source)
@@ -83,9 +83,9 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
             held = stack.enter_context(by_hand.open("rb"))
             archive: IO[bytes] = held
             if hashlib.file_digest(held, "sha256").hexdigest() != source.release.sha256:
-                raise InstError(f"{by_hand} is not the archive it should be (wrong sha256): delete it or replace it")
+                raise InstError(f"{by_hand} is not the archive it should be (wrong sha256)", "delete it or replace it")
         elif given is not None:
-            raise InstError(f"{given} holds neither {path.name} nor {source.release.filename}: give another folder")
+            raise InstError(f"{given} holds neither {path.name} nor {source.release.filename}", "give another folder")
         else:
             archive = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             try:
@@ -95,8 +95,9 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
                 if damage is not None:  # first, or it would seem that there never was a file
                     failed = f"{path} is damaged ({damage}), and the weights {name!r} cannot be downloaded again"
                 raise InstError(
-                    f"{failed}: {error}. Connect to the network, or put "
-                    f"{source.release.filename} (sha256 {source.release.sha256}) into {folder} (or INST_CACHE)"
+                    f"{failed}: {error}",
+                    f"connect to the network, or put "
+                    f"{source.release.filename} (sha256 {source.release.sha256}) into {folder} (or INST_CACHE)",
                 ) from error
         # One archive carries the weights of two networks: the other is wanted soon, and would be downloaded again.
         for other, sibling in SOURCES.items():
@@ -166,7 +167,7 @@ def _convert(archive: IO[bytes], source: Source) -> dict[str, Array]:
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, UnsafePickleError) as error:
         raise InstError(f"{name} does not hold the weights it should: {error}") from error
     if tensors_digest(tensors) != source.digest:
-        raise InstError(f"{name} was read, but the weights in it are not the ones expected: please report this")
+        raise InstError(f"{name} was read, but the weights in it are not the ones expected", "please report this")
     return tensors
 
 
@@ -195,8 +196,8 @@ def _storage_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InstError(
-                f"the disk of {folder} is full: free 200 MB there, or name another folder with INST_CACHE"
+                f"the disk of {folder} is full", "free 200 MB there, or name another folder with INST_CACHE"
             ) from error
         raise InstError(
-            f"cannot write to {folder} ({error.strerror or error}): name another folder with INST_CACHE"
+            f"cannot write to {folder} ({error.strerror or error})", "name another folder with INST_CACHE"
         ) from error
