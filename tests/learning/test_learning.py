@@ -18,7 +18,7 @@ from inst import InstError, InstWarning, UsageError
 from inst.backbone.inversion import VARIANTS, build_inversion
 from inst.learning.data import CAPTIONS, Square, denoising_loss, draw_captions, look_at, prepare, random_square, views
 from inst.learning.instant import instant_style
-from inst.learning.loop import Learning, LearningDiverged, LearningState, LearningStep, Painting, learn
+from inst.learning.loop import Learning, LearningDiverged, LearningState, LearningStep, learn
 from inst.learning.run import LearningRun, learning_rate, spread_timesteps
 from inst.learning.settings import PRESETS
 from inst.learning.state import GROWTH_INTERVAL, Progress
@@ -28,7 +28,7 @@ from inst.styles.style import Style
 from tiny import write_tiny_backbone
 
 
-def paint(seed: int, height: int = 80, width: int = 80) -> Painting:
+def paint(seed: int, height: int = 80, width: int = 80) -> Photo:
     """Stripes of two colours."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(2, 3, 1, 1, generator=generator) * 2 - 1
@@ -36,7 +36,7 @@ def paint(seed: int, height: int = 80, width: int = 80) -> Painting:
     return Photo(colours[0] + (colours[1] - colours[0]) * (wave + 1) / 2, None, f"painting{seed}.png", f"{seed:064x}")
 
 
-def short(backbone: inst.Backbone, *paintings: Painting, **settings: Any) -> Learning:
+def short(backbone: inst.Backbone, *paintings: Photo, **settings: Any) -> Learning:
     """A learning of 6 steps, unless said otherwise."""
     given = {"steps": 6, "batch_size": 2, "crops": 3, "validate_every": 2} | settings
     return learn(backbone, paintings or [paint(1)], **given)

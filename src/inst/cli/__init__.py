@@ -10,7 +10,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from inst.cli import study, style, weights
-from inst.cli.compare import ablate, compare
+from inst.cli.ablate import ablate
+from inst.cli.compare import compare
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
 from inst.cli.evaluate import evaluate

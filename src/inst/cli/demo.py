@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
+from inst.cli.places import OUTPUTS
+from inst.cli.session import SeedOption, Session, with_session
 
 if TYPE_CHECKING:
     from torch import Tensor

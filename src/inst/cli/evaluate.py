@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.session import OUTPUTS, SeedOption, Session, with_session
+from inst.cli.places import OUTPUTS
+from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError
 
 if TYPE_CHECKING:

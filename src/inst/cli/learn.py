@@ -14,21 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.session import (
-    SeedOption,
-    Session,
-    check_output,
-    output_path,
-    pictures_of,
-    read_paintings,
-    with_session,
-)
+from inst.cli.places import check_output, output_path
+from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, InstWarning, UsageError
+from inst.files.listing import pictures_of
 
 if TYPE_CHECKING:
     from inst.learning.loop import LearningStep
 
-_LEARN = defaults_of("inst.learning.loop", "learn")
+LEARN = defaults_of("inst.learning.loop", "learn")
 _CHECKPOINT_SECONDS = 30.0
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
@@ -45,9 +39,9 @@ def learn(
         Path | None,
         typer.Option("-o", "--out", help="The style file to write (.safetensors); by default in outputs/."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="At most this many; it may stop earlier.")] = _LEARN["steps"],
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = _LEARN["lr"],
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in a step.")] = _LEARN["batch_size"],
+    steps: Annotated[int, typer.Option("--steps", help="At most this many; it may stop earlier.")] = LEARN["steps"],
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = LEARN["lr"],
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in a step.")] = LEARN["batch_size"],
     variant: Annotated[
         str | None,
         typer.Option(
@@ -55,36 +49,34 @@ def learn(
             help="attention (the default where there is an image encoder), pooled (the paper's text) or "
             "direct (textual inversion).",
         ),
-    ] = _LEARN["variant"],
+    ] = LEARN["variant"],
     layers: Annotated[
         int | None, typer.Option("--layers", help="Attention layers; by default those of the pretrained module, or 3.")
-    ] = _LEARN["layers"],
-    dropout: Annotated[float, typer.Option("--dropout", help="Rate in every layer; 0 is none.")] = _LEARN["dropout"],
+    ] = LEARN["layers"],
+    dropout: Annotated[float, typer.Option("--dropout", help="Rate in every layer; 0 is none.")] = LEARN["dropout"],
     vectors: Annotated[
         int | None, typer.Option("--vectors", help="Vectors of the word; by default the pretrained module's, or 8.")
-    ] = _LEARN["vectors"],
+    ] = LEARN["vectors"],
     scratch: Annotated[
         bool, typer.Option("--scratch", help="Do not start from the backbone's pretrained module.")
     ] = False,
-    crops: Annotated[int, typer.Option("--crops", help="Squares cut out at random; 1 is the centre.")] = _LEARN[
-        "crops"
-    ],
+    crops: Annotated[int, typer.Option("--crops", help="Squares cut out at random; 1 is the centre.")] = LEARN["crops"],
     validate_every: Annotated[
         int, typer.Option("--validate-every", help="Steps between validations; 0 is never.")
-    ] = _LEARN["validate_every"],
+    ] = LEARN["validate_every"],
     patience: Annotated[
         int, typer.Option("--patience", help="Validations without progress after which it stops.")
-    ] = _LEARN["patience"],
+    ] = LEARN["patience"],
     save_every: Annotated[
         int, typer.Option("--save-every", min=0, help="Also write NAME-000100.safetensors every so many steps.")
     ] = 0,
     preview_every: Annotated[
         int, typer.Option("--preview-every", min=0, help="Write NAME-000100.png every so many steps.")
-    ] = _LEARN["preview_every"],
+    ] = LEARN["preview_every"],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where this command was interrupted; needs -o.")
     ] = False,
-    seed: SeedOption = _LEARN["seed"],
+    seed: SeedOption = LEARN["seed"],
     preset: Annotated[
         str | None, typer.Option("--preset", help="paper: the paper's learning rate, batch size and dropout.")
     ] = None,
@@ -130,7 +122,7 @@ def learn(
         left_over = next((one for one in on_the_way if one.exists()), None)
         if left_over is not None and (out is None or out.is_dir()):
             raise InstError(f"{left_over} is there already, and would be overwritten", "name the style with -o")
-        _learn(session, paintings, path, settings, resume, save_every)
+        _learn(session, sources, path, settings, resume, save_every)
 
 
 def _learn(
@@ -138,6 +130,7 @@ def _learn(
 ) -> None:
     from inst.learning.loop import LearningDiverged, LearningState, learn
     from inst.learning.run import preview_settings
+    from inst.pictures.given import read_several
     from inst.pictures.io import save_picture
     from inst.synthesis.record import PictureRecord
 
@@ -145,7 +138,7 @@ def _learn(
     if resume and not state_file.exists():
         raise InstError(f"{state_file} is not there, so there is nothing to go on with", "leave --resume out")
     state = LearningState.load(state_file) if resume else None
-    pictures = read_paintings(places)
+    pictures = read_several(places, "painting")
     model = session.load(looking=settings["variant"] != "direct")
     run = learn(model, pictures, name=path.stem, resume=state, **settings)
     begin = saved_at = time.monotonic()

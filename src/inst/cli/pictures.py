@@ -16,18 +16,10 @@ from inst.cli.control import (
 )
 from inst.cli.defaults import defaults_of
 from inst.cli.maker import Maker
-from inst.cli.session import (
-    SeedOption,
-    Session,
-    StyleOption,
-    check_output,
-    numbered,
-    pictures_of,
-    read_styles,
-    style_places,
-    with_session,
-)
+from inst.cli.places import check_output, numbered
+from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_places, with_session
 from inst.errors import UsageError
+from inst.files.listing import pictures_of
 
 TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
 GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
@@ -94,7 +86,7 @@ def transfer(
     chosen = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)
     height, width = content.picture.shape[1:]
-    region = None if mask is None else read_mask(mask, (height, width))
+    region = None if mask is None else (read_mask(mask, (height, width)), SourceFile.of(mask))
     settings = {
         "strength": strength,
         "steps": steps,
@@ -110,8 +102,7 @@ def transfer(
     }
     model = session.load(looking=False)
     styles = read_styles(model, style)
-    masked_by = None if mask is None else SourceFile.of(mask)
-    maker = Maker(session, model, "transfer", styles, content, region, masked_by, chosen)
+    maker = Maker(session, model, "transfer", styles, content, region, chosen)
     maker.make(settings, seed, count, out, f"{photo.stem}-{next(iter(styles.values())).name}")
 
 

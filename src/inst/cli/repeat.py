@@ -11,7 +11,8 @@ import typer
 from inst.cli.control import ControlChoice
 from inst.cli.maker import Maker
 from inst.cli.pictures import GENERATE, TRANSFER, OutOption
-from inst.cli.session import PANEL, Session, check_output, with_session
+from inst.cli.places import check_output
+from inst.cli.session import PANEL, Session, with_session
 from inst.cli.sheet import draw_sheet
 from inst.errors import InstError, InstWarning, UsageError
 
@@ -82,7 +83,8 @@ def repeat(
     region = None
     if mask is not None and content is not None:
         height, width = content.picture.shape[1:]
-        region = read_mask(mask, (height, width))
+        assert record.mask is not None  # or there would be no file of it
+        region = read_mask(mask, (height, width)), record.mask
     chosen = None
     if record.control is not None:
         chosen = _control_of(picture, record.control, controlnet, control_picture)
@@ -91,7 +93,7 @@ def repeat(
     model = session.load(looking=False)
     _compare(picture, record, model, session.backbone)
     stem = f"{picture.stem}-again"
-    maker = Maker(session, model, record.command, record.styles, content, region, record.mask, chosen)
+    maker = Maker(session, model, record.command, dict(record.styles), content, region, chosen)
     try:
         if record.command == "sheet":
             assert content is not None  # as `_complete` has found

@@ -5,34 +5,30 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from inst.cli.defaults import defaults_of
-from inst.errors import InstError, UsageError
-from inst.files.listing import PICTURE_ENDINGS, pictures_in
+from inst.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from inst.backbone.model import Backbone
-    from inst.pictures.io import Photo
-    from inst.sampling.solvers import Sampling
+    from inst.sampling.solvers import SamplingStep
     from inst.styles.style import Style
 
-OUTPUTS = Path("outputs")
-"""Where pictures and styles go when no place is named."""
 PANEL = "Backbone and output"
 """The heading of the options of `Session` in each command's help."""
+
+Result = TypeVar("Result")
 
 _LOAD = defaults_of("inst.backbone.model", "Backbone.load")
 _NOTES = {"inversion": "DDIM inversion of the photo"}  # beside the bar, by the phase of sampling
@@ -162,8 +158,8 @@ class Session:
 
             yield move
 
-    def sample(self, made: Sampling, what: str) -> Tensor:
-        """Run a transfer or a generation with a progress bar: the pictures. DDIM inversion is a bar before."""
+    def sample(self, made: Generator[SamplingStep, Any, Result], what: str) -> Result:
+        """Run a transfer or a generation to its end, with a progress bar. DDIM inversion is a bar before."""
         from inst.runs import complete
 
         with self.progress(what) as move:
@@ -220,41 +216,10 @@ def _in_panel(hint: Any) -> Any:
     return Annotated[kind, option]
 
 
-def pictures_of(places: Sequence[Path]) -> list[Path]:
-    """Return the files, and of each folder the pictures in it by name. Raises InstError where a folder has none."""
-    files: list[Path] = []
-    for place in places:
-        if not place.is_dir():
-            files.append(place)
-            continue
-        inside = pictures_in(place)
-        if not inside:
-            raise InstError(
-                f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})", "give another folder, or a file"
-            )
-        files += inside
-    return files
-
-
-def read_paintings(places: Sequence[Path]) -> list[Photo]:
-    """Read paintings, and of each folder the pictures in it, laid over white where they are transparent."""
-    from inst.pictures.io import read_photo
-
-    return [read_photo(file, flattened=True) for file in pictures_of(places)]
-
-
-def read_style(backbone: Backbone, place: Path) -> Style:
-    """Read a style file; of a painting, or a folder of them, take the instant style."""
-    from inst.learning.instant import instant_style
-    from inst.styles.style import Style
-
-    if place.suffix.lower() == ".safetensors":
-        return Style.load(place)
-    return instant_style(backbone, read_paintings([place]), place.stem)
-
-
 def read_styles(backbone: Backbone, given: Sequence[str]) -> dict[str, Style]:
     """Read the styles of `--style` by placeholder. Raises as `style_places`, and InstError for a file of no use."""
+    from inst.learning.instant import read_style
+
     return {name: read_style(backbone, place) for name, place in style_places(given).items()}
 
 
@@ -269,48 +234,3 @@ def style_places(given: Sequence[str]) -> dict[str, Path]:
             raise UsageError(f"Two styles are called [{name}]", "name them, such as --style C1=FILE --style C2=FILE")
         places[f"[{name}]"] = Path(place)
     return places
-
-
-def check_output(
-    out: Path | None,
-    sources: Iterable[Path | None],
-    check: Callable[[Path], object],
-    written: Sequence[Path] | None = None,
-) -> None:
-    """Refuse, before anything is computed, a place that cannot be written to or that would destroy a source.
-
-    Args:
-        out: a file, a folder that exists, or None.
-        sources: every file that is read; None stands for an option that was not given.
-        check: raises for a file's name with an ending that cannot be written.
-        written: the files that will be written; None is `out` alone.
-    """
-    if out is None or out.is_dir():
-        return
-    check(out)
-    if not out.parent.is_dir():
-        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist", "make it first")
-    there = [source for source in sources if source is not None and source.exists()]
-    for path in [out] if written is None else written:
-        if path.exists() and any(path.samefile(source) for source in there):
-            raise UsageError(f"{path} is what is read", "give another name to -o, or it would be lost")
-
-
-def numbered(out: Path, number: int) -> Path:
-    """Return the name of one of several pictures: `shot.png` -> `shot-1.png`."""
-    return out.with_stem(f"{out.stem}-{number}")
-
-
-@contextmanager
-def output_path(out: Path | None, stem: str, suffix: str, number: int | None = None) -> Iterator[Path]:
-    """Give the file to write: `out`, or a name that is still free in it if it is a folder, or in `outputs`.
-
-    `number` is that of one of several pictures (`numbered`).
-    """
-    from inst.files.writing import reserve_path
-
-    if out is not None and not out.is_dir():
-        yield out if number is None else numbered(out, number)
-        return
-    with reserve_path(OUTPUTS if out is None else out, stem, suffix) as path:
-        yield path

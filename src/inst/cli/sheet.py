@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.pictures import TRANSFER, StepsOption, ToneOption
-from inst.cli.session import SeedOption, Session, check_output, output_path, pictures_of, read_style, with_session
+from inst.cli.places import check_output, output_path
+from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import UsageError
+from inst.files.listing import pictures_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +45,7 @@ def sheet(
     size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
 ) -> None:
     """Compare strengths and guidances (and styles) for one photo, on one labelled sheet."""
+    from inst.learning.instant import read_style
     from inst.pictures.io import picture_format, read_photo
 
     check_output(out, [photo, *pictures_of(style)], picture_format)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.session import OUTPUTS, JsonOption, QuietOption, SeedOption, Session
+from inst.cli.places import OUTPUTS
+from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
 from inst.files.writing import make_folder
 

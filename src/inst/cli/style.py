@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inst.cli.session import PANEL, Session, check_output, output_path, with_session
+from inst.cli.places import check_output, output_path
+from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
 
 if TYPE_CHECKING:

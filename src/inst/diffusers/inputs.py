@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone
 from inst.errors import Argument, Call, UsageError, first_line, in_python
-from inst.learning.instant import instant_style
-from inst.pictures.io import Photo, read_photo, to_tensor
-from inst.pictures.srgb import flatten, to_srgb
+from inst.learning.instant import read_style
+from inst.pictures.given import read_one
 from inst.styles.style import Style
 
 Picture = Image.Image | np.ndarray[Any, Any] | Tensor
@@ -48,7 +47,7 @@ def read_photos(image: Picture | Sequence[Picture]) -> Tensor:
     several: Any = image
     if isinstance(image, Image.Image | list | tuple):
         given = [image] if isinstance(image, Image.Image) else image
-        several = [_read_image(one) / 2 + 0.5 if isinstance(one, Image.Image) else one for one in given]
+        several = [read_one(one).picture / 2 + 0.5 if isinstance(one, Image.Image) else one for one in given]
     try:
         photos: Tensor = _PHOTOS.preprocess(several)
     except (ValueError, RuntimeError, IndexError) as error:
@@ -76,31 +75,8 @@ def read_mask_image(mask: Picture) -> Tensor:
 def read_looks(backbone: Backbone, style: Look | Mapping[str, Look]) -> Style | dict[str, Style]:
     """Read a style, or several by placeholder. Raises InstError, or UsageError where something is no style."""
     if isinstance(style, Mapping):
-        return {name: _read_look(backbone, look) for name, look in style.items()}
-    return _read_look(backbone, style)
-
-
-def _read_look(backbone: Backbone, look: Look) -> Style:
-    if isinstance(look, Style):
-        return look
-    if isinstance(look, str | Path) and Path(look).suffix.lower() == ".safetensors":
-        return Style.load(look)
-    paintings = [look] if isinstance(look, str | Path | Image.Image) else look
-    if not isinstance(paintings, Sequence) or not all(isinstance(one, str | Path | Image.Image) for one in paintings):
-        raise UsageError(
-            f"A style of the type {type(look).__name__} cannot be used",
-            "give an inst.Style, the path of a style file, or a painting as an image or path",
-        )
-    read = [
-        Photo(_read_image(one)) if isinstance(one, Image.Image) else read_photo(one, flattened=True)
-        for one in paintings
-    ]
-    return instant_style(backbone, read)
-
-
-def _read_image(image: Image.Image) -> Tensor:
-    """[3, H, W] in [-1, 1]: upright, in sRGB, and laid over white, as a file would be read."""
-    return to_tensor(flatten(*to_srgb(ImageOps.exif_transpose(image))))
+        return {name: read_style(backbone, look) for name, look in style.items()}
+    return read_style(backbone, style)
 
 
 def noise_source(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from inst.errors import InstError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Endings of the files in a folder that are taken for pictures, in lower case."""
@@ -23,3 +26,19 @@ def picture_names(folder: Path) -> list[str]:
         # No `Path` of each: it would have Python remember the name as one that comes up often.
         named = (one for one in found if os.path.splitext(one.name)[1].lower() in PICTURE_ENDINGS)
         return sorted(one.name for one in named if not one.name.startswith(".") and not one.is_dir())
+
+
+def pictures_of(places: Sequence[Path]) -> list[Path]:
+    """Return the files, and of each folder the pictures in it by name. Raises InstError where a folder has none."""
+    files: list[Path] = []
+    for place in places:
+        if not place.is_dir():
+            files.append(place)
+            continue
+        inside = pictures_in(place)
+        if not inside:
+            raise InstError(
+                f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})", "give another folder, or a file"
+            )
+        files += inside
+    return files

@@ -17,13 +17,11 @@ from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.run import LearningDiverged as LearningDiverged
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
-from inst.learning.start import check_given, check_start, style_name
+from inst.learning.start import check_start, style_name
 from inst.learning.state import LearningState as LearningState
+from inst.pictures.given import Picture, read_several
 from inst.pictures.io import Photo
 from inst.styles.style import Style
-
-Painting = Photo
-"""What is learned from: a picture, and the name and hash of the file it came from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +78,7 @@ Learning = Generator[LearningStep, None, Style]
 
 def learn(
     backbone: Backbone,
-    paintings: Sequence[Painting],
+    paintings: Picture | Sequence[Picture],
     *,
     steps: int = 200,
     lr: float = 3e-4,
@@ -106,7 +104,8 @@ def learn(
 
     Args:
         backbone: any; one without image encoder allows the variant "direct" only.
-        paintings: one, or several of one style. Their opacity counts for nothing: read them flattened.
+        paintings: a painting, or several of one style: a path, a PIL image, an array, a tensor or an `inst.Photo`
+            (`inst.pictures.given.Picture`). Their opacity does not count.
         steps: at most this many; see `patience`. The rate falls with them (`inst.learning.run.learning_rate`).
         lr: Adam's learning rate of the network's weights, reached after a short warm-up; the vectors' free parts learn
             `inst.backbone.inversion.FREE_RATE` times as fast.
@@ -140,7 +139,8 @@ def learn(
     Warns:
         InstWarning: the variant is "direct" because there is no image encoder, not because it was asked for.
     """
-    check_given(backbone, paintings)
+    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    read = read_several(paintings, "painting")
     if resume is not None:
         check_type("A state to go on from", resume, LearningState, "read one with inst.LearningState.load")
     layers = None if layers is None else checked("layers", layers, "int")
@@ -186,13 +186,13 @@ def learn(
         patience=patience,
         seed=seed,
     )
-    check_start(backbone, paintings, settings, resume)
-    return _learn(backbone, paintings, settings, preview_every, name or style_name(paintings[0]), resume)
+    check_start(backbone, read, settings, resume)
+    return _learn(backbone, read, settings, preview_every, name or style_name(read[0]), resume)
 
 
 def _learn(
     backbone: Backbone,
-    paintings: Sequence[Painting],
+    paintings: Sequence[Photo],
     settings: LearningSettings,
     preview_every: int,
     name: str,

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from inst.arguments import check_type
 from inst.backbone.fingerprints import denoiser_fingerprint_of
 from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion
 from inst.backbone.loading.image_encoder import how_to_give
@@ -37,17 +36,6 @@ def check_start(
     backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings).vectors})
     if resume is not None:
         resume.check(settings, belongings(backbone, paintings, settings.variant))
-
-
-def check_given(backbone: Backbone, paintings: Sequence[Photo]) -> None:
-    """Raise UsageError unless there is a backbone, and at least one painting that was read."""
-    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
-    if not isinstance(paintings, Sequence):
-        raise UsageError(f"Paintings of the type {type(paintings).__name__} cannot be used", "give a list of them")
-    if not paintings:
-        raise UsageError("No painting is given", "give at least one")
-    for one in paintings:
-        check_type("A painting", one, Photo, "read it with inst.read_photo")
 
 
 def style_name(painting: Photo) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Photo:
     sha256: str = ""
 
 
-def read_photo(path: str | Path, *, flattened: bool = False) -> Photo:
+def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Photo:
     """Read a picture file, with its transparency and the hash of its bytes.
 
     Pixels that are wholly transparent come out in the colours of what shows around them, whatever colour the file hides
@@ -67,6 +68,15 @@ def read_photo(path: str | Path, *, flattened: bool = False) -> Photo:
             return Photo(to_tensor(flatten(colours, alpha)), None, path.name, digest)
         opacity = torch.from_numpy(np.array(alpha)).float() / 255
         return Photo(to_tensor(extend(colours, alpha)), opacity, path.name, digest)
+
+
+def read_painting(path: str | os.PathLike[str]) -> Photo:
+    """Read a picture file as paintings are looked at: laid over white where it is transparent.
+
+    Raises:
+        InstError: as `open_picture` does.
+    """
+    return read_photo(path, flattened=True)
 
 
 def read_picture(path: str | Path) -> Tensor:
@@ -106,14 +116,20 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     check_path("A mask", path)
     path = Path(path)
     with _open(path) as (_, image):
-        colours, alpha = split_alpha(image)
-        grey = torch.from_numpy(np.array(colours.convert("L"))).float() / 255
-        if alpha is not None:
-            opacity = torch.from_numpy(np.array(alpha)).float() / 255
-            showing = np.asarray(colours.convert("RGB"))[np.asarray(alpha) > 0]
-            one_colour = bool((showing == showing[:1]).all())
-            grey = opacity if one_colour else grey * opacity
-    return grey if size is None else _fit_mask(path, grey, size)
+        mask = mask_of(image)
+    return mask if size is None else fit_mask(str(path), mask, size)
+
+
+def mask_of(image: Image.Image) -> Tensor:
+    """The mask [H, W] in [0, 1] that an image of any mode stands for; see `read_mask`."""
+    colours, alpha = split_alpha(image)
+    grey = torch.from_numpy(np.array(colours.convert("L"))).float() / 255
+    if alpha is None:
+        return grey
+    opacity = torch.from_numpy(np.array(alpha)).float() / 255
+    showing = np.asarray(colours.convert("RGB"))[np.asarray(alpha) > 0]
+    one_colour = bool((showing == showing[:1]).all())
+    return opacity if one_colour else grey * opacity
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
@@ -146,8 +162,13 @@ def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
     """[3, H, W] in [-1, 1] (clamped) -> RGB image; with `alpha` [H, W] in [0, 1], RGBA. The inverse of `to_tensor`.
 
     Raises:
+        UsageError: the picture has another shape; a batch [1, 3, H, W] of one will do.
         InstError: the picture is not finite, which half precision can cause.
     """
+    if picture.dim() == 4 and len(picture) == 1:
+        picture = picture[0]
+    if picture.dim() != 3:
+        raise UsageError(f"A picture of the shape {list(picture.shape)} cannot be used", "give one, [3, H, W]")
     if not picture.isfinite().all():
         raise InstError("The picture holds values that are not finite", 'load the backbone with dtype "float32"')
     levels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
@@ -181,7 +202,7 @@ def save_picture(
     written at quality 95, JPEG without reducing the colours' resolution.
 
     Args:
-        picture: [3, H, W] in [-1, 1], or an image.
+        picture: [3, H, W] or [1, 3, H, W] in [-1, 1], or an image.
         path: ends in .png, .jpg, .jpeg or .webp.
         alpha: [H, W] in [0, 1], 1 = opaque.
         texts: what a PNG file is to carry, by keyword.
@@ -255,12 +276,13 @@ def _interpolate(picture: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(batch, size, mode="bicubic", antialias=True).reshape(*picture.shape[:-2], *size)
 
 
-def _fit_mask(path: Path, mask: Tensor, size: tuple[int, int]) -> Tensor:
+def fit_mask(name: str, mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask to `size` (height, width) of the photo. Raises UsageError where its proportions are others."""
     (found_height, found_width), (height, width) = mask.shape, size
     # A mask drawn on a smaller copy may be off by a pixel of that copy.
     if abs(found_height * width / height - found_width) > 1 + 0.01 * found_width:
         raise UsageError(
-            f"{path} is {found_width} x {found_height} pixels, but the photo is {width} x {height}",
+            f"{name} is {found_width} x {found_height} pixels, but the photo is {width} x {height}",
             "make a mask of the photo's proportions",
         )
     return resize_mask(mask, size)

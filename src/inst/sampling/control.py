@@ -19,6 +19,7 @@ from inst.backbone.loading.part import find_folder, load_weights
 from inst.backbone.model import Backbone
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
+from inst.pictures.given import read_one
 from inst.pictures.io import resize
 from inst.sampling.tiles import pad_to_multiple
 
@@ -48,8 +49,9 @@ class Control:
 
     Attributes:
         model: from `load_controlnet`.
-        picture: [3, H, W] in [-1, 1], such as a map of depth; of the photo's (or result's) proportions. None takes the
-            photo's own edges, for the kind "canny".
+        picture: such as a map of depth, of the photo's (or result's) proportions; a tensor [3, H, W] in [-1, 1], which
+            every other form (`inst.pictures.given.Picture`) is read into. None takes the photo's own edges, for the
+            kind "canny".
         kind: what the ControlNet was trained with: "canny", "depth", "normal", "pose" and so on.
         scale: how much it counts; 0 is not at all, 1 as trained.
     """
@@ -58,6 +60,10 @@ class Control:
     picture: Tensor | None = None
     kind: str = "canny"
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.picture is not None and not isinstance(self.picture, Tensor):
+            object.__setattr__(self, "picture", read_one(self.picture, "control picture").picture)
 
     def check(self, backbone: Backbone, size: tuple[int, int] | None) -> None:
         """Check that the control can be used, without computing anything.
@@ -84,13 +90,7 @@ class Control:
             )
         if self.picture is None:
             return
-        check_type("A control picture", self.picture, Tensor, "give a tensor (Photo.picture)")
-        if self.picture.dim() != 3 or self.picture.shape[0] != 3 or 0 in self.picture.shape:
-            raise UsageError(
-                f"A control picture of the shape {list(self.picture.shape)} cannot be used", "give [3, H, W]"
-            )
-        if not self.picture.is_floating_point() or not (self.picture.abs() <= 1).all():
-            raise UsageError("The control picture's values cannot be used", "give floating point numbers from -1 to 1")
+        read_one(self.picture, "control picture")  # says what is wrong with shape or values
         if size is not None:
             (high, wide), (height, width) = self.picture.shape[1:], size
             # A map that was made of a smaller copy may be off by a pixel of that copy.

@@ -5,22 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from inst.arguments import check_type
-from inst.errors import UsageError
 from inst.sampling.denoiser import Denoise
 from inst.sampling.tiles import pad_to_multiple
-
-
-def check_mask(mask: Tensor, height: int, width: int) -> None:
-    """Raise UsageError unless the mask is a tensor [height, width] in [0, 1]."""
-    check_type("A mask", mask, Tensor, "give a tensor (inst.pictures.io.read_mask)")
-    if tuple(mask.shape) != (height, width):
-        raise UsageError(
-            f"A mask of the shape {list(mask.shape)} does not fit a photo of [{height}, {width}] (height, width)",
-            "resize it to the photo's size",
-        )
-    if mask.is_complex() or not ((mask >= 0) & (mask <= 1)).all():  # NaN is neither
-        raise UsageError("The mask's values cannot be used", "give numbers from 0 (the photo stays) to 1 (the style)")
 
 
 def to_latents(mask: Tensor, size_multiple: int, downscale: int) -> Tensor:

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from inst.arguments import check_choice, check_type
 from inst.backbone.model import Backbone
 from inst.errors import UsageError
+from inst.pictures.given import Picture, read_batch, read_mask
 from inst.pictures.io import fit_size, resize, resize_mask
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_kind
-from inst.sampling.masks import check_mask, feather, masked, to_latents
+from inst.sampling.masks import feather, masked, to_latents
 from inst.sampling.noise import Seed
 from inst.sampling.solvers import Sampling, stoppable
 from inst.sampling.tiles import decode_any_size, encode_any_size
@@ -29,7 +29,7 @@ from inst.synthesis.tone import TONES, adain, keep_colours, paintings_of, palett
 
 def transfer(
     backbone: Backbone,
-    photo: Tensor,
+    photo: Picture | Sequence[Picture],
     style: Style | Mapping[str, Style],
     *,
     strength: float = 0.5,
@@ -43,7 +43,7 @@ def transfer(
     tone: str = "painting",
     style_weight: float = 1.0,
     size: int | None = None,
-    mask: Tensor | None = None,
+    mask: Picture | None = None,
     tile: int | None = None,
     control: Control | None = None,
 ) -> Sampling:
@@ -51,7 +51,8 @@ def transfer(
 
     Args:
         backbone: the frozen model.
-        photo: [3, H, W] or [B, 3, H, W] in [-1, 1], of any size and proportions.
+        photo: a photo of any size and proportions, or several of one size: a path, a PIL image, an array, a tensor
+            [3, H, W] or [B, 3, H, W] in [-1, 1], or an `inst.Photo` (`inst.pictures.given.Picture`).
         style: stands for `[C]` in the prompt; or several, by placeholder: `{"[C1]": one, "[C2]": other}`.
         strength: in [0, 1], how far from the photo the result may go. 0 is the photo as the autoencoder sees it, 1
             starts from nearly pure noise.
@@ -71,7 +72,8 @@ def transfer(
             photo's colours); see `inst.synthesis.tone`.
         style_weight: 1 is the style as learned, 0 none, more exaggerates it (`inst.synthesis.prompts.embed_prompts`).
         size: pixels of the results' short side; None is the size that the backbone was made for.
-        mask: [H, W] in [0, 1] of the photo's size: 1 where the style is wanted; where it is 0, the (resized) photo
+        mask: a path, a PIL image, an array or a tensor [H, W] in [0, 1], of the photo's size: 1 where the style is
+            wanted; where it is 0, the (resized) photo
             stays as it is to the bit. Edges are softened inwards.
         tile: pixels of the side of the tiles that the denoiser sees, rounded up to what it takes; 0 is no tiles. None
             is the backbone's native size for pictures with a side of more than twice that, else no tiles.
@@ -101,12 +103,11 @@ def transfer(
     check_choice("inversion", inversion, INVERSIONS)
     check_choice("tone", tone, TONES)
     paintings = paintings_of(styles) if tone == "painting" else []
-    photos = _check_photos(photo)
+    photos = read_batch(photo)
     if len(prompts) not in (1, len(photos)):
         raise UsageError(f"{len(prompts)} prompts do not fit {len(photos)} photos", "give one for all, or one for each")
     height, width = photos.shape[2:]
-    if mask is not None:
-        check_mask(mask, height, width)
+    inside_of = None if mask is None else read_mask(mask, (height, width))
     if control is not None:
         check_type("A control", control, Control, "make one with inst.Control")
         check_kind(control.kind, given=control.picture is not None, photo=True)
@@ -121,7 +122,7 @@ def transfer(
         )
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
         clean = encode_any_size(backbone, content).expand_as(plan.noise)
-        region = None if mask is None else resize_mask(mask.to(clean), (plan.height, plan.width))
+        region = None if inside_of is None else resize_mask(inside_of.to(clean), (plan.height, plan.width))
         inside = None if region is None else to_latents(region, backbone.size_multiple, backbone.downscale)
 
         target = clean
@@ -148,13 +149,3 @@ def transfer(
         return result
 
     return run()
-
-
-def _check_photos(photo: Tensor) -> Tensor:
-    check_type("A photo", photo, Tensor, "give a tensor (Photo.picture)")
-    photos = photo[None] if photo.dim() == 3 else photo
-    if photos.dim() != 4 or photos.shape[1] != 3 or 0 in photos.shape:
-        raise UsageError(f"A photo of the shape {list(photo.shape)} cannot be used", "give [3, H, W] or [B, 3, H, W]")
-    if not photos.is_floating_point() or not (photos.abs() <= 1).all():  # NaN is not either
-        raise UsageError("The photo's values cannot be used", "give floating point numbers from -1 to 1")
-    return photos.float()

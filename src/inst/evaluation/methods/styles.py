@@ -21,7 +21,7 @@ from inst.pictures.io import Photo, make_thumbnail
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
-from inst.synthesis.record import PictureRecord
+from inst.synthesis.painter import paint
 
 _BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
 
@@ -73,10 +73,8 @@ class StyleMethod:
             style.save(place)
 
         def repaint(photo: Photo) -> Repainted:
-            pictures = complete(transfer(self.backbone, photo.picture, style, **self.arguments))
-            settings = {**self.arguments, "flatten": photo.alpha is None}
-            record = PictureRecord.of("transfer", self.backbone, settings, {"[C]": style}, photo=photo, thumbnails=True)
-            return Repainted(pictures[0], record.texts())
+            painted = complete(paint(self.backbone, {"[C]": style}, self.arguments, photo=photo))
+            return Repainted(painted.picture, painted.record.texts())
 
         return repaint
 

@@ -1,0 +1,130 @@
+"""Every form of a picture gives the same pixels, and what is no picture is refused in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inst import InstError, Photo, UsageError, read_painting, save_picture
+from inst.pictures.given import read_batch, read_mask, read_one, read_several
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    Image.fromarray(LEVELS).save(tmp_path / "waves.png")
+    return tmp_path / "waves.png"
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "text": str,
+    "path": Path,
+    "open image": Image.open,
+    "uint8 array": lambda _: LEVELS,
+    "float array": lambda _: LEVELS / 255,
+    "half array": lambda _: (LEVELS / 255).astype(np.float32),
+    "opaque array": lambda _: np.concatenate([LEVELS, np.full((24, 32, 1), 255, np.uint8)], axis=2),
+    "tensor": lambda _: torch.from_numpy(LEVELS).permute(2, 0, 1) / 127.5 - 1,
+    "photo": read_painting,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_picture_gives_the_same_pixels(file: Path, form: str) -> None:
+    read = read_one(FORMS[form](file)).picture
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, read_painting(file).picture, rtol=0, atol=1e-6)
+
+
+def test_a_file_and_an_image_of_a_file_keep_the_name(file: Path) -> None:
+    assert read_one(file).name == read_one(Image.open(file)).name == "waves.png"
+    assert len(read_one(file).sha256) == 64
+    assert read_one(LEVELS).name == ""
+
+
+def test_a_grey_array_has_three_equal_channels() -> None:
+    read = read_one(LEVELS[:, :, 0]).picture
+    assert torch.equal(read[0], read[2])
+    torch.testing.assert_close(read[1], torch.from_numpy(LEVELS[:, :, 0]) / 127.5 - 1)
+
+
+def test_transparency_is_laid_over_white_in_every_form(tmp_path: Path) -> None:
+    clear = np.concatenate([LEVELS, np.zeros((24, 32, 1), np.uint8)], axis=2)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    for given in (tmp_path / "clear.png", Image.fromarray(clear), clear):
+        assert (read_one(given).picture == 1).all()
+
+
+def test_one_picture_or_several_are_read_alike(file: Path) -> None:
+    batch = torch.stack([read_one(file).picture] * 2)
+    for given in ([file, LEVELS], (str(file), Image.open(file)), batch, np.stack([LEVELS, LEVELS])):
+        assert len(read_several(given)) == 2
+        torch.testing.assert_close(read_batch(given), batch, rtol=0, atol=1e-6)
+    assert read_batch(file).shape == (1, 3, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (5, "photo of the type int cannot be used: give a path"),
+        ([], "No photo is given"),
+        (np.zeros((3, 24, 32, 3, 1)), "shape"),
+        (np.zeros((3, 24, 32)), r"shape \[3, 24, 32\].*array \[H, W, 3\], or a tensor \[3, H, W\]"),
+        (np.full((8, 8, 3), 200.0), "uint8 from 0 to 255, or floating point numbers from 0 to 1"),
+        (np.full((8, 8, 3), np.nan), "values cannot be used"),
+        (np.zeros((8, 8, 3), np.uint16), "values cannot be used"),
+        (torch.zeros(8, 8, 3), r"shape \[8, 8, 3\]"),
+        (torch.full((3, 8, 8), 2.0), "from -1 to 1"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "floating point numbers from -1 to 1"),
+        (torch.zeros(2, 4, 8, 8), "shape"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_what_to_give(given: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_batch(given)
+
+
+def test_pictures_of_several_sizes_make_no_batch(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"Photos of 16 x 8 and of 32 x 24 pixels make no batch"):
+        read_batch([file, torch.zeros(3, 8, 16)])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InstError, match=r"none\.png: no such file"):
+        read_one(tmp_path / "none.png")
+
+
+def test_every_form_of_a_mask_gives_the_same_values(tmp_path: Path) -> None:
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:, :16] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for given in (
+        tmp_path / "mask.png",
+        str(tmp_path / "mask.png"),
+        Image.fromarray(mask),
+        mask,
+        mask / 255,
+        mask > 0,
+        torch.from_numpy(mask) / 255,
+    ):
+        assert read_mask(given, (24, 32)).sum() == 24 * 16
+    assert read_mask(Image.fromarray(mask), (48, 64)).shape == (48, 64)
+    with pytest.raises(UsageError, match=r"shape \[24, 32\] does not fit a photo of \[48, 64\]"):
+        read_mask(mask, (48, 64))
+    with pytest.raises(UsageError, match="make a mask of the photo's proportions"):
+        read_mask(Image.fromarray(mask), (48, 48))
+
+
+def test_a_result_can_be_saved_as_it_comes(tmp_path: Path) -> None:
+    picture = torch.rand(1, 3, 16, 16) * 2 - 1
+    save_picture(picture, tmp_path / "one.png")
+    save_picture(picture[0], tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with pytest.raises(UsageError, match=r"shape \[2, 3, 16, 16\]"):
+        save_picture(picture.expand(2, -1, -1, -1), tmp_path / "three.png")
+    assert isinstance(read_one(tmp_path / "one.png"), Photo)
