@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer
 
+import inst
 from inst.cli import app
 from inst.cli.defaults import defaults_of
 
@@ -102,3 +103,24 @@ def test_the_documentation_has_commands_for_these_tests_to_check() -> None:
     assert len(commands(ROOT / "README.md")) >= 9
     assert len(commands(ROOT / "docs" / "migrating.md")) >= 6
     assert ["repeat"] in mentions(ROOT / "docs" / "migrating.md")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_every_link_to_a_file_of_the_project_leads_somewhere(page: Path) -> None:
+    for place in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in place:
+            assert (page.parent / place).exists(), f"{page.name} links to {place}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_of_the_package_in_the_documentation_exists(page: Path) -> None:
+    for name in re.findall(r"(?<![\w./])inst\.([A-Za-z_]+)\b(?!\.(?:py|md))", page.read_text(encoding="utf-8")):
+        assert name in dir(inst) or (ROOT / "src" / "inst" / name).exists(), f"{page.name} names inst.{name}"
+
+
+def test_the_map_of_the_package_names_every_room_once() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("##")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| [")]
+    named = [name for row in rows for name in re.findall(r"\[`([a-z/]+)`\]", row)]
+    inside = [place.stem for place in (ROOT / "src" / "inst").iterdir() if not place.name.startswith("_")]
+    assert sorted(name for name in named if "/" not in name) == sorted({*inside} - {"version", "py"})
