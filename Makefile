@@ -1,12 +1,12 @@
-# Everything happens in a virtual environment of this folder: nothing else on the machine is touched.
+# All targets use a virtual environment in this folder. Nothing else on the machine is changed.
 #
-#   make demo     install what is missing, then learn a style, transfer it, and say where the sheet of pictures is
-#   make test     install what is missing, then check style and types, and run the tests
-#   make format   put the style right
+#   make demo     install missing libraries, then learn a style, transfer it, and print the path of the sheet
+#   make test     install missing libraries, then check code style and types, and run the tests
+#   make format   format the code
 #   make wheel    build the wheel into dist/
-#   make clean    remove the environment and everything that was built
+#   make clean    remove the environment and all build results
 #
-# TORCH_INDEX_URL chooses another build of PyTorch, such as the small one for the CPU only; TORCH_SPEC another version:
+# TORCH_INDEX_URL chooses another build of PyTorch, such as the small CPU build. TORCH_SPEC chooses another version:
 #   make test TORCH_INDEX_URL=<the index of the CPU builds>
 #   make test TORCH_SPEC=torch TORCH_INDEX_URL=<the index of the builds for another CUDA>
 
@@ -32,8 +32,8 @@ demo: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing PyTorch: with CUDA's libraries (the default on Linux) about 3 GB to download and 7 GB on disk;"
-	@echo "a CPU build about 0.2 GB to download: set TORCH_INDEX_URL to an index of CPU builds."
+	@echo "Installing PyTorch. With CUDA libraries (the default on Linux): about 3 GB to download and 7 GB on disk."
+	@echo "A CPU build is about 0.2 GB to download: set TORCH_INDEX_URL to an index of CPU builds."
 	$(PIP) install $(CONSTRAINTS) $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") "$(or $(TORCH_SPEC),torch)"
 	@echo "Installing the other libraries: about 0.2 GB."
 	$(PIP) install $(CONSTRAINTS) --editable ".[dev,eval]"
@@ -46,7 +46,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# Many small models: more is gained by several processes than by threads within one.
+# The models are small, so several processes are faster than several threads.
 pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4
 

@@ -1,9 +1,9 @@
-"""Memory and time of transfer and learning on a model of Stable Diffusion 1.4's sizes, as JSON.
+"""Measure memory and time of transfer and learning on a model of the size of Stable Diffusion 1.4, as JSON.
 
     python benchmarks/full_size.py [--out full_size.json] [--device cuda] [--dtype float16]
 
-The weights are random: memory and time do not depend on what they are. With and without `low_memory`; the pictures make
-no sense. --tiny takes a model that is a thousand times smaller, to try the program out without an accelerator.
+It measures with and without `low_memory`. The weights are random, because memory and time do not depend on them, so the
+pictures have no meaning. --tiny uses a model that is a thousand times smaller, to try the program without a GPU.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def build(sizes: dict[str, dict[str, Any]], dtype: torch.dtype) -> Parts:
-    """Make all parts, with random weights, on the CPU."""
+    """Build all parts with random weights on the CPU."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     vae = AutoencoderKL(
@@ -110,7 +110,7 @@ def build(sizes: dict[str, dict[str, Any]], dtype: torch.dtype) -> Parts:
 
 
 def byte_tokenizer() -> CLIPTokenizer:
-    """A tokenizer of CLIP's size that knows single bytes only."""
+    """Return a tokenizer of CLIP's size with tokens for single bytes only."""
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters)]
     words += [f"unused{number}" for number in range(len(words), VOCABULARY - 2)]
@@ -119,7 +119,7 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 
 def measure(backbone: Backbone, steps: int) -> dict[str, dict[str, float]]:
-    """Transfer at the native size, and learning with the defaults: milliseconds a step, peak memory."""
+    """Measure transfer at the native size and learning with the defaults: milliseconds per step, peak memory."""
     size = backbone.native_size
     picture = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     style = Style(backbone.token_table[:8], backbone.fingerprint)
@@ -132,7 +132,7 @@ def measure(backbone: Backbone, steps: int) -> dict[str, dict[str, float]]:
 
 
 def timed(backbone: Backbone, start: Callable[[], Any]) -> dict[str, float]:
-    """Run something of several steps. Its first step, with what comes before, does not count for the time of a step."""
+    """Run a generator of several steps. The time of a step excludes the first step and all that runs before it."""
     cuda = backbone.device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -157,11 +157,13 @@ def timed(backbone: Backbone, start: Callable[[], Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure transfer and learning on a model of full size.")
-    parser.add_argument("--out", type=Path, default=Path("full_size.json"))
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--steps", type=int, default=20, help="of transfer, and of learning; at least 2")
-    parser.add_argument("--tiny", action="store_true", help="try the program out")
+    parser.add_argument("--out", type=Path, default=Path("full_size.json"), help="JSON file to write")
+    parser.add_argument("--device", help="device, such as cpu or cuda")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="steps of transfer and of learning, at least 2 (default 20)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="use a tiny model, to try the program")
     options = parser.parse_args()
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
@@ -179,7 +181,7 @@ def main() -> None:
         },
         "steps": options.steps,
     }
-    for low_memory in (False, True):  # in this order: what low_memory changes in the parts stays so
+    for low_memory in (False, True):  # in this order, because the changes of low_memory to the parts are permanent
         backbone = Backbone.of(parts, device, dtype, name, low_memory=low_memory)
         report["low_memory" if low_memory else "plain"] = measure(backbone, options.steps)
     text = json.dumps(report, indent=2)

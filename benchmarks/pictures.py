@@ -1,7 +1,7 @@
-"""The eight paintings and eight photos of the quality sheet: the demo's, and those in `pictures/` beside this file.
+"""The eight paintings and eight photos of the quality sheet, from the demo and from `pictures/` next to this file.
 
-All are free to ship; an `ORIGINS.md` in either folder says whose they are, under what licence, and where from.
-None is a training picture of the bundled backbone, nor nearly one.
+All can be distributed freely. An `ORIGINS.md` in each folder lists their authors, licences and sources. None of them,
+and no similar picture, was used to train the bundled backbone.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ PAINTINGS = (
         for name in ("entrance-hall", "langlois-bridge", "daffodils", "pearl-earring", "mona-lisa")
     ),
 )
-"""Paths, in the order of the sheet's columns."""
+"""Paths of the paintings, in the order of the sheet's columns."""
 
 PHOTOS = (
     *demo.PHOTOS,
     *(FOLDER / f"{name}.webp" for name in ("canyon", "gate", "horses", "street", "coffee", "tulips")),
 )
-"""Paths, in the order of the sheet's rows."""
+"""Paths of the photos, in the order of the sheet's rows."""

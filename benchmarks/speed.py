@@ -1,9 +1,9 @@
-"""Seconds and memory of the commands that a newcomer runs, each in a process of its own, as JSON.
+"""Measure seconds and memory of common commands, each in its own process, as JSON.
 
     python benchmarks/speed.py [--out speed.json] [--repeats 3] [--threads 2]
 
-Counted from the start of the process to its end, with all imports and with the backbone loaded. Absolute figures hold
-for one machine; compare two versions on the same one, with nothing else running.
+The time runs from the start of the process to its end, including all imports and the loading of the backbone. Absolute
+figures are valid for one machine only. To compare two versions, use the same machine with nothing else running.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEARNING_STEPS = 200
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """The command lines that are measured, by name; the later ones use what the earlier ones write."""
+    """Return the command lines to measure, by name. Later commands use files that earlier ones write."""
     painting, photo = str(PAINTINGS[0]), str(PHOTOS[0])
     style = str(folder / "style.safetensors")
     return {
@@ -47,7 +47,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(arguments: list[str], threads: int) -> tuple[float, float]:
-    """Run `inst` and return (seconds, GB of memory at the most)."""
+    """Run `inst` and return (seconds, peak memory in GB)."""
     program = [str(Path(sys.executable).with_name("inst")), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     begin = time.perf_counter()
@@ -62,9 +62,9 @@ def measure(arguments: list[str], threads: int) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the speed and memory of inst's commands.")
-    parser.add_argument("--out", type=Path, default=Path("speed.json"))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("speed.json"), help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each command (default 3)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     options = parser.parse_args()
     figures = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -140,7 +140,7 @@ def test_backbones_masks_controls_runs_and_states_of_a_wrong_type_are_refused(
         ("A control", lambda: generate(tiny_backbone, control=wrong)),
         ("A control", lambda: transfer(tiny_backbone, control=control.model)),
         ("A ControlNet", lambda: transfer(tiny_backbone, control=replace(control, model=wrong))),
-        ("A state to go on from", lambda: learn(tiny_backbone, resume=wrong)),
+        ("A state to resume from", lambda: learn(tiny_backbone, resume=wrong)),
         ("A run", lambda: inst.complete(wrong)),
         ("A run", lambda: inst.complete(style(tiny_backbone))),  # type: ignore[arg-type]
         ("A style", lambda: Style.mix([(wrong, 1)])),
@@ -173,7 +173,7 @@ def test_file_names_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wr
         lambda: inst.Backbone.load(config=[] if wrong is None else wrong),
         lambda: inst.Backbone.load(image_encoder=True if wrong is None else wrong),
     ):
-        with pytest.raises(UsageError, match=r"of the type .* cannot be used: give its name, a text or a pathlib"):
+        with pytest.raises(UsageError, match=r"of the type .* cannot be used: give its path as a text or a pathlib"):
             call()
 
 
@@ -203,7 +203,7 @@ def test_other_learning_settings_of_a_wrong_type_are_refused(tiny_backbone: inst
 def test_complex_masks_and_placeholders_that_are_no_text_are_refused(tiny_backbone: inst.Backbone) -> None:
     with pytest.raises(UsageError, match="mask's values cannot be used"):
         transfer(tiny_backbone, mask=torch.zeros(64, 64, dtype=torch.complex64))
-    with pytest.raises(UsageError, match='"1" is no placeholder'):
+    with pytest.raises(UsageError, match='"1" is not a placeholder'):
         transfer(tiny_backbone, style={1: style(tiny_backbone)})
 
 

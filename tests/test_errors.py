@@ -11,9 +11,9 @@ import pytest
 
 import inst
 from inst import InstError, InstWarning, UsageError
-from inst.cli.wording import on_the_command_line
-from inst.diffusers.inputs import in_a_pipeline
-from inst.errors import Argument, Call, in_the_words_of
+from inst.cli.wording import command_line_wording
+from inst.diffusers.inputs import pipeline_wording
+from inst.errors import Argument, Call, use_wording
 
 
 def an_error() -> UsageError:
@@ -35,7 +35,7 @@ def test_an_error_is_read_in_the_words_of_python_by_default() -> None:
 
 
 def test_the_command_line_reads_options_and_commands() -> None:
-    with in_the_words_of(on_the_command_line):
+    with use_wording(command_line_wording):
         assert str(an_error()) == "mini is blind: give --image-encoder a/b or use `inst style import`."
         assert str(InstError("bad", "add ", Argument("download", True))) == "bad: add --download."
         assert str(InstError("bad", "give ", Argument("config", "a b"))) == "bad: give --config 'a b'."
@@ -43,7 +43,7 @@ def test_the_command_line_reads_options_and_commands() -> None:
 
 
 def test_an_error_keeps_the_words_of_the_block_that_it_leaves() -> None:
-    with pytest.raises(UsageError) as caught, in_the_words_of(in_a_pipeline):
+    with pytest.raises(UsageError) as caught, use_wording(pipeline_wording):
         raise UsageError("bad", "give fewer ", Argument("steps"))
     assert str(caught.value) == "bad: give fewer `num_inference_steps`."
 
@@ -52,7 +52,7 @@ def test_a_warning_is_read_in_the_words_of_whoever_shows_it() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.warn(InstWarning("odd", "give ", Argument("variant", "direct")), stacklevel=1)
-    with in_the_words_of(on_the_command_line):
+    with use_wording(command_line_wording):
         assert str(caught[0].message) == "odd: give --variant direct."
 
 
@@ -64,7 +64,7 @@ def test_an_error_survives_copying_and_pickling(again: object) -> None:
 
 
 def test_an_error_said_of_something_keeps_its_remedy() -> None:
-    about = an_error().about("file.png: ")
+    about = an_error().with_prefix("file.png: ")
     assert str(about).startswith("file.png: mini is blind: give image_encoder")
     assert about.remedy == an_error().remedy
 
@@ -93,3 +93,9 @@ def strings(source: str) -> list[tuple[int, str]]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation
     ]
+
+
+def test_an_error_with_more_attributes_survives_copying_too(tiny_backbone: inst.Backbone) -> None:
+    style = inst.Style(vectors=tiny_backbone.token_table[:2], fingerprint="text space")
+    error = copy.copy(inst.LearningDiverged("bad", 3, style))
+    assert (str(error), error.step, error.last_good) == ("bad", 3, style)

@@ -1,10 +1,10 @@
-"""Stage 2: the autoencoder. L1 + LPIPS + a little KL on random crops, then a patch discriminator on top.
+"""Stage 2: the autoencoder, trained with L1 + LPIPS + a little KL on random crops, and later a patch discriminator.
 
     torchrun --nproc-per-node 4 recipes/mini/autoencoder.py --data SHARDS --out runs/autoencoder --minutes 10
 
-Writes `vae/` (diffusers' AutoencoderKL) into --out. Crops are taken at the pictures' own resolution: an autoencoder
-that sees enlarged pictures learns to blur. Once a denoiser stands on the latents,
-`--warm-start VAE --decoder-only` goes on with the decoder alone.
+Writes `vae/` (diffusers' AutoencoderKL) into --out. Crops are taken at the pictures' own resolution, because an
+autoencoder that is trained on enlarged pictures learns to blur. After a denoiser was trained on the latents,
+`--warm-start VAE --decoder-only` continues with the decoder alone.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from data import CANVAS, Pictures, exact_crops, load_shards
-from files import need, write_folder
+from files import require_folder, write_folder
 from inst.backbone.loading.part import load_weights
 from inst.errors import InstError, UsageError
 from inst.evaluation.metrics.lpips import LPIPS
-from options import real, whole
+from options import real_number, whole_number
 from sample import sheet
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
 LATENT_CHANNELS = 8
 GROUPS = 16
-"""Groups of channels that are normalised together; they divide every width."""
+"""Number of groups for group normalisation. Every width must be a multiple of it."""
 KL_WEIGHT = 1e-4
 SCALE_WEIGHT = 0.25
 ADVERSARIAL_WEIGHT = 0.04
 
 
 def build(widths: tuple[int, ...]) -> AutoencoderKL:
-    """A convolutional autoencoder, f8. No attention in the middle: trained on crops, it must serve any size."""
+    """Build a convolutional autoencoder, f8. It has no attention: it is trained on crops and used at any size."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(widths),
         up_block_types=("UpDecoderBlock2D",) * len(widths),
@@ -56,7 +56,7 @@ def build(widths: tuple[int, ...]) -> AutoencoderKL:
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Says of overlapping patches of about 38 px whether they are real (Isola et al. 2017), [B, 3, H, W] -> logits."""
+    """Classifies overlapping patches of about 38 px as real or not (Isola et al. 2017), [B, 3, H, W] -> logits."""
 
     def __init__(self, width: int = 64) -> None:
         def down(a: int, b: int) -> list[nn.Module]:
@@ -72,7 +72,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class Losses(nn.Module):
-    """The reconstruction losses of one batch, as one graph for the compiler."""
+    """Computes the reconstruction losses of one batch, as one graph for the compiler."""
 
     def __init__(self, vae: AutoencoderKL, lpips: LPIPS, lpips_weight: float, scaled: bool) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Losses(nn.Module):
         return (made.float() - real).abs().mean(), self.lpips(made, real).mean()
 
     def forward(self, real: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """real [B, 3, S, S], noise [B, C, S/8, S/8] -> (reconstructions, losses)."""
+        """Return (reconstructions, losses) for real [B, 3, S, S] and noise [B, C, S/8, S/8]."""
         moments = self.vae.quant_conv(self.vae.encoder(real)).float()
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
@@ -94,8 +94,8 @@ class Losses(nn.Module):
         values = {"l1": l1, "lpips": lpips, "kl": kl}
         if not self.scaled:
             return made, {"loss": total, **values}
-        # Latents that are scaled and turned shall decode to the scaled and turned picture: such latents have little
-        # fine noise of their own, and a diffusion model learns them faster (EQ-VAE, Kouzelis et al. 2025).
+        # Scaled and rotated latents must decode to the scaled and rotated picture. Such latents have little fine noise,
+        # and a diffusion model learns them faster (EQ-VAE, Kouzelis et al. 2025).
         half = len(real) // 2
         small = torch.rot90(F.avg_pool2d(latents[:half], 2), 1, (2, 3))
         small_l1, small_lpips = self.compare(
@@ -107,10 +107,10 @@ class Losses(nn.Module):
 
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, pictures: Pictures, batch: int, generator: torch.Generator) -> None:
-    """Make every latent channel zero-mean and of unit variance over the data, exactly, by the 1 x 1 convolutions.
+    """Normalise every latent channel to zero mean and unit variance over the data, inside the 1 x 1 convolutions.
 
-    Stable Diffusion's pipelines know one factor only; per-channel statistics would otherwise be lost. The factor that
-    remains, 1/std over all channels, goes into `scaling_factor` as measured.
+    Stable Diffusion's pipelines have only one factor, so per-channel statistics must go into the convolutions. The
+    remaining factor, 1/std over all channels, is measured and stored as `scaling_factor`.
     """
     device = pictures.pixels.device
 
@@ -136,39 +136,52 @@ def normalise(vae: AutoencoderKL, pictures: Pictures, batch: int, generator: tor
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = arguments("Train mini's autoencoder.")
-    parser.add_argument("--batch", type=whole(2), default=64, help="crops a step and process")
-    parser.add_argument("--crop", type=whole(32, CANVAS, multiple=16), default=128, help="side in pixels")
-    parser.add_argument("--rate", type=real(), default=5e-4, help="peak learning rate")
-    parser.add_argument("--widths", type=whole(GROUPS, multiple=GROUPS), nargs=4, default=[48, 96, 160, 192])
-    parser.add_argument("--lpips-weight", type=real(), default=0.5)
+    parser.add_argument(
+        "--batch", type=whole_number(2), default=64, help="crops for each step and process (default 64)"
+    )
+    parser.add_argument(
+        "--crop",
+        type=whole_number(32, CANVAS, multiple=16),
+        default=128,
+        help="side of the crops in pixels (default 128)",
+    )
+    parser.add_argument("--rate", type=real_number(), default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument(
+        "--widths",
+        type=whole_number(GROUPS, multiple=GROUPS),
+        nargs=4,
+        default=[48, 96, 160, 192],
+        help="channels of the four levels",
+    )
+    parser.add_argument("--lpips-weight", type=real_number(), default=0.5, help="weight of LPIPS (default 0.5)")
     parser.add_argument(
         "--adversarial-from",
-        type=real(1),
+        type=real_number(1),
         default=0.5,
-        help="share of the run after which the discriminator takes part",
+        help="share of the run after which the discriminator is used (default 0.5)",
     )
     parser.add_argument("--warm-start", type=Path, help="begin with the autoencoder of this folder")
-    parser.add_argument("--decoder-only", action="store_true", help="leave the latents of --warm-start as they are")
-    parser.add_argument("--perceptual", type=Path, help="VGG-16 and LPIPS weights (default: fetched)")
+    parser.add_argument("--decoder-only", action="store_true", help="train the decoder only; the latents do not change")
+    parser.add_argument("--perceptual", type=Path, help="file with VGG-16 and LPIPS weights (default: downloaded)")
     options = parser.parse_args(given)
     if options.decoder_only and not options.warm_start:
-        raise UsageError("--decoder-only goes on from a trained autoencoder: give --warm-start FOLDER")
+        raise UsageError("--decoder-only needs a trained autoencoder: give --warm-start FOLDER")
     box = TimeBox(options.minutes, options.steps)
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
 
     pictures = load_shards(options.data, device=device, only="train")
-    apart = load_shards(options.data, only="holdout")
-    shown = apart.subset(range(min(16, len(apart)))).at_size(256).to(device)
+    held_out = load_shards(options.data, only="holdout")
+    sheet_pictures = held_out.subset(range(min(16, len(held_out)))).at_size(256).to(device)
     large_enough = (pictures.native >= options.crop).nonzero().flatten()
     if not len(large_enough):
         raise InstError(
-            f"no picture has the {options.crop} px of a crop: give --data larger ones, or --crop a smaller side"
+            f"no picture is as large as a crop of {options.crop} px: give --data larger pictures, or a smaller --crop"
         )
     vae = build(tuple(options.widths))
     if options.warm_start:
-        vae = load_weights(AutoencoderKL, need(options.warm_start), torch.float32)
+        vae = load_weights(AutoencoderKL, require_folder(options.warm_start), torch.float32)
     if options.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -176,22 +189,22 @@ def main(given: Sequence[str] | None = None) -> None:
     discriminator = PatchDiscriminator().to(device)
     channels_last(vae)
     channels_last(discriminator)
-    workers.same_everywhere(vae)
-    workers.same_everywhere(discriminator)
+    workers.broadcast(vae)
+    workers.broadcast(discriminator)
     lpips = LPIPS.load(options.perceptual).to(device).requires_grad_(False)
-    # Where the encoder stays as it is, nothing is left to be learned from scaled latents.
+    # If the encoder does not change, the loss of scaled latents has no use.
     losses = Losses(vae, lpips, options.lpips_weight, scaled=not options.decoder_only)
-    measured = losses if options.no_compile else torch.compile(losses)
-    judge = discriminator if options.no_compile else torch.compile(discriminator)
+    compiled_losses = losses if options.no_compile else torch.compile(losses)
+    compiled_discriminator = discriminator if options.no_compile else torch.compile(discriminator)
 
     generator = torch.Generator(device).manual_seed(options.seed + workers.rank)
-    making = optimiser([vae], options.rate, 0.01, (0.9, 0.99))
-    judging = optimiser([discriminator], options.rate / 2, 0.0, (0.5, 0.9))
+    vae_optimiser = optimiser([vae], options.rate, 0.01, (0.9, 0.99))
+    discriminator_optimiser = optimiser([discriminator], options.rate / 2, 0.0, (0.5, 0.9))
     training = Training(
         workers,
         options.out,
         {"vae": vae, "discriminator": discriminator},
-        {"vae": making, "discriminator": judging},
+        {"vae": vae_optimiser, "discriminator": discriminator_optimiser},
         {"vae": EMA(vae, 0.999)},
         generator,
         box,
@@ -200,7 +213,7 @@ def main(given: Sequence[str] | None = None) -> None:
     training.resume()
 
     def advance(progress: float) -> Mapping[str, Tensor]:
-        for opt, peak in ((making, options.rate), (judging, options.rate / 2)):
+        for opt, peak in ((vae_optimiser, options.rate), (discriminator_optimiser, options.rate / 2)):
             for group in opt.param_groups:
                 group["lr"] = learning_rate(progress, training.step, peak)
         at = torch.randint(len(large_enough), (options.batch,), generator=generator, device=device)
@@ -210,41 +223,44 @@ def main(given: Sequence[str] | None = None) -> None:
         noise = torch.randn(options.batch, LATENT_CHANNELS, side, side, generator=generator, device=device)
         adversarial = progress >= options.adversarial_from
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            made, values = measured(real, noise)
+            made, values = compiled_losses(real, noise)
             total = values["loss"]
             if adversarial:
                 discriminator.requires_grad_(False)
-                values["fooling"] = -judge(made).float().mean()
+                values["fooling"] = -compiled_discriminator(made).float().mean()
                 discriminator.requires_grad_(True)
-                # The critic is a stranger at first: its word gains weight over a twentieth of the run.
+                # The discriminator is untrained at first, so its weight grows over a twentieth of the run.
                 weight = ADVERSARIAL_WEIGHT * min(1.0, (progress - options.adversarial_from) * 20)
                 total = total + weight * values["fooling"]
-        making.zero_grad(set_to_none=True)
+        vae_optimiser.zero_grad(set_to_none=True)
         total.backward()
         workers.average_gradients(vae.parameters())
         values["gradient"] = nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        making.step()
+        vae_optimiser.step()
         if adversarial:
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                on_real, on_made = judge(real).float(), judge(made.detach()).float()
+                on_real, on_made = compiled_discriminator(real).float(), compiled_discriminator(made.detach()).float()
                 values["judging"] = F.relu(1 - on_real).mean() + F.relu(1 + on_made).mean()
-            judging.zero_grad(set_to_none=True)
+            discriminator_optimiser.zero_grad(set_to_none=True)
             values["judging"].backward()
             workers.average_gradients(discriminator.parameters())
-            judging.step()
+            discriminator_optimiser.step()
         values["psnr"] = -10 * (((made.detach().float() - real) / 2) ** 2).mean((1, 2, 3)).log10().mean()
         return values
 
     @torch.no_grad()
     def draw(path: Path) -> None:
-        made = vae.decode(vae.encode(shown).latent_dist.mean).sample.clamp(-1, 1)
-        psnr = [-10 * float((((m - s) / 2) ** 2).mean().log10()) for m, s in zip(made, shown, strict=True)]
-        print(f"held out: {sum(psnr) / len(psnr):.2f} dB, LPIPS {float(lpips(made, shown).mean()):.3f}", flush=True)
-        pairs = torch.stack([shown, made], 1).flatten(0, 1).cpu()
+        made = vae.decode(vae.encode(sheet_pictures).latent_dist.mean).sample.clamp(-1, 1)
+        psnr = [-10 * float((((m - s) / 2) ** 2).mean().log10()) for m, s in zip(made, sheet_pictures, strict=True)]
+        print(
+            f"held out: {sum(psnr) / len(psnr):.2f} dB, LPIPS {float(lpips(made, sheet_pictures).mean()):.3f}",
+            flush=True,
+        )
+        pairs = torch.stack([sheet_pictures, made], 1).flatten(0, 1).cpu()
         sheet(pairs, [text for p in psnr for text in ("", f"{p:.1f} dB")], path, columns=8)
 
     training.run(advance, sheet=draw, log_every=options.log_every, save_every_seconds=options.save_every)
-    if workers.leads:
+    if workers.is_first:
         training.emas["vae"].swap()
         vae.to(memory_format=torch.contiguous_format)
         if not options.decoder_only:

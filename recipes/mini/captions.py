@@ -1,4 +1,4 @@
-"""What is said about a picture in training: its captions, and sentences around the placeholder `[C]`."""
+"""The texts for a picture in training: its captions, and sentences with the placeholder `[C]`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPTS = (
     "a baroque portrait",
     "a photo of a house",
 )
-"""What every sheet shows, so that sheets can be compared."""
+"""The prompts of every sheet, so that sheets can be compared."""
 
 _WHOLE = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
 _AFTER = ("{} in the style of [C]", "{}, [C] style")
@@ -32,31 +32,31 @@ _MEDIUM = re.compile(r"^an? (?:.{0,30}? )?(?:painting|photo|photograph|cartoon|p
 
 
 def plain(captions: Sequence[str]) -> list[str]:
-    """The captions with their articles put right ('a impressionist' reads 'an impressionist')."""
+    """Return the captions with corrected articles ('an impressionist' instead of 'a impressionist')."""
     return [_ARTICLE.sub("an ", caption) for caption in captions]
 
 
 def styled(captions: Sequence[str]) -> list[str]:
-    """Sentences in which `[C]` stands for the style: alone, and after what the picture shows."""
+    """Return sentences with `[C]` for the style: alone, and after a description of the picture."""
     bare = dict.fromkeys(_MEDIUM.sub("", caption) for caption in plain(captions))
     return [*_WHOLE, *(form.format(text) for text in bare for form in _AFTER)]
 
 
-def room(tokenizer: Any) -> int:
-    """The most vectors that `[C]` can have in prompts of `tokenizer`: those beside the longest text after a `[C]`."""
+def most_vectors(tokenizer: Any) -> int:
+    """Return the largest number of vectors for `[C]` that fits in a prompt with the longest text after `[C]`."""
     after = [sentence.partition("[C]")[2] for sentence in (*_WHOLE, *_AFTER)]
     longest = max(len(ids) for ids in tokenizer(after, add_special_tokens=False)["input_ids"])
     return max(0, tokenizer.model_max_length - 2 - longest)
 
 
 class CaptionBank:
-    """The tokens of up to `variants` captions of every picture, on the device, to draw from in every step.
+    """Holds the tokens of up to `variants` captions of every picture on the device. Each step draws from them.
 
     Args:
         captions: the captions of N pictures.
         tokenizer: mini's tokenizer.
-        vectors: number of vectors that stand for `[C]`.
-        variants: captions kept a picture; with fewer, they repeat.
+        vectors: number of vectors for `[C]`.
+        variants: number of captions for each picture; if a picture has fewer, they repeat.
         form: `plain`, `styled`, or any function from the captions of a picture to sentences.
     """
 
@@ -81,16 +81,16 @@ class CaptionBank:
         self.ids, self.slots = ids.to(device), slots.to(device)  # [sentences, L] each
 
     def draw(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """One random caption of each picture at `index` [B]: (ids [B, L], slots [B, L], sentence numbers [B])."""
+        """Draw a random caption of each picture at `index` [B]: (ids [B, L], slots [B, L], sentence numbers [B])."""
         pick = torch.randint(self.variants, (len(index),), generator=generator, device=index.device)
         sentence = self.sentence[index, pick]
         return self.ids[sentence], self.slots[sentence], sentence
 
 
 def _tokens(tokenizer: Any, sentences: Sequence[str], vectors: int) -> tuple[Tensor, Tensor]:
-    """Token ids and slots [sentences, L] as `inst.backbone.tokens.tokenize` makes them, for a hundred thousand at once.
+    """Return token ids and slots [sentences, L] as `inst.backbone.tokens.tokenize` does, but for 100,000 at once.
 
-    Too long a sentence loses words before its `[C]`, or at its end where there is none, rather than being an error.
+    A sentence that is too long loses words before its `[C]`, or at its end if it has no `[C]`. It is not an error.
     """
     halves = [sentence.partition("[C]") for sentence in sentences]
     texts = list(dict.fromkeys(text for head, _, tail in halves for text in (head, tail)))

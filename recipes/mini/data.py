@@ -1,8 +1,8 @@
-"""Pictures and captions out of WebDataset shards, held as one uint8 tensor, and random crops of them on the device.
+"""Read pictures and captions from WebDataset shards into one uint8 tensor, and cut random crops on the device.
 
 A shard is a tar file of pairs `KEY.webp` (or .jpg, .png) and `KEY.json` = {"captions": [...], "kind": "art"|"photo",
-"source": "..."}. Every picture is kept at its own size up to 256 px (nothing is enlarged here): the top left
-`native` pixels of a 256 px canvas.
+"source": "..."}. Every picture keeps its own size up to 256 px and fills the top left `native` pixels of a 256 px
+canvas. Nothing is enlarged here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from inst.errors import InstError, first_line
 
 CANVAS = 256
 HOLDOUT = 1000
-"""Pictures kept out of every stage: those with the smallest SHA-256 of their bytes, so that any order agrees."""
+"""Number of pictures that no stage uses for training: those with the smallest SHA-256, in whatever order they come."""
 
-TOO_FEW = "there is too little data: all of it is held out, and nothing left to learn from; give --data more pictures"
+TOO_FEW = "there is too little data: all of it is held out, and none is left for training; give --data more pictures"
 
 _PARTS = {"webp": "picture", "jpg": "picture", "jpeg": "picture", "png": "picture", "json": "json"}
 
@@ -39,11 +39,11 @@ class Pictures:
 
     Attributes:
         pixels: [N, 3, 256, 256] uint8; picture i fills the top left `native[i]` square, the rest is 0.
-        native: [N] side in pixels of each square picture before any enlarging (at most 256).
-        captions: the captions of each picture, never empty.
+        native: [N] side in pixels of each square picture before it is enlarged (at most 256).
+        captions: the captions of each picture, at least one.
         kinds: "art" or "photo".
-        sources: name of the collection that each came from.
-        holdout: [N] bool, True for pictures that no stage may train on.
+        sources: name of the collection of each picture.
+        holdout: [N] bool, True for pictures that no stage may use for training.
     """
 
     pixels: Tensor
@@ -57,7 +57,7 @@ class Pictures:
         return len(self.captions)
 
     def subset(self, index: Tensor | Sequence[int]) -> Pictures:
-        """The pictures at these positions, in this order."""
+        """Return the pictures at these positions, in this order."""
         chosen = torch.as_tensor(index, dtype=torch.long)
         at = chosen.tolist()
         device = self.pixels.device
@@ -72,22 +72,22 @@ class Pictures:
         )
 
     def to(self, device: torch.device | str) -> Pictures:
-        """The same pictures with their tensors on `device`."""
+        """Return the same pictures with their tensors on `device`."""
         return replace(self, pixels=self.pixels.to(device), native=self.native.to(device))
 
     def train(self) -> Pictures:
-        """The pictures that a stage may learn from; an InstError if there are none."""
+        """Return the pictures for training. Raises InstError if there are none."""
         chosen = (~self.holdout).nonzero().flatten()
         if not len(chosen):
             raise InstError(TOO_FEW)
         return self.subset(chosen)
 
     def held_out(self) -> Pictures:
-        """The pictures that are only measured on."""
+        """Return the pictures that are only used for measurements."""
         return self.subset(self.holdout.nonzero().flatten())
 
     def at_size(self, size: int, index: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Whole pictures at `size` px, [n, 3, size, size] in [-1, 1]; enlarged once where they are smaller."""
+        """Return whole pictures at `size` px, [n, 3, size, size] in [-1, 1]. Smaller pictures are enlarged."""
         at = range(len(self)) if index is None else torch.as_tensor(index).tolist()
         out = []
         for i in at:
@@ -100,7 +100,7 @@ class Pictures:
 
 
 def shards_of(folder: str | Path) -> list[Path]:
-    """The tar files of `folder`, sorted; an InstError if there are none."""
+    """Return the tar files of `folder`, sorted. Raises InstError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InstError(f"{folder}: no such folder; give --data a folder with WebDataset shards (*.tar)")
@@ -111,12 +111,12 @@ def shards_of(folder: str | Path) -> list[Path]:
 
 
 def read_shard(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
-    """Yield (name, picture bytes, record) of each pair in a shard; other files in it are passed over.
+    """Yield (name, picture bytes, record) of each pair in a shard. Other files in it are skipped.
 
-    The name is that of the shard and of the picture in it, for messages.
+    The name contains the shard and the picture in it, for messages.
 
     Raises:
-        InstError: the shard is truncated or damaged, half of a pair is missing, or a caption file has no captions.
+        InstError: the shard is truncated or damaged, one file of a pair is missing, or a caption file has no captions.
     """
     waiting: dict[str, dict[str, tuple[str, bytes]]] = {}
     try:
@@ -139,13 +139,15 @@ def read_shard(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
     _check_end(shard, end)
     if waiting:
         stem = next(iter(waiting))
-        raise InstError(f"{shard}:{stem}: a picture without its .json or the other way round; make the shard again")
+        raise InstError(
+            f"{shard}:{stem}: a picture without its .json, or a .json without its picture; make the shard again"
+        )
 
 
 def _check_end(shard: Path, end: int) -> None:
-    """Raise InstError unless nothing but an archive's usual end, a few KiB of zeros, follows byte `end`.
+    """Raise InstError unless only the usual end of an archive, a few KiB of zeros, follows byte `end`.
 
-    tarfile takes a header that it cannot read for the end, and a cut at a member's boundary too.
+    tarfile reads an unreadable header, or a cut at the boundary of a member, as the end of the archive.
     """
     with shard.open("rb") as file:
         file.seek(end)
@@ -170,9 +172,9 @@ def _record(name: str, text: bytes) -> dict[str, object]:
 
 
 def held_out(pictures: Sequence[bytes]) -> list[bool]:
-    """Which of these picture files are kept out of every stage: the `HOLDOUT` smallest SHA-256.
+    """Return which of these picture files are held out: those with the `HOLDOUT` smallest SHA-256.
 
-    A small set (a smoke test) keeps a tenth apart, so that there is something to learn from.
+    Of a small set (a smoke test), only a tenth is held out, so that some pictures are left for training.
     """
     digests = [hashlib.sha256(data).hexdigest() for data in pictures]
     smallest = set(sorted(digests)[: min(HOLDOUT, max(1, len(pictures) // 10))])
@@ -184,7 +186,7 @@ def _decode(name: str, data: bytes) -> tuple[Tensor, int]:
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
     except Exception as error:
-        # What Pillow says over an unknown format names the buffer in memory.
+        # Pillow's message for an unknown format names the buffer in memory, which does not help the user.
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise InstError(f"{name}: the picture does not decode ({reason}); leave it out of the shard") from error
     side = min(picture.size)
@@ -200,12 +202,12 @@ def load_shards(folder: str | Path, *, device: torch.device | str = "cpu", only:
     """Read every shard of `folder` and decode its pictures on all cores.
 
     Args:
-        folder: where the `*.tar` shards are.
-        device: where `pixels` and `native` shall be.
-        only: "train" or "holdout" decodes just those; None all.
+        folder: the folder with the `*.tar` shards.
+        device: the device for `pixels` and `native`.
+        only: "train" or "holdout" decodes only those pictures; None decodes all.
 
     Raises:
-        InstError: names the shard, picture or caption file that is wrong, and what to do.
+        InstError: a shard, a picture or a caption file is wrong. The message names it and the remedy.
     """
     rows = [row for shard in shards_of(folder) for row in read_shard(shard)]
     if not rows:
@@ -240,7 +242,7 @@ def load_shards(folder: str | Path, *, device: torch.device | str = "cpu", only:
 def random_squares(
     pictures: Pictures, index: Tensor, scale: tuple[float, float], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw one random square of each picture at `index` [B]: side in `scale` of the picture's own.
+    """Draw one random square of each picture at `index` [B], with a side in the range `scale` of the picture's side.
 
     Returns:
         boxes [B, 3] as (left, top, side) in pixels (floats), and flips [B] bool.
@@ -254,13 +256,14 @@ def random_squares(
 
 
 def cut(pictures: Pictures, index: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Cut squares out of pictures and bring them to `size` px, bilinear, in one batched operation on the device.
+    """Cut squares out of pictures and resize them to `size` px, bilinear, in one batched operation on the device.
 
-    Reductions beyond 2 alias a little; crops here are never reduced that far. Returns [B, 3, size, size] in [-1, 1].
+    A reduction by more than 2 would alias a little, but crops here are never reduced that much. Returns
+    [B, 3, size, size] in [-1, 1].
     """
     unit = (torch.arange(size, device=boxes.device, dtype=torch.float32) + 0.5) / size
     across = torch.where(flips[:, None], 1 - unit, unit)
-    # Sampling stays half a pixel inside the box: the canvas beyond a small picture is black.
+    # Sampling stays half a pixel inside the box, because the canvas outside a small picture is black.
     left, top, side = boxes[:, 0:1], boxes[:, 1:2], boxes[:, 2:3]
 
     def positions(start: Tensor, along: Tensor) -> Tensor:
@@ -276,9 +279,9 @@ def cut(pictures: Pictures, index: Tensor, boxes: Tensor, flips: Tensor, size: i
 
 
 def exact_crops(pictures: Pictures, index: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Random flipped crops of `size` px without any resampling, [B, 3, size, size] in [-1, 1].
+    """Return random crops of `size` px, some flipped, without resampling, [B, 3, size, size] in [-1, 1].
 
-    Pictures smaller than `size` are enlarged to it first: give indices of pictures that are large enough.
+    Pictures smaller than `size` are enlarged to it first, so give indices of pictures that are large enough.
     """
     device = pictures.pixels.device
     draw = torch.rand(3, len(index), generator=generator, device=device)

@@ -1,9 +1,9 @@
-"""Stage 5: put the trained parts together as one model in the diffusers folder layout, fp16, and check that it loads.
+"""Stage 5: combine the trained parts into one fp16 model in the diffusers folder layout, and check that it loads.
 
     python recipes/mini/export.py --tokenizer runs/tokenizer/tokenizer --autoencoder runs/autoencoder/vae \
         --pair runs/pair --unet runs/unet --out src/inst/models/mini
 
---out, a new folder or that of an earlier export, is replaced as a whole; its model card and figures stay.
+--out is a new folder or the folder of an earlier export, which is replaced. Its model card and figures stay.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import diffusers
 import torch
 from safetensors.torch import load_file, save_file
 
-from files import need, write_folder
+from files import require_folder, write_folder
 from inst import Backbone
 from inst.errors import InstError, UsageError
-from tokenizer import load_as_in
+from tokenizer import load_matching
 
 LIMIT = 92_000_000
-"""Bytes in all: with code and demo pictures the wheel must stay under the 100 MB that package indexes accept."""
+"""Largest total size in bytes. With code and pictures, the wheel must be under the 100 MB limit of package indexes."""
 
 KEPT = ("MODEL_CARD.md", "figures.json")
 """Files of the model's folder that no stage writes."""
@@ -43,7 +43,7 @@ INDEX = {
     "requires_safety_checker": False,
     "safety_checker": [None, None],
     "scheduler": ["diffusers", "DDIMScheduler"],
-    # The weights keep text_projection, which this class ignores and our own loader reads.
+    # The weights contain text_projection. This class ignores it, but the loader of inst reads it.
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"],
@@ -59,12 +59,12 @@ def export(parts: dict[str, Path], out: Path) -> int:
         out: the model's folder.
 
     Raises:
-        InstError: a part is missing or does not fit the others, or the whole is over `LIMIT`. Nothing is replaced.
-        UsageError: `out` is there and holds something else than a model. Nothing is replaced.
+        InstError: a part is missing or does not fit the others, or the size is over `LIMIT`. Nothing is replaced.
+        UsageError: `out` exists and contains something other than a model. Nothing is replaced.
     """
     for folder in parts.values():
-        need(folder)
-    out = out.resolve()  # a link stays one, and "." has a name
+        require_folder(folder)
+    out = out.resolve()  # a link stays a link, and "." gets a name
     _check_replaceable(out, parts)
     size = 0
 
@@ -79,9 +79,9 @@ def export(parts: dict[str, Path], out: Path) -> int:
             _to_half(file)
         for config in made.glob("*/config.json"):
             content = json.loads(config.read_text())
-            content.pop("_name_or_path", None)  # where a warm start began: a place on the machine that trained it
+            content.pop("_name_or_path", None)  # after a warm start: a path on the machine that trained it
             if config.parent.name in ("text_encoder", "image_encoder"):
-                # With "float16" here transformers would load these parts in fp16 beside others in fp32.
+                # With "float16", transformers would load these parts in fp16 and the others in fp32.
                 content["dtype"] = "float32"
             _write_json(config, content)
         _write_json(made / INDEX_NAME, INDEX)
@@ -97,7 +97,7 @@ def export(parts: dict[str, Path], out: Path) -> int:
 
 
 def _check_replaceable(out: Path, parts: Iterable[str]) -> None:
-    """Raise UsageError where `out` holds what no export writes: it would be lost."""
+    """Raise UsageError if `out` contains files that no export writes, because they would be lost."""
     if not out.exists():
         return
     if not out.is_dir():
@@ -111,9 +111,9 @@ def _check_replaceable(out: Path, parts: Iterable[str]) -> None:
         else:
             known = path.suffix in (".json", ".safetensors") or path.name == "merges.txt"
         if not known:
-            raise UsageError(f"{path}: is not of a model and would be lost; move it away, or give --out another folder")
+            raise UsageError(f"{path}: is no part of a model and would be lost; move it, or give --out another folder")
     if any(out.iterdir()) and not (out / INDEX_NAME).is_file():
-        raise UsageError(f"{out}: holds no model ({INDEX_NAME}) that could be replaced; give --out another folder")
+        raise UsageError(f"{out}: contains no model ({INDEX_NAME}) to replace; give --out another folder")
 
 
 def _to_half(file: Path) -> None:
@@ -130,14 +130,14 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Put mini's parts together.")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--pair", type=Path, required=True, help="folder with tokenizer/, text_encoder/ ...")
-    parser.add_argument("--unet", type=Path, required=True, help="folder with unet/, scheduler/ and inversion/")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description="Combine mini's parts into one model.")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder tokenizer/ of stage 1")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="folder vae/ of stage 2")
+    parser.add_argument("--pair", type=Path, required=True, help="folder of stage 3 (tokenizer/, text_encoder/ ...)")
+    parser.add_argument("--unet", type=Path, required=True, help="folder of stage 4 (unet/, scheduler/, inversion/)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     options = parser.parse_args(given)
-    load_as_in(options.pair, options.tokenizer)
+    load_matching(options.pair, options.tokenizer)
     parts = {"tokenizer": options.tokenizer, "vae": options.autoencoder}
     parts |= {name: options.pair / name for name in ("text_encoder", "image_encoder", "feature_extractor")}
     parts |= {name: options.unet / name for name in ("unet", "scheduler", "inversion")}

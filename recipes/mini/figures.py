@@ -1,6 +1,6 @@
-"""The measurements behind the model card, each a function from a backbone and held-out pictures to plain numbers.
+"""The measurements for the model card. Each function takes a backbone and held-out pictures and returns numbers.
 
-Everything random comes from a generator on the CPU with a fixed seed, so that every machine measures the same thing.
+All random numbers come from a generator on the CPU with a fixed seed, so that every machine measures the same.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from inst.evaluation.metrics.lpips import LPIPS
 Figures = dict[str, Any]
 
 COMMON = 224
-"""Side in pixels at which denoising is measured: the smaller size of the training, so that no picture is enlarged."""
+"""Picture size in pixels for denoising errors: the smaller training size, so that no picture is enlarged."""
 TIMESTEPS = (100, 300, 500, 700, 900)
 SIZES = (f"{CANVAS} px", "enlarged")
 OWN_WORD = styled(["a picture"])[1]
-"""The sentence around the pseudo-word, one of those that the inversion module was trained with."""
+"""A sentence with the pseudo-word, one of the sentences that the inversion module was trained with."""
 
 
 def batches(count: int, size: int) -> Iterator[range]:
-    """range(count) in pieces of `size`."""
+    """Yield range(count) in pieces of `size`."""
     for start in range(0, count, size):
         yield range(start, min(start + size, count))
 
 
-def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU."""
+def cpu_generator(seed: int) -> torch.Generator:
+    """Return a generator on the CPU with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
-def fitting(backbone: Backbone, caption: str) -> str:
-    """The caption, cut after the last word that the text encoder has room for, without square brackets."""
+def shorten_caption(backbone: Backbone, caption: str) -> str:
+    """Return the caption without square brackets, cut after the last word that fits into the text encoder."""
     caption = caption.replace("[", "(").replace("]", ")")
     room = backbone.tokenizer.model_max_length - 2
     while len(backbone.tokenizer(caption, add_special_tokens=False, verbose=False)["input_ids"]) > room:
@@ -52,25 +52,25 @@ def fitting(backbone: Backbone, caption: str) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Which weights a backbone's folder holds: 16 hexadecimal digits of SHA-256 over all its safetensors files.
+    """Return 16 hexadecimal digits of a SHA-256 over all safetensors files of a backbone's folder.
 
-    Each counts with its bytes and its path inside the folder, in the order of the paths.
+    It covers the bytes and the relative path of each file, in the order of the paths.
     """
     digest = hashlib.sha256()
     for name in sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")):
         with (folder / name).open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{content}  {name}\n".encode())  # the lines that sha256sum prints
+        digest.update(f"{content}  {name}\n".encode())  # the same lines as sha256sum prints
     return digest.hexdigest()[:16]
 
 
 def one_caption(backbone: Backbone, pictures: Pictures, seed: int) -> list[str]:
-    """For each picture one of its captions, drawn at random."""
-    generator = seeded(seed)
+    """Return a random caption of each picture."""
+    generator = cpu_generator(seed)
     drawn = []
     for captions in pictures.captions:
         choice = plain(captions)[int(torch.randint(len(captions), (), generator=generator))]
-        drawn.append(fitting(backbone, choice))
+        drawn.append(shorten_caption(backbone, choice))
     return drawn
 
 
@@ -78,13 +78,13 @@ def one_caption(backbone: Backbone, pictures: Pictures, seed: int) -> list[str]:
 
 
 def autoencoder_figures(backbone: Backbone, held_out: Pictures, lpips: LPIPS, per_group: int, batch: int) -> Figures:
-    """PSNR in dB (of 8-bit pictures) and LPIPS of reconstructions from the posterior's mean, at 256 px.
+    """Measure PSNR in dB (of 8-bit pictures) and LPIPS of reconstructions from the posterior's mean, at 256 px.
 
-    Photographs and art, originals of 256 px and enlarged ones, are measured apart, on up to `per_group` pictures each.
-    The figures of a whole kind weight its two groups by their share of the hold-out.
+    There are four groups of up to `per_group` pictures: photos and art, originals of 256 px and enlarged ones.
+    The figures for all photos, or all art, weight the two groups by their share of the hold-out.
     """
     figures: Figures = {}
-    order = torch.randperm(len(held_out), generator=seeded(1)).tolist()
+    order = torch.randperm(len(held_out), generator=cpu_generator(1)).tolist()
     for kind in ("photo", "art"):
         groups: Figures = {}
         for size in SIZES:
@@ -111,7 +111,7 @@ def _reconstruction(
 ) -> Figures:
     psnr: list[float] = []
     distance: list[float] = []
-    for part in batches(len(members), at_full_size(backbone, batch)):
+    for part in batches(len(members), full_size_batch(backbone, batch)):
         original = pictures.at_size(CANVAS, [members[i] for i in part]).to(backbone.device)
         rebuilt = eight_bits(backbone.decode(backbone.encode(original)))
         # A peak of 2 in [-1, 1] is a peak of 1 in [0, 1].
@@ -127,7 +127,7 @@ def _reconstruction(
 
 
 def eight_bits(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] rounded to the 256 levels that a file would hold."""
+    """Round pictures in [-1, 1] to the 256 levels of a file."""
     return ((pictures + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -135,10 +135,10 @@ def eight_bits(pictures: Tensor) -> Tensor:
 
 
 def retrieval_figures(backbone: Backbone, held_out: Pictures, group: int, batch: int) -> Figures:
-    """Recall at 1 and 5 from a caption to its picture among `group` held-out pictures, each caption asked once.
+    """Measure recall at 1 and 5 from a caption to its picture among `group` held-out pictures, once for each caption.
 
-    The hold-out is dealt into groups at random. A picture that has the very same caption counts as right too, which
-    raises chance; what guessing would reach is given beside it.
+    The hold-out is divided into random groups. A picture with exactly the same caption also counts as correct, which
+    raises the level of chance. So the recall of guessing is also given.
     """
     captions = one_caption(backbone, held_out, seed=2)
     texts, pictures = [], []
@@ -148,7 +148,7 @@ def retrieval_figures(backbone: Backbone, held_out: Pictures, group: int, batch:
         pictures.append(F.normalize(pooled, dim=-1).cpu())
     scores = torch.cat(texts) @ torch.cat(pictures).T
 
-    known = [{fitting(backbone, caption) for caption in plain(own)} for own in held_out.captions]
+    known = [{shorten_caption(backbone, caption) for caption in plain(own)} for own in held_out.captions]
     figures: Figures = {}
     flickr = [i for i, source in enumerate(held_out.sources) if source == "flickr8k"]
     for name, members in (("all sources", list(range(len(held_out)))), ("flickr8k", flickr)):
@@ -160,7 +160,7 @@ def retrieval_figures(backbone: Backbone, held_out: Pictures, group: int, batch:
 def _recall(
     scores: Tensor, captions: Sequence[str], known: Sequence[set[str]], members: list[int], group: int
 ) -> Figures:
-    dealt = torch.tensor(members)[torch.randperm(len(members), generator=seeded(3))]
+    dealt = torch.tensor(members)[torch.randperm(len(members), generator=cpu_generator(3))]
     ranks, positives = [], []
     for start in range(0, len(dealt) - group + 1, group):
         chosen = dealt[start : start + group]
@@ -172,7 +172,7 @@ def _recall(
     rank, right = torch.cat(ranks), torch.cat(positives)
 
     def chance(k: int) -> float:
-        """Mean probability that k of `group` pictures drawn without replacement hold one of the right ones."""
+        """Return the mean probability that k random pictures of `group`, without replacement, include a correct one."""
         missed = torch.ones(len(right))
         for drawn in range(k):
             missed *= ((group - right - drawn) / (group - drawn)).clamp_min(0)
@@ -193,7 +193,7 @@ def _recall(
 
 
 def denoising_errors(backbone: Backbone, latents: Tensor, noise: Tensor, text: Tensor, timestep: int) -> Tensor:
-    """Squared error of the predicted noise at one timestep, the mean over each picture's latents: [B]."""
+    """Compute the squared error of the predicted noise at one timestep, as a mean over each picture's latents: [B]."""
     abar = backbone.alphas_cumprod[timestep]
     noisy = abar.sqrt() * latents + (1 - abar).sqrt() * noise
     return (backbone.predict_noise(noisy, timestep, TextEmbedding(text)) - noise).square().mean((1, 2, 3)).cpu()
@@ -202,13 +202,13 @@ def denoising_errors(backbone: Backbone, latents: Tensor, noise: Tensor, text: T
 def compare_texts(
     backbone: Backbone, latents: Tensor, texts: dict[str, Tensor], timesteps: Sequence[int], batch: int
 ) -> dict[str, Tensor]:
-    """Denoising errors [len(timesteps), N] of N latents under each kind of text, with the same noise for all kinds.
+    """Compute denoising errors [len(timesteps), N] of N latents for each kind of text, all with the same noise.
 
-    `texts` holds [N, L, d] each, or [1, L, d] for one that all share.
+    Each of `texts` is [N, L, d], or [1, L, d] if all latents share it.
     """
     errors: dict[str, list[Tensor]] = {name: [] for name in texts}
     for timestep in timesteps:
-        noise = torch.randn(latents.shape, generator=seeded(timestep)).to(latents.device)
+        noise = torch.randn(latents.shape, generator=cpu_generator(timestep)).to(latents.device)
         for name, text in texts.items():
             text = text.expand(len(latents), -1, -1)
             parts = [
@@ -220,24 +220,24 @@ def compare_texts(
 
 
 def encode_all(backbone: Backbone, pictures: Tensor, batch: int) -> Tensor:
-    """Latents (posterior means) of pictures [N, 3, H, W]."""
-    parts = batches(len(pictures), at_full_size(backbone, batch))
+    """Return the latents (posterior means) of pictures [N, 3, H, W]."""
+    parts = batches(len(pictures), full_size_batch(backbone, batch))
     return torch.cat([backbone.encode(pictures[list(part)]) for part in parts])
 
 
 def decode_all(backbone: Backbone, latents: Tensor, batch: int) -> Tensor:
-    """Pictures [N, 3, H, W] of latents, on the CPU."""
-    parts = batches(len(latents), at_full_size(backbone, batch))
+    """Return the pictures [N, 3, H, W] of latents, on the CPU."""
+    parts = batches(len(latents), full_size_batch(backbone, batch))
     return torch.cat([backbone.decode(latents[list(part)]).cpu() for part in parts])
 
 
-def at_full_size(backbone: Backbone, batch: int) -> int:
-    """The batch for networks that work on whole pictures: on a CPU one at a time, which spares its caches (1.5x)."""
+def full_size_batch(backbone: Backbone, batch: int) -> int:
+    """Return the batch size for networks that work on whole pictures: 1 on a CPU, which is 1.5x faster (caches)."""
     return 1 if backbone.device.type == "cpu" else batch
 
 
 def embed_all(backbone: Backbone, prompts: Sequence[str], words: Tensor | None, batch: int) -> Tensor:
-    """Text [N, L, d] of N prompts; `words` [N, n, d] stand for [C]."""
+    """Return the text embeddings [N, L, d] of N prompts, with the vectors `words` [N, n, d] for [C]."""
     parts = []
     for part in batches(len(prompts), batch):
         styles = None if words is None else {"[C]": words[list(part)]}
@@ -246,11 +246,11 @@ def embed_all(backbone: Backbone, prompts: Sequence[str], words: Tensor | None, 
 
 
 def denoising_figures(backbone: Backbone, held_out: Pictures, count: int, batch: int) -> Figures | None:
-    """Epsilon error at fixed timesteps with the picture's caption, another picture's, and the null caption.
+    """Measure the epsilon error at fixed timesteps with the picture's caption, another picture's, and the null caption.
 
-    None if there are fewer than two pictures: no other picture's caption.
+    Returns None if there are fewer than two pictures, because there is no caption of another picture.
     """
-    chosen = held_out.subset(torch.randperm(len(held_out), generator=seeded(4))[:count])
+    chosen = held_out.subset(torch.randperm(len(held_out), generator=cpu_generator(4))[:count])
     if len(chosen) < 2:
         return None
     latents = encode_all(backbone, chosen.at_size(COMMON), batch)
@@ -266,7 +266,7 @@ def denoising_figures(backbone: Backbone, held_out: Pictures, count: int, batch:
 
 
 def _gain(better: Tensor, worse: Tensor) -> Figures:
-    """By how much of its value the error falls, and for which share of the pictures (summed over timesteps) it does."""
+    """Return the relative reduction of the error, and the share of pictures with less error (summed over timesteps)."""
     return {
         "relative": round(1 - (better.sum() / worse.sum()).item(), 5),
         "pictures_better": round((better.sum(0) < worse.sum(0)).float().mean().item(), 4),
@@ -277,22 +277,22 @@ def _gain(better: Tensor, worse: Tensor) -> Figures:
 
 
 def pseudo_words(backbone: Backbone, paintings: Pictures, batch: int, seed: int = 6) -> tuple[Tensor, Tensor]:
-    """The crops [N, 3, 224, 224] that the words see, and the pretrained module's words [N, n, d].
+    """Return crops [N, 3, 224, 224] of paintings, and the pretrained module's pseudo-words [N, n, d] for them.
 
-    Squares of 50 to 70 % of the side, mirrored or not: a word sees less than half of the painting that it shall
-    describe, and not where in the painting that was.
+    The crops are squares of 50 to 70 % of the side, some mirrored. So a pseudo-word is computed from less than half of
+    its painting, without the position of the crop.
     """
     index = torch.arange(len(paintings))
     assert backbone.inversion is not None
-    crops = cut(paintings, index, *random_squares(paintings, index, (0.5, 0.7), seeded(seed)), COMMON)
+    crops = cut(paintings, index, *random_squares(paintings, index, (0.5, 0.7), cpu_generator(seed)), COMMON)
     words = [backbone.inversion(*backbone.embed_picture(crops[list(part)])) for part in batches(len(paintings), batch)]
     return crops, torch.cat(words)
 
 
 def pseudo_word_figures(backbone: Backbone, held_out: Pictures, count: int, batch: int) -> Figures | None:
-    """Epsilon error on held-out paintings with their own pseudo-word, an unrelated painting's, and the null caption.
+    """Measure the epsilon error on paintings with their own pseudo-word, an unrelated one, and the null caption.
 
-    None if there are fewer than two paintings: no unrelated one.
+    Returns None if there are fewer than two held-out paintings, because there is no unrelated one.
     """
     paintings = paintings_of(held_out, count)
     if len(paintings) < 2:
@@ -313,6 +313,6 @@ def pseudo_word_figures(backbone: Backbone, held_out: Pictures, count: int, batc
 
 
 def paintings_of(held_out: Pictures, count: int) -> Pictures:
-    """Up to `count` held-out artworks, in an order drawn once."""
-    order = torch.randperm(len(held_out), generator=seeded(7)).tolist()
+    """Return up to `count` held-out artworks, in a fixed random order."""
+    order = torch.randperm(len(held_out), generator=cpu_generator(7)).tolist()
     return held_out.subset([i for i in order if held_out.kinds[i] == "art"][:count])

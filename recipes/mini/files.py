@@ -1,6 +1,6 @@
-"""Files that appear as a whole or not at all, and errors as one line.
+"""Write folders completely or not at all, and show errors as one line.
 
-Imports no PyTorch: a stage imports this first, see `guarded`.
+This module imports no PyTorch, because a stage imports it first (see `guarded`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from safetensors import SafetensorError
 from inst.errors import InstError, first_line
 
 
-def need(folder: Path) -> Path:
-    """`folder`, which an earlier stage writes; an InstError where it is not there."""
+def require_folder(folder: Path) -> Path:
+    """Return `folder`, which an earlier stage writes. Raises InstError if it does not exist."""
     if not folder.is_dir():
         raise InstError(f"{folder}: no such folder; run the stage that writes it first")
     return folder
 
 
 def refuse_files(folder: Path) -> None:
-    """Raise an InstError where `folder` cannot be made, or replaced, because it or one above it is a file."""
-    for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
-            raise InstError(f"{folder}: cannot be written: {place} is a file; give another place")
+    """Raise InstError if `folder` cannot be created or replaced because it, or a folder above it, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InstError(f"{folder}: cannot be written: {path} is a file; give another folder")
 
 
 def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new folder beside `folder`, then put it in the place of what was there before, as a whole.
+    """Let `write` fill a new folder next to `folder`, then replace `folder` with it in one step.
 
     Raises:
-        InstError: it cannot be written; what was at `folder` is untouched.
+        InstError: the folder cannot be written. The old `folder` is unchanged.
     """
     refuse_files(folder)
     beside, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("part", "old"))
@@ -52,10 +52,10 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
         beside.rename(folder)
     except (OSError, SafetensorError) as error:
         reason = str(error)
-        if isinstance(error, shutil.Error):  # of the copy of a folder: a list of (source, copy, what was said)
+        if isinstance(error, shutil.Error):  # an error of copying a folder has a list of (source, copy, message)
             reason = error.args[0][0][2]
         known = isinstance(error, OSError) and error.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "mend that" if known else "make room"
+        remedy = "repair that" if known else "free disk space"
         raise InstError(f"{folder}: cannot be written ({reason}); {remedy}, then run the same command again") from error
     finally:
         if old.exists() and not folder.exists():  # interrupted between the two renames
@@ -65,10 +65,10 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
 
 
 def guarded(stage: str) -> NoReturn:
-    """Import the module `stage` and run its `main`: called above a stage's own imports, which take seconds, so that
-    they are guarded too.
+    """Import the module `stage`, run its `main`, and show an error as one line on standard error, from one process.
 
-    A user's mistake, a full disk or an interrupt is one line on standard error, from one process.
+    It handles an error of the user, a full disk and an interrupt. A stage calls it before its own imports, which take
+    seconds, so that errors during the imports are handled too.
     """
     message, code = "", 0
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,18 +84,21 @@ def guarded(stage: str) -> NoReturn:
         reason = error.strerror or first_line(error)
         if str(error.filename).startswith(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "\0")):
             reason += " (TORCHINDUCTOR_CACHE_DIR, the cache of torch.compile, must be a folder that can be written to)"
-        place = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "a file")
-        message, code = f"{place}: {reason}; mend that and run the same command again", 1
-        # Where it is the output that cannot be written, what is still to be printed would fail again at the exit.
+        path = error.filename or ("standard output" if isinstance(error, BrokenPipeError) else "a file")
+        message, code = f"{path}: {reason}; repair that, then run the same command again", 1
+        # If standard output cannot be written, the output that is still buffered would fail again at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
-        message, code = "interrupted; the same command goes on from its last checkpoint, if it has one", 130
+        message, code = (
+            "interrupted; run it again to continue from its last checkpoint, if there is one",
+            130,
+        )
     except Exception as error:
         compiling = sys.modules.get("torch._dynamo.exc")
         if compiling is None or not isinstance(error, compiling.BackendCompilerFailed):
             raise
         reason = f"{type(error.inner_exception).__name__}: {first_line(error.inner_exception)}"
-        cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]  # PyTorch sets it where it is not set
+        cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]  # PyTorch sets it if it is not set
         message, code = f"torch.compile failed ({reason}); delete its cache, {cache}, or give --no-compile", 1
     finally:
         distributed = sys.modules.get("torch.distributed")
@@ -107,7 +110,7 @@ def guarded(stage: str) -> NoReturn:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """End the stage as Ctrl-C does; what follows (torchrun sends one more) shall not cut short the tidying up."""
+    """End the stage as Ctrl-C does. Ignore later signals (torchrun sends one more), so that the cleanup is complete."""
     for stopping in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stopping, signal.SIG_IGN)
     raise KeyboardInterrupt

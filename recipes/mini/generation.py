@@ -1,4 +1,4 @@
-"""Pictures that a backbone makes from text, and how far they are from real ones."""
+"""Generate pictures from text with a backbone, and measure their distance from real pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data import CANVAS, Pictures
-from figures import Figures, batches, decode_all, eight_bits, one_caption, seeded
+from figures import Figures, batches, cpu_generator, decode_all, eight_bits, one_caption
 from inst import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import InstError
@@ -18,7 +18,7 @@ from sample import sample
 def generate(
     backbone: Backbone, text: Tensor, *, steps: int, guidance: float, generator: torch.Generator, batch: int
 ) -> Tensor:
-    """Pictures [N, 3, 256, 256] for text [N, L, d]; the same ones whatever the batch size."""
+    """Generate pictures [N, 3, 256, 256] for text [N, L, d]. The batch size does not change them."""
     null, side = backbone.embed_text([""]), CANVAS // backbone.downscale
     pictures = []
     for part in batches(len(text), batch):
@@ -40,10 +40,10 @@ def generate(
 def frechet_figures(
     backbone: Backbone, every: Pictures, inception: InceptionFID, samples: int, steps: int, guidance: float, batch: int
 ) -> Figures:
-    """Frechet distance of `samples` pictures, generated from held-out captions, to the hold-out.
+    """Compute the Frechet distance between `samples` pictures, generated from held-out captions, and the hold-out.
 
-    With so few reference pictures the distance has a floor well above 0: that of as many training pictures to the same
-    hold-out is measured too.
+    With so few reference pictures, even real pictures have a distance well above 0. So the distance of `samples`
+    training pictures to the same hold-out is also measured, as a floor.
     """
     held_out, train = every.held_out(), (~every.holdout).nonzero().flatten()
     if min(len(held_out), len(train), samples) < 2:
@@ -52,11 +52,11 @@ def frechet_figures(
     reference, generated, floor = (FeatureStatistics(2048) for _ in range(3))
     for part in batches(len(held_out), batch):
         reference.update(inception(held_out.at_size(CANVAS, part).to(backbone.device)))
-    drawn = train[torch.randperm(len(train), generator=seeded(8))[:samples]].tolist()
+    drawn = train[torch.randperm(len(train), generator=cpu_generator(8))[:samples]].tolist()
     for part in batches(len(drawn), batch):
         floor.update(inception(every.at_size(CANVAS, [drawn[i] for i in part]).to(backbone.device)))
     captions = one_caption(backbone, held_out, seed=9)
-    generator = seeded(10)
+    generator = cpu_generator(10)
     for part in batches(samples, batch):
         text = backbone.embed_text([captions[i % len(captions)] for i in part]).tokens
         pictures = generate(backbone, text, steps=steps, guidance=guidance, generator=generator, batch=batch)

@@ -1,8 +1,8 @@
-"""Measure a backbone on the hold-out: figures as JSON and one sheet of pictures to look at.
+"""Measure a backbone on the hold-out, and write the figures as JSON and one sheet of pictures.
 
     python recipes/mini/measure.py --data FOLDER [--backbone mini] [--samples N] [--out DIR] [--full | --quick]
 
-Without --samples everything takes less than 15 minutes on two CPU cores; the Frechet distance wants a GPU and some
+Without --samples, everything takes less than 15 minutes on two CPU cores. The Frechet distance needs a GPU and some
 thousands of samples.
 """
 
@@ -30,6 +30,7 @@ from figures import (
     OWN_WORD,
     Figures,
     autoencoder_figures,
+    cpu_generator,
     decode_all,
     denoising_figures,
     embed_all,
@@ -38,7 +39,6 @@ from figures import (
     pseudo_word_figures,
     pseudo_words,
     retrieval_figures,
-    seeded,
     weights_digest,
 )
 from generation import frechet_figures, generate
@@ -47,7 +47,7 @@ from inst.backbone.loading.sources import find_source
 from inst.evaluation.metrics.lpips import LPIPS
 from inst.evaluation.networks.inception import InceptionFID
 from inst.files.writing import write_bytes_atomically
-from options import whole
+from options import whole_number
 from sample import sheet
 
 COLUMNS = 6
@@ -55,16 +55,17 @@ COLUMNS = 6
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is measured. The defaults take about ten minutes on two CPU cores with mini.
+    """The amount of work. The defaults take about ten minutes on two CPU cores with mini.
 
     Attributes:
-        per_group: pictures through the autoencoder in each of four groups (photographs and art, by size).
-        among: pictures that a caption's own is looked for among.
-        denoised: pictures whose denoising error is measured.
-        paintings: paintings whose pseudo-words are measured.
-        steps: sampling steps of the sheet; the Frechet distance takes `frechet_steps`.
+        per_group: number of pictures for the autoencoder in each of four groups (photos and art, by size).
+        among: number of pictures among which a caption must find its own picture.
+        denoised: number of pictures for the denoising error.
+        paintings: number of paintings for the pseudo-words.
+        steps: sampling steps of the sheet.
+        frechet_steps: sampling steps of the Frechet distance.
         guidance: guidance scale of all generated pictures.
-        batch: pictures at a time.
+        batch: batch size in pictures.
     """
 
     per_group: int = 48
@@ -81,7 +82,7 @@ FULL = Budget(per_group=1_000_000, denoised=1_000_000, paintings=1_000_000, batc
 """The whole hold-out, for a GPU."""
 
 QUICK = Budget(per_group=2, among=4, denoised=2, paintings=2, steps=2, frechet_steps=2, batch=2)
-"""For a look whether everything runs: the figures mean nothing."""
+"""To check that everything runs. The figures have no meaning."""
 
 
 @torch.no_grad()
@@ -97,17 +98,17 @@ def measure(
 ) -> Figures:
     """Measure, write `figures.json` and `sheet.png` into `out`, and return the figures.
 
-    The file is written anew after every stage: what was measured outlives an interruption. Figures that the backbone
-    has no parts for, or the hold-out too few pictures, are null.
+    `figures.json` is written again after every stage, so an interruption loses no finished stage. A figure is null if
+    the backbone lacks a part for it or the hold-out has too few pictures.
 
     Args:
         data: folder of WebDataset shards.
-        backbone: what is measured.
-        name: what `backbone` was loaded from, a bundled model's name or a folder.
+        backbone: the backbone to measure.
+        name: the bundled model's name or the folder that `backbone` was loaded from.
         out: an existing folder.
-        budget: how much is measured.
-        samples: pictures to generate for the Frechet distance; 0 leaves it out.
-        lpips: the metric of reconstructions; fetched if not given.
+        budget: the amount of work.
+        samples: number of pictures to generate for the Frechet distance; 0 leaves it out.
+        lpips: the metric for reconstructions; loaded if not given.
     """
     every = load_shards(data, only=None if samples else "holdout")
     held_out = every.held_out()
@@ -125,7 +126,7 @@ def measure(
         "seconds": {},
     }
     if samples:
-        inception = InceptionFID.load()  # before the long work: what cannot be had should fail first
+        inception = InceptionFID.load()  # before the long work, so that missing weights fail first
     metric = (lpips or LPIPS.load()).to(backbone.device)
 
     def stage(title: str, work: Callable[[], Figures | str | None]) -> None:
@@ -155,30 +156,33 @@ def measure(
 
 
 def describe(device: torch.device) -> str:
-    """The GPU's name, or the CPU's kind and how many of its cores are used."""
+    """Return the name of the GPU, or the kind of the CPU and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
 
 
 def draw_sheet(backbone: Backbone, held_out: Pictures, path: Path, budget: Budget, with_words: bool) -> str:
-    """Twelve prompts; photographs and their reconstructions; paintings and what their own and another's word make.
+    """Draw a sheet and return its file name.
 
-    Rows that the hold-out has no pictures for are left out. Returns the file's name.
+    It shows twelve prompts, photos with their reconstructions, and paintings with pictures made from their own and from
+    another painting's pseudo-word. Rows without pictures in the hold-out are left out.
     """
     text = embed_all(backbone, PROMPTS, None, budget.batch)
     rows: list[tuple[Tensor, list[str]]] = []
     generated = generate(
-        backbone, text, steps=budget.steps, guidance=budget.guidance, generator=seeded(20), batch=budget.batch
+        backbone, text, steps=budget.steps, guidance=budget.guidance, generator=cpu_generator(20), batch=budget.batch
     )
     rows.append((generated, list(PROMPTS)))
 
-    photographs = [i for i in range(len(held_out)) if held_out.kinds[i] == "photo"]
-    if photographs:
-        photographs.sort(key=lambda i: int(held_out.native[i]) < CANVAS)  # stable: those that are not enlarged first
-        originals = held_out.at_size(CANVAS, photographs[:COLUMNS])
+    photos = [i for i in range(len(held_out)) if held_out.kinds[i] == "photo"]
+    if photos:
+        photos.sort(
+            key=lambda i: int(held_out.native[i]) < CANVAS
+        )  # stable sort: pictures that are not enlarged come first
+        originals = held_out.at_size(CANVAS, photos[:COLUMNS])
         latents = encode_all(backbone, originals, budget.batch)
-        rows.append(_padded(originals, "held-out photograph"))
+        rows.append(_padded(originals, "held-out photo"))
         rows.append(_padded(decode_all(backbone, latents, budget.batch), "through the autoencoder"))
 
     paintings = paintings_of(held_out, COLUMNS)
@@ -188,10 +192,15 @@ def draw_sheet(backbone: Backbone, held_out: Pictures, path: Path, budget: Budge
         rows.append(_padded(paintings.at_size(CANVAS), "held-out painting"))
         texts = [(own, "from its own pseudo-word")]
         if len(words) > 1:
-            texts.append((own.roll(1, 0), "from the left neighbour's, same noise"))
+            texts.append((own.roll(1, 0), "pseudo-word of the left neighbour, same noise"))
         for text, label in texts:
             made = generate(
-                backbone, text, steps=budget.steps, guidance=budget.guidance, generator=seeded(21), batch=budget.batch
+                backbone,
+                text,
+                steps=budget.steps,
+                guidance=budget.guidance,
+                generator=cpu_generator(21),
+                batch=budget.batch,
             )
             rows.append(_padded(made, label))
     pictures = torch.cat([row for row, _ in rows])
@@ -200,7 +209,7 @@ def draw_sheet(backbone: Backbone, held_out: Pictures, path: Path, budget: Budge
 
 
 def _padded(row: Tensor, label: str) -> tuple[Tensor, list[str]]:
-    """One row of the sheet: white where there are fewer pictures than columns."""
+    """Return one row of the sheet, filled up with white if there are fewer pictures than columns."""
     missing = COLUMNS - len(row)
     return torch.cat([row, torch.ones(missing, *row.shape[1:])]), [label] * len(row) + [""] * missing
 
@@ -209,17 +218,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
     parser.add_argument("--backbone", default="mini", help="mini, or a folder in the diffusers layout")
-    parser.add_argument("--samples", type=whole(2), default=0, help="pictures to generate for the Frechet distance")
+    parser.add_argument(
+        "--samples",
+        type=whole_number(2),
+        default=0,
+        help="pictures to generate for the Frechet distance (default 0: none)",
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs/measure"), help="folder for figures.json, sheet.png")
-    parser.add_argument("--batch", type=whole(1), help="pictures at a time (default 8; 64 with --full)")
+    parser.add_argument("--batch", type=whole_number(1), help="batch size in pictures (default 8; 64 with --full)")
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--full", action="store_true", help="the whole hold-out rather than samples of it (for a GPU)")
-    extent.add_argument("--quick", action="store_true", help="a smoke test: figures that mean nothing, in a minute")
+    extent.add_argument("--full", action="store_true", help="measure the whole hold-out, not samples of it (for a GPU)")
+    extent.add_argument("--quick", action="store_true", help="a smoke test of a minute; its figures have no meaning")
     options = parser.parse_args()
     budget = QUICK if options.quick else FULL if options.full else Budget()
     if options.batch:
         budget = Budget(**{**asdict(budget), "batch": options.batch})
     options.out.mkdir(parents=True, exist_ok=True)
-    # Figures shall not depend on what the processor is good at.
+    # Always float32, so that the figures do not depend on the processor.
     backbone = Backbone.load(options.backbone, dtype="float32")
     measure(options.data, backbone, options.backbone, options.out, budget=budget, samples=options.samples)

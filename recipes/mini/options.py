@@ -1,4 +1,4 @@
-"""The numbers that a stage is given: one out of its range is wrong use, and said before any data is read."""
+"""Types for the number options of the stages. A number out of range is reported before any data is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 
 
-def whole(least: int, most: float = math.inf, *, multiple: int = 1) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` to `most` that `multiple` divides."""
+def whole_number(least: int, most: float = math.inf, *, multiple: int = 1) -> Callable[[str], int]:
+    """Return an argparse type for a whole number from `least` to `most` that is a multiple of `multiple`."""
     kind = "a whole number" if multiple == 1 else f"a multiple of {multiple}"
     extent = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
@@ -24,8 +24,8 @@ def whole(least: int, most: float = math.inf, *, multiple: int = 1) -> Callable[
     return read
 
 
-def real(most: float = math.inf, *, zero: bool = True) -> Callable[[str], float]:
-    """An argparse type: a finite number from 0, with `zero` or without, to `most`."""
+def real_number(most: float = math.inf, *, zero: bool = True) -> Callable[[str], float]:
+    """Return an argparse type for a finite number from 0 to `most`. `zero` says whether 0 itself is allowed."""
     extent = f"from 0 to {most:g}" if most < math.inf else "of at least 0" if zero else "above 0"
 
     def read(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Pictures from text for the recipe's sheets: DDIM with guidance from one generator's noise, and labelled sheets."""
+"""Sample pictures from text with guided DDIM, and write labelled sheets."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ def sample(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """One picture's latents for each text, [B, C, h, w] in float32.
+    """Sample the latents of one picture for each text, [B, C, h, w] in float32.
 
     Args:
         predict: the denoiser: (z_t [B, C, h, w], t, B texts) -> epsilon [B, C, h, w].
-        text: of B texts, and `null` of the empty one.
-        alphas_cumprod: [T], the schedule that the denoiser learned.
+        text: the embeddings of B texts.
+        null: the embedding of the empty text.
+        alphas_cumprod: [T], the noise schedule of the denoiser.
         shape: (B, C, h, w) of the latents.
-        steps: denoiser calls, evenly spaced from the last timestep on.
-        generator: of the CPU, so that a seed gives the same noise on every device.
+        steps: number of denoiser steps, evenly spaced from the last timestep down.
+        generator: a generator on the CPU, so that a seed gives the same noise on every device.
     """
     noise = torch.randn(shape, generator=generator).to(device)
     timesteps = timestep_grid(len(alphas_cumprod), steps)
@@ -47,7 +48,7 @@ def sample(
 
 
 def sheet(pictures: Sequence[Tensor] | Tensor, labels: Sequence[str], path: str | Path, columns: int = 4) -> None:
-    """Write pictures [3, H, W] in [-1, 1] as a PNG of `columns` columns, in their size, with a label under each."""
+    """Write pictures [3, H, W] in [-1, 1] at their own size as a PNG of `columns` columns, with a label under each."""
     labelled = list(zip(labels, pictures, strict=True))
     rows = [labelled[start : start + columns] for start in range(0, len(labelled), columns)]
     path = Path(path)

@@ -1,8 +1,8 @@
-"""Stage 1: the tokenizer. A lower-cased byte-pair encoding in CLIP's form, learned from the captions.
+"""Stage 1: the tokenizer, a lower-cased byte-pair encoding in CLIP's form, learned from the captions.
 
     python recipes/mini/tokenizer.py --data SHARDS --out runs/tokenizer
 
-Writes `tokenizer/` (transformers' CLIPTokenizer) into --out. Seconds on one core; no pictures are decoded.
+Writes `tokenizer/` (transformers' CLIPTokenizer) into --out. It takes seconds on one core. No pictures are decoded.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from transformers import CLIPTokenizer
 
 from captions import plain, styled
 from data import TOO_FEW, held_out, read_shard, shards_of
-from files import need, write_folder
+from files import require_folder, write_folder
 from inst.errors import InstError, UsageError, first_line
-from options import whole
+from options import whole_number
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SUFFIX = "</w>"
 SMALLEST = 2 * 256 + 2
-"""Tokens: every byte, alone and at the end of a word, and the two above."""
+"""Smallest number of tokens: every byte, alone and at the end of a word, and START and END."""
 _WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def learn(texts: Iterable[str], size: int, length: int) -> CLIPTokenizer:
-    """Learn `size` tokens from `texts`; prompts hold `length` tokens, the start and the end token among them.
+    """Learn `size` tokens from `texts`. A prompt has `length` tokens, including the start and the end token.
 
-    Every byte is a token, so that no text is unknown.
+    Every byte is a token, so that any text can be encoded.
     """
     learner = Tokenizer(models.BPE(end_of_word_suffix=SUFFIX))
     learner.normalizer = normalizers.Sequence(
@@ -70,9 +70,9 @@ def learn(texts: Iterable[str], size: int, length: int) -> CLIPTokenizer:
 
 
 def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write transformers' form, and CLIP's two files, which older transformers and other programs read."""
-    for passing in ("is_local", "local_files_only"):  # where it was loaded from, which transformers would write too
-        tokenizer.init_kwargs.pop(passing, None)
+    """Write the tokenizer in transformers' form, and as CLIP's two files for older transformers and other programs."""
+    for name in ("is_local", "local_files_only"):  # transformers would also write how it was loaded
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
@@ -81,27 +81,30 @@ def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def load(folder: Path) -> CLIPTokenizer:
-    """The tokenizer that `save` wrote into `folder`.
+    """Load the tokenizer that `save` wrote into `folder`.
 
     Raises:
-        InstError: there is no such folder, or the tokenizer in it is broken.
-        UsageError: the folder holds no tokenizer.
+        InstError: the folder does not exist, or its tokenizer is broken.
+        UsageError: the folder contains no tokenizer.
     """
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # without them transformers makes up an empty vocabulary
-        if not (need(folder) / name).is_file():
-            raise UsageError(f"{folder}: holds no {name}; give the folder tokenizer/ that tokenizer.py wrote")
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):  # without them, transformers silently uses an empty vocabulary
+        if not (require_folder(folder) / name).is_file():
+            raise UsageError(f"{folder}: contains no {name}; give the folder tokenizer/ that tokenizer.py wrote")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise InstError(f"{folder}: the tokenizer is broken ({first_line(error)}); make it again") from error
 
 
-def load_as_in(pair: Path, folder: Path) -> CLIPTokenizer:
-    """The tokenizer of `folder`, which must be the one that the encoders in `pair` learned with.
+def load_matching(pair: Path, folder: Path) -> CLIPTokenizer:
+    """Load the tokenizer of `folder`, and check that the encoders in `pair` were trained with it.
 
     Raises:
         InstError: as `load` does.
-        UsageError: it is another: what the encoders know of one token would be taken for another.
+        UsageError: it is another tokenizer, with other ids for the same tokens.
     """
     tokenizer = load(folder)
     if digest(tokenizer) != digest(load(pair / "tokenizer")):
@@ -110,25 +113,25 @@ def load_as_in(pair: Path, folder: Path) -> CLIPTokenizer:
 
 
 def digest(tokenizer: CLIPTokenizer) -> str:
-    """What only tokenizers share that make the same tokens of every text: 12 digits of a SHA-256."""
+    """Return 12 digits of a SHA-256 that are equal only for tokenizers that give the same tokens for every text."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content |= {"truncation": None, "padding": None}  # of the last call
+    content |= {"truncation": None, "padding": None}  # left from the last call
     return hashlib.sha256(json.dumps([tokenizer.model_max_length, content]).encode()).hexdigest()[:12]
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Learn mini's tokenizer.")
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=whole(SMALLEST), default=4096, help="number of tokens")
-    parser.add_argument("--length", type=whole(3), default=48, help="tokens of the longest prompt")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tokenizer/")
+    parser.add_argument("--size", type=whole_number(SMALLEST), default=4096, help="number of tokens (default 4096)")
+    parser.add_argument("--length", type=whole_number(3), default=48, help="tokens of the longest prompt (default 48)")
     options = parser.parse_args(given)
     rows = [row for shard in shards_of(options.data) for row in read_shard(shard)]
     texts: list[str] = []
     for (_, _, record), held in zip(rows, held_out([data for _, data, _ in rows]), strict=True):
         if not held:
             captions = list(record["captions"])  # type: ignore[call-overload]
-            # Users write the sentences around the placeholder too: "style" shall be a word.
+            # Users also write the sentences with the placeholder, so "style" must be a token.
             texts += [*plain(captions), styled(captions)[1]]
     if not texts:
         raise InstError(TOO_FEW)

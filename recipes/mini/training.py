@@ -1,4 +1,4 @@
-"""What every stage shares: the time box, EMA, checkpoints that resume exactly, the loop and its log."""
+"""The training loop of every stage: the time box, EMA, checkpoints that resume exactly, and the log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from files import refuse_files
 from inst.errors import InstError, UsageError
 from inst.files.writing import write_bytes_atomically
-from options import real, whole
+from options import real_number, whole_number
 from workers import Workers
 
 
@@ -36,13 +36,13 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move toward the parameters; the first steps weigh more, so that the random start is forgotten."""
+        """Move the average toward the parameters. The first steps have more weight, which removes the random start."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the parameters with their average (call again to change back)."""
+        """Exchange the parameters with their average. A second call changes them back."""
         for parameter, average in zip(self.parameters, self.shadow, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(average)
@@ -50,18 +50,18 @@ class EMA:
 
 
 class TimeBox:
-    """How far a stage is, in [0, 1]: by steps, or by minutes of training (pauses between two runs do not count)."""
+    """Measures a stage's progress, in [0, 1], by steps or minutes of training. Pauses between runs do not count."""
 
     def __init__(self, minutes: float | None, steps: int | None) -> None:
         if minutes is None and steps is None:
-            raise UsageError("give --minutes or --steps: a stage must know when to end")
+            raise UsageError("the stage has no end: give --minutes or --steps")
         self.seconds = math.inf if minutes is None else minutes * 60
         self.steps = math.inf if steps is None else steps
         self.spent = 0.0
         self._mark = 0.0
 
     def start(self) -> None:
-        """Begin to count (again): what passed since the last tick was no training."""
+        """Start counting, or start again: the time since the last tick was no training."""
         self._mark = time.monotonic()
 
     def tick(self) -> None:
@@ -71,21 +71,21 @@ class TimeBox:
         self._mark = now
 
     def progress(self, step: int) -> float:
-        """max(step / steps, seconds / budget), at most 1."""
+        """Return max(step / steps, seconds / budget), at most 1."""
         return min(1.0, max(step / self.steps, self.spent / self.seconds))
 
 
 def learning_rate(progress: float, step: int, peak: float, warm: int = 200, floor: float = 0.01) -> float:
-    """Half a cosine over the run down to `floor` of `peak`, with a linear warm-up over the first `warm` steps.
+    """Return the learning rate: half a cosine from `peak` to `floor` * `peak`, with a linear warm-up of `warm` steps.
 
-    The warm-up counts steps, not time: compiling can take a fifth of a short run before the second step.
+    The warm-up counts steps, not time, because compiling can take a fifth of a short run before the second step.
     """
     cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
     return peak * cosine * min(1.0, (step + 1) / warm)
 
 
 def optimiser(modules: Iterable[nn.Module], rate: float, decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only."""
+    """Return AdamW with weight decay for matrices and kernels only."""
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
@@ -96,17 +96,17 @@ def optimiser(modules: Iterable[nn.Module], rate: float, decay: float, betas: tu
 
 @dataclass
 class Training:
-    """Everything that must come back after an interrupt: saved as one safetensors file, replaced in one step.
+    """The complete state of a run, saved as one safetensors file that is replaced in one step.
 
     Attributes:
         workers: the processes.
-        folder: where `checkpoint.safetensors`, `log.jsonl` and sheets go.
-        modules: what is trained, by name.
+        folder: the folder for `checkpoint.safetensors`, `log.jsonl` and sheets.
+        modules: the trained modules, by name.
         optimisers: their optimisers, by name.
-        emas: averages, by module name.
-        generator: the random state of this process's device: all randomness of a stage is drawn from it.
+        emas: their averages, by module name.
+        generator: the source of all random numbers of the stage, on this process's device.
         box: the time box.
-        settings: what must be equal for a resume to make sense; see `settings_of`.
+        settings: the settings that must be the same when the run is resumed; see `settings_of`.
     """
 
     workers: Workers
@@ -135,7 +135,7 @@ class Training:
         return self.folder / "log.jsonl"
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the run under a flat name."""
+        """Return every tensor of the run under a flat name."""
         out: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             out |= {f"module/{name}/{k}": v for k, v in module.state_dict().items()}
@@ -150,11 +150,11 @@ class Training:
         return out
 
     def save(self) -> None:
-        """Write the checkpoint; the one before stays until the new one is complete on disk.
+        """Write the checkpoint. The old one stays until the new one is complete on disk.
 
         Raises:
-            InstError: in every process, if a weight is not finite, or if the file cannot be written (a full disk,
-                say); the checkpoint before is intact.
+            InstError: in every process, if a weight is not finite or the file cannot be written (for example on a full
+                disk). The old checkpoint is unchanged.
         """
         weights = [p for module in self.modules.values() for p in module.parameters()]
         if self.workers.any(not all(bool(torch.isfinite(p).all()) for p in weights)):
@@ -162,7 +162,7 @@ class Training:
         state = self.state()  # in every process: it gathers their random states
         about = {"step": self.step, "spent": self.box.spent, "world": self.workers.world, **self.settings}
         failure: InstError | None = None
-        if self.workers.leads:
+        if self.workers.is_first:
             tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
             try:
                 write_bytes_atomically(self.path, save(tensors, {"about": json.dumps(about)}))
@@ -173,11 +173,11 @@ class Training:
 
     def _remedy(self) -> str:
         if self.path.exists():
-            return f"{self.path} holds the last good state: go on from it with a lower --rate"
+            return f"{self.path} holds the last good state: continue from it with a lower --rate"
         return "start again with a lower --rate"
 
     def resume(self) -> bool:
-        """Go on from the folder's checkpoint, exactly; False where there is none.
+        """Continue exactly from the checkpoint in the folder. Returns False if there is none.
 
         Raises:
             InstError: the checkpoint is broken, or was made with other settings.
@@ -189,7 +189,7 @@ class Training:
                 about = json.loads(file.metadata()["about"])
                 state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise InstError(f"{self.path}: not a whole checkpoint; delete it to start again") from error
+            raise InstError(f"{self.path}: not a complete checkpoint; delete it to start again") from error
         for key, value in {**self.settings, "world": self.workers.world}.items():
             if about.get(key) != json.loads(json.dumps(value)):
                 raise InstError(
@@ -216,7 +216,7 @@ class Training:
             opt.load_state_dict({"state": values, "param_groups": opt.state_dict()["param_groups"]})
             for parameter, moments in opt.state.items():
                 for key, tensor in moments.items():
-                    if tensor.shape == parameter.shape:  # the fused optimiser wants the parameter's memory layout
+                    if tensor.shape == parameter.shape:  # the fused optimiser needs the parameter's memory layout
                         moments[key] = torch.empty_like(parameter).copy_(tensor)
         self.generator.set_state(state[f"random/generator/{self.workers.rank}"])
         on_gpu = self.workers.device.type == "cuda"
@@ -231,31 +231,35 @@ class Training:
         log_every: int,
         save_every_seconds: float,
     ) -> None:
-        """The loop: `advance(progress)` does one step and returns what to log; checkpoints and sheets in between.
+        """Run the loop, with checkpoints and sheets. `advance(progress)` does one step and returns the values to log.
 
-        Ends when the time box is full, or after the step in which SIGINT or SIGTERM arrived; either way with a
-        checkpoint. A loss that is not finite ends it without one: the last good checkpoint stays.
+        The loop ends with a checkpoint when the time box is full, or after the step in which SIGINT or SIGTERM arrived.
+        If a loss is not finite, it ends without one: the last good checkpoint stays.
 
         Raises:
-            InstError: interrupted, a loss is not finite, or a checkpoint could not be written.
+            InstError: the run was interrupted, a loss is not finite, or a checkpoint could not be written.
         """
-        if self.workers.leads:
+        if self.workers.is_first:
             self._cut_log()
-        with self._stopped_by_signals():
+        with self._stop_on_signals():
             self.box.start()
             saved_at, progress, first = self.box.spent, 0.0, self.step
             while True:
-                # Several processes agree every 8 steps only: it makes them wait for one another.
+                # Several processes synchronise only every 8 steps, because they wait for each other.
                 if self.workers.world == 1 or self.step % 8 == 0 or self.step in (first, self.box.steps):
                     overdue = self.box.spent - saved_at > save_every_seconds
-                    progress, stop, save = self.workers.agree(self.box.progress(self.step), self.stop, overdue)
+                    progress, stop, save = self.workers.broadcast_values(
+                        self.box.progress(self.step), self.stop, overdue
+                    )
                     if progress >= 1 or stop or save:
                         self.save()
                         saved_at = self.box.spent
-                        if self.workers.leads and not stop:
+                        if self.workers.is_first and not stop:
                             self._draw(sheet)
                     if stop:
-                        raise InstError(f"interrupted after step {self.step}; the same command resumes {self.path}")
+                        raise InstError(
+                            f"interrupted after step {self.step}; run the same command again to resume {self.path}"
+                        )
                     if progress >= 1:
                         return
                 values = advance(progress)
@@ -269,17 +273,17 @@ class Training:
                     self._write_log(progress)
 
     @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
+    def _stop_on_signals(self) -> Iterator[None]:
         """Let SIGINT and SIGTERM end the loop after the step in which they arrive."""
 
-        def ask(number: int, frame: object) -> None:
+        def receive(number: int, frame: object) -> None:
             self.stop = True
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        old_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
     def _draw(self, sheet: Callable[[Path], None]) -> None:
@@ -298,7 +302,7 @@ class Training:
         spent = self.box.spent
         steps, seconds = self.step - self._logged_at[0], spent - self._logged_at[1]
         self._logged_at = (self.step, spent)
-        if not self.workers.leads:
+        if not self.workers.is_first:
             return
         row = {"step": self.step, "seconds": round(spent, 1), "progress": round(progress, 4)}
         row |= {k: round(v, 5) for k, v in means.items()} | {"steps_a_second": round(steps / max(seconds, 1e-9), 3)}
@@ -307,7 +311,7 @@ class Training:
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
     def _cut_log(self) -> None:
-        """Take out the rows of steps after the checkpoint, which come again, and what a full disk left of a row."""
+        """Remove the rows of steps after the checkpoint, which are run again, and a row that a full disk cut off."""
         if not self.log_path.is_file():
             return
         lines = self.log_path.read_bytes().splitlines(keepends=True)
@@ -317,7 +321,7 @@ class Training:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a row of the log, infinite where the line is no such row."""
+    """Return the step of a row of the log, or infinity if the line is not such a row."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -325,30 +329,36 @@ def _step_of(line: bytes) -> float:
 
 
 def _dropout_state(device: torch.device) -> Tensor:
-    """State of the default generator of `device`, which dropout draws from; uint8, on the CPU."""
+    """Return the state of the default generator of `device`, which dropout uses; uint8, on the CPU."""
     return torch.cuda.get_rng_state() if device.type == "cuda" else torch.get_rng_state()
 
 
 def channels_last(module: nn.Module) -> None:
-    """Lay out the module's kernels as tensor cores want them."""
+    """Convert the module's kernels to channels-last memory format, which is faster on tensor cores."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that every stage has."""
+    """Return a parser with the options of every stage."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards (*.tar)")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and sheets")
-    parser.add_argument("--minutes", type=real(zero=False), help="end after this much training time")
-    parser.add_argument("--steps", type=whole(1), help="end after this many steps")
-    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
-    parser.add_argument("--save-every", type=real(), default=120, help="seconds between checkpoints (default 120)")
-    parser.add_argument("--log-every", type=whole(1), default=50, help="steps between lines of the log (default 50)")
-    parser.add_argument("--no-compile", action="store_true", help="do not use torch.compile (it pays on GPUs only)")
+    parser.add_argument("--minutes", type=real_number(zero=False), help="end after this many minutes of training")
+    parser.add_argument("--steps", type=whole_number(1), help="end after this many steps")
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="random seed (default 0)")
+    parser.add_argument(
+        "--save-every", type=real_number(), default=120, help="seconds between checkpoints (default 120)"
+    )
+    parser.add_argument(
+        "--log-every", type=whole_number(1), default=50, help="steps between lines of the log (default 50)"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="do not use torch.compile (it is only faster on GPUs)"
+    )
     return parser
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that a resumed run must share with its beginning: all but places, durations and learning rate."""
+    """Return the options that must be the same in a resumed run: all except paths, durations and learning rate."""
     free = {"data", "out", "minutes", "steps", "save_every", "log_every", "no_compile", "rate", "sheet_steps"}
     return {k: str(v) for k, v in vars(options).items() if k not in free and not isinstance(v, Path)}

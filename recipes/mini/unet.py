@@ -1,13 +1,13 @@
-"""Stage 4: the denoiser, together with the inversion module that makes every painting an instant style.
+"""Stage 4: the denoiser, and the inversion module that turns any painting into an instant style.
 
     torchrun --nproc-per-node 4 recipes/mini/unet.py --data SHARDS --tokenizer runs/tokenizer/tokenizer \
         --autoencoder runs/autoencoder/vae --pair runs/pair --out runs/unet --minutes 14
 
-Writes `unet/`, `scheduler/` and `inversion/` into --out. The autoencoder and the two encoders stay as they are.
+Writes `unet/`, `scheduler/` and `inversion/` into --out. The autoencoder and the two encoders are not changed.
 
-Part of the pictures are captioned with `[C]`, computed by the inversion module from ANOTHER random crop of the same
-picture: what the word can carry over is style rather than layout, and after this stage it works on paintings that it
-never saw, with no learning at all (the paper learns it anew for each painting).
+Some of the captions contain `[C]`. The inversion module computes it from ANOTHER random crop of the same picture, so
+that it carries the style and not the layout. After this stage it works on new paintings without any learning. (The
+paper learns it for each painting.)
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from captions import PROMPTS, CaptionBank, room, styled
+from captions import PROMPTS, CaptionBank, most_vectors, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
-from files import need, write_folder
+from files import require_folder, write_folder
 from inst.backbone.inversion import AttentionInversion, InversionConfig
 from inst.backbone.loading.part import load_weights
 from inst.backbone.text import TextEmbedding, encode_text
 from inst.errors import UsageError
-from options import real, whole
+from options import real_number, whole_number
 from pair import SIZE, Normalise
 from sample import sample, sheet
-from tokenizer import load_as_in
+from tokenizer import load_matching
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
 
 BUCKETS = (224, 256)
-"""Sides in pixels that are trained on: a picture is never enlarged to the next one, or the model learns to blur."""
+"""Training sizes in pixels. A picture is never enlarged to the next size, because the model would learn to blur."""
 STYLED_SHARE = {"art": 0.65, "photo": 0.25}
-"""Share of the pictures of each kind that are captioned with `[C]`."""
+"""Share of the pictures of each kind whose caption contains `[C]`."""
 NULL_SHARE = 0.1
 """Share of empty captions, for classifier-free guidance."""
 WORD_CROP = (0.45, 1.0)
-"""Side of the crop that `[C]` is computed from, as a share of the picture's (20-100 % of its area)."""
+"""Side of the crop for `[C]`, as a share of the picture's side (20-100 % of its area)."""
 SNR_CAP = 5.0
 GROUPS = 8
-"""Groups of channels that are normalised together, 32 where all widths allow it; they divide every width."""
+"""Number of groups for group normalisation, or 32 if it divides all widths. Every width must be a multiple of it."""
 
 
 def build(latent_channels: int, text_width: int, widths: tuple[int, ...]) -> UNet2DConditionModel:
-    """A three-level denoiser with cross-attention at every level: the finest one carries brushwork."""
+    """Build a denoiser with cross-attention at every level, because the finest level carries the brushwork."""
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=latent_channels,
@@ -74,10 +74,10 @@ def build(latent_channels: int, text_width: int, widths: tuple[int, ...]) -> UNe
 
 
 def schedule() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; the denoiser predicts v (Salimans and Ho 2022).
+    """Return Stable Diffusion's noise schedule. The denoiser predicts v (Salimans and Ho 2022).
 
-    At high noise a small network's error in epsilon is magnified 14 times in the picture that it implies, and tints it;
-    v has no such end of the scale.
+    At high noise, a small error in epsilon is magnified 14 times in the predicted picture and tints it. v does not have
+    this problem.
     """
     return DDIMScheduler(
         beta_start=0.00085,
@@ -87,7 +87,7 @@ def schedule() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type="v_prediction",
-        # With the default spacing sampling would begin below the level where nothing but noise is left.
+        # With the default spacing, sampling would begin below the highest noise level.
         timestep_spacing="trailing",
     )
 
@@ -97,27 +97,27 @@ class Encoders(nn.Module):
 
     def __init__(self, autoencoder: Path, pair: Path, device: torch.device) -> None:
         super().__init__()
-        self.vae = load_weights(AutoencoderKL, need(autoencoder), torch.float32)
-        self.text = load_weights(CLIPTextModelWithProjection, need(pair / "text_encoder"), torch.float32)
-        self.vision = load_weights(CLIPVisionModelWithProjection, need(pair / "image_encoder"), torch.float32)
-        self.prepare = Normalise(CLIPImageProcessorPil.from_pretrained(need(pair / "feature_extractor")))
+        self.vae = load_weights(AutoencoderKL, require_folder(autoencoder), torch.float32)
+        self.text = load_weights(CLIPTextModelWithProjection, require_folder(pair / "text_encoder"), torch.float32)
+        self.vision = load_weights(CLIPVisionModelWithProjection, require_folder(pair / "image_encoder"), torch.float32)
+        self.prepare = Normalise(CLIPImageProcessorPil.from_pretrained(require_folder(pair / "feature_extractor")))
         channels_last(self.vae)
         self.to(device).eval().requires_grad_(False)
 
     def latents(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, 3, S, S] in [-1, 1] -> a sample of the posterior, scaled, [B, C, S/8, S/8]."""
+        """Return a scaled sample of the posterior, [B, C, S/8, S/8], for pictures [B, 3, S, S] in [-1, 1]."""
         mean, log_variance = self.vae.quant_conv(self.vae.encoder(pictures)).float().chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
 
     def tokens(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, 224, 224] -> pooled [B, P], patch tokens [B, 196, W]."""
+        """Return pooled [B, P] and patch tokens [B, 196, W] for pictures [B, 3, 224, 224]."""
         output = self.vision(pixel_values=self.prepare(pictures))
         return output.image_embeds, output.last_hidden_state[:, 1:]
 
 
 def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """Stratified uniform timesteps [count] (Kingma et al. 2021, appendix I): each batch covers the whole range."""
+    """Draw stratified uniform timesteps [count] (Kingma et al. 2021, appendix I). Each batch covers the whole range."""
     device = generator.device
     offset = torch.rand((), generator=generator, device=device)
     spread = (torch.arange(count, device=device) / count + offset) % 1
@@ -127,34 +127,46 @@ def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = arguments("Train mini's denoiser and inversion module.")
-    parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--pair", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder tokenizer/ of stage 1")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="folder vae/ of stage 2")
+    parser.add_argument("--pair", type=Path, required=True, help="folder of stage 3")
     parser.add_argument("--warm-start", type=Path, help="begin with the `unet/` and `inversion/` of this folder")
-    parser.add_argument("--batch", type=whole(1), default=96, help="pictures a step and process")
-    parser.add_argument("--repeats", type=whole(1), default=3, help="noise levels drawn for each encoded picture")
-    parser.add_argument("--rate", type=real(), default=5e-4)
-    parser.add_argument("--widths", type=whole(GROUPS, multiple=GROUPS), nargs="+", default=[128, 192, 288])
     parser.add_argument(
-        "--sheet-steps", type=whole(1, 1000), default=30, help="sampling steps of the pictures on the sheets"
+        "--batch", type=whole_number(1), default=96, help="pictures for each step and process (default 96)"
     )
-    parser.add_argument("--vectors", type=whole(1), default=8, help="vectors of a pseudo-word")
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=3, help="noise levels drawn for each encoded picture"
+    )
+    parser.add_argument("--rate", type=real_number(), default=5e-4, help="peak learning rate (default 5e-4)")
+    parser.add_argument(
+        "--widths",
+        type=whole_number(GROUPS, multiple=GROUPS),
+        nargs="+",
+        default=[128, 192, 288],
+        help="channels of the levels",
+    )
+    parser.add_argument(
+        "--sheet-steps", type=whole_number(1, 1000), default=30, help="sampling steps for the sheets (default 30)"
+    )
+    parser.add_argument("--vectors", type=whole_number(1), default=8, help="vectors of a pseudo-word (default 8)")
     options = parser.parse_args(given)
     box = TimeBox(options.minutes, options.steps)
-    tokenizer = load_as_in(options.pair, options.tokenizer)
-    if options.vectors > (most := room(tokenizer)):
-        raise UsageError(f"--vectors {options.vectors}: a prompt of this tokenizer has room for {most} at most")
+    tokenizer = load_matching(options.pair, options.tokenizer)
+    if options.vectors > (most := most_vectors(tokenizer)):
+        raise UsageError(
+            f"--vectors {options.vectors}: a prompt of this tokenizer has room for {most} at most; give fewer"
+        )
     workers = Workers.join()
     device = workers.device
     torch.manual_seed(options.seed)
 
     everything = load_shards(options.data)
-    pictures, apart = everything.train(), everything.held_out()
+    pictures, held_out = everything.train(), everything.held_out()
     del everything
     pictures = pictures.to(device)
-    said = CaptionBank(pictures.captions, tokenizer, device)
-    named = CaptionBank(pictures.captions, tokenizer, device, vectors=options.vectors, variants=12, form=styled)
-    nothing = CaptionBank([[""]], tokenizer, device, variants=1).ids  # [1, L]
+    plain_bank = CaptionBank(pictures.captions, tokenizer, device)
+    styled_bank = CaptionBank(pictures.captions, tokenizer, device, vectors=options.vectors, variants=12, form=styled)
+    empty_ids = CaptionBank([[""]], tokenizer, device, variants=1).ids  # [1, L]
     styled_share = torch.tensor([STYLED_SHARE.get(kind, 0.25) for kind in pictures.kinds], device=device)
 
     frozen = Encoders(options.autoencoder, options.pair, device)
@@ -170,16 +182,18 @@ def main(given: Sequence[str] | None = None) -> None:
         )
     )
     if options.warm_start:
-        unet = load_weights(UNet2DConditionModel, need(options.warm_start / "unet"), torch.float32)
+        unet = load_weights(UNet2DConditionModel, require_folder(options.warm_start / "unet"), torch.float32)
         inversion = AttentionInversion.from_pretrained(options.warm_start / "inversion")
-        if options.vectors != (has := inversion.config.vectors):
-            raise UsageError(f"--vectors {options.vectors}: the words of {options.warm_start} have {has}")
+        if options.vectors != (vectors := inversion.config.vectors):
+            raise UsageError(
+                f"--vectors {options.vectors}: the words of {options.warm_start} have {vectors}; give that number"
+            )
     channels_last(unet)
     unet, inversion = unet.to(device).train(), inversion.to(device).train()
     if not options.warm_start:
         inversion.start_at(table[tokenizer("painting", add_special_tokens=False).input_ids[0]], table)
-    workers.same_everywhere(unet)
-    workers.same_everywhere(inversion)
+    workers.broadcast(unet)
+    workers.broadcast(inversion)
     denoise, encode = unet, frozen.vae.encoder
     if not options.no_compile:
         denoise, frozen.vae.encoder = torch.compile(unet, dynamic=False), torch.compile(encode, dynamic=False)
@@ -201,7 +215,7 @@ def main(given: Sequence[str] | None = None) -> None:
     training.resume()
     scheduler = schedule()
     abar = scheduler.alphas_cumprod.to(device)
-    # Bucket of a step: small pictures at their size, large ones at theirs and, cropped, among the small.
+    # The smaller bucket has all pictures, the large ones cropped. The larger bucket has only the large pictures.
     by_size = {size: (pictures.native >= size).nonzero().flatten() for size in BUCKETS}
     by_size[BUCKETS[0]] = torch.arange(len(pictures), device=device)
     share_large = len(by_size[BUCKETS[1]]) / len(pictures)
@@ -209,26 +223,26 @@ def main(given: Sequence[str] | None = None) -> None:
     def advance(progress: float) -> Mapping[str, Tensor]:
         for group in adam.param_groups:
             group["lr"] = learning_rate(progress, training.step, options.rate)
-        # All processes take the same bucket in a step, or one would wait for the other.
+        # All processes use the same bucket in a step, so that none waits for another.
         turn = int((training.step + 1) * share_large) - int(training.step * share_large)
         size, batch = BUCKETS[turn], options.batch
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             at = torch.randint(len(by_size[size]), (batch,), generator=generator, device=device)
             index = by_size[size][at]
             if turn:
-                seen = exact_crops(pictures, index, size, generator)
+                crops = exact_crops(pictures, index, size, generator)
             else:
-                seen = cut(pictures, index, *random_squares(pictures, index, (0.88, 1.0), generator), size)
-            latents = frozen.latents(seen.contiguous(memory_format=torch.channels_last), generator)
+                crops = cut(pictures, index, *random_squares(pictures, index, (0.88, 1.0), generator), size)
+            latents = frozen.latents(crops.contiguous(memory_format=torch.channels_last), generator)
             squares = random_squares(pictures, index, WORD_CROP, generator)
             pooled, tokens = frozen.tokens(cut(pictures, index, *squares, SIZE))
         draw = torch.rand(2, batch, generator=generator, device=device)
         use_word, use_null = draw[0] < styled_share[index], draw[1] < NULL_SHARE
-        ids, slots, _ = said.draw(index, generator)
-        word_ids, word_slots, _ = named.draw(index, generator)
+        ids, slots, _ = plain_bank.draw(index, generator)
+        word_ids, word_slots, _ = styled_bank.draw(index, generator)
         ids = torch.where(use_word[:, None], word_ids, ids)
         slots = torch.where((use_word & ~use_null)[:, None], word_slots, -1)
-        ids = torch.where(use_null[:, None], nothing, ids)
+        ids = torch.where(use_null[:, None], empty_ids, ids)
 
         repeats = options.repeats
         latents = latents.repeat_interleave(repeats, 0).contiguous(memory_format=torch.channels_last)
@@ -241,7 +255,7 @@ def main(given: Sequence[str] | None = None) -> None:
             text, _ = encode_text(frozen.text, ids, slots, words)
             guess = denoise(signal * latents + sigma * noise, t, text.repeat_interleave(repeats, 0)).sample
         snr = abar[t] / (1 - abar[t])
-        # min-SNR (Hang et al. 2023) for v: the implied error of the clean picture, weighted by min(SNR, 5).
+        # min-SNR (Hang et al. 2023) for v: the error of the predicted clean picture, weighted by min(SNR, 5).
         each = ((guess.float() - target) ** 2).mean((1, 2, 3))
         loss = (each * snr.clamp(max=SNR_CAP) / (snr + 1)).mean()
         adam.zero_grad(set_to_none=True)
@@ -264,20 +278,20 @@ def main(given: Sequence[str] | None = None) -> None:
         signal, sigma = abar[t].sqrt(), (1 - abar[t]).sqrt()
         return signal * v + sigma * latents
 
-    paintings = _paintings(apart, 6)
+    paintings = _paintings(held_out, 6)
 
     @torch.no_grad()
     def draw(path: Path) -> None:
         unet.eval(), inversion.eval()
         originals = paintings.at_size(256).to(device)
         words = inversion(*frozen.tokens(paintings.at_size(SIZE).to(device)))
-        asked = CaptionBank([[p] for p in PROMPTS], tokenizer, device, variants=1)
-        texts = [encode_text(frozen.text, asked.ids, asked.slots, None)[0]]
+        prompt_bank = CaptionBank([[p] for p in PROMPTS], tokenizer, device, variants=1)
+        texts = [encode_text(frozen.text, prompt_bank.ids, prompt_bank.slots, None)[0]]
         for sentence in ("[C]", "a church in the style of [C]", "a dog in the style of [C]"):
             bank = CaptionBank([[sentence]], tokenizer, device, vectors=options.vectors, variants=1)
             ids, slots = bank.ids.expand(len(words), -1), bank.slots.expand(len(words), -1)
             texts.append(encode_text(frozen.text, ids, slots, words)[0])
-        null, _ = encode_text(frozen.text, nothing, torch.full_like(nothing, -1), None)
+        null, _ = encode_text(frozen.text, empty_ids, torch.full_like(empty_ids, -1), None)
         text = torch.cat(texts)
         latents = sample(
             predict,
@@ -302,7 +316,7 @@ def main(given: Sequence[str] | None = None) -> None:
         unet.train(), inversion.train()
 
     training.run(advance, sheet=draw, log_every=options.log_every, save_every_seconds=options.save_every)
-    if workers.leads:
+    if workers.is_first:
         for ema in training.emas.values():
             ema.swap()
         unet.eval().to(memory_format=torch.contiguous_format)
@@ -310,7 +324,7 @@ def main(given: Sequence[str] | None = None) -> None:
             write_folder(options.out / name, part.save_pretrained)
 
 
-def _paintings(apart: Pictures, count: int) -> Pictures:
-    """The first held-out artworks (any pictures where there are none)."""
-    art = [i for i, kind in enumerate(apart.kinds) if kind == "art"] or list(range(len(apart)))
-    return apart.subset([art[i % len(art)] for i in range(count)])
+def _paintings(held_out: Pictures, count: int) -> Pictures:
+    """Return the first held-out artworks, or any pictures if there are no artworks."""
+    art = [i for i, kind in enumerate(held_out.kinds) if kind == "art"] or list(range(len(held_out)))
+    return held_out.subset([art[i % len(art)] for i in range(count)])

@@ -1,4 +1,4 @@
-"""The processes that train together: one a GPU under torchrun, or a single one."""
+"""The processes that train together: one for each GPU under torchrun, or a single process."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among those that torchrun started (one a GPU), or the only one."""
+    """This process among the processes that torchrun started (one for each GPU), or the only process."""
 
     rank: int
     world: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """True in the one process that logs and writes."""
         return self.rank == 0
 
     @classmethod
     def join(cls) -> Workers:
-        """Take the place that torchrun's environment gives; without torchrun, train alone."""
+        """Join the processes of torchrun, as its environment variables say. Without torchrun, train alone."""
         world, rank, local = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -40,7 +40,7 @@ class Workers:
         return cls(rank, world, device)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average gradients over the processes in one transfer: all that data-parallel training needs here."""
+        """Average the gradients over all processes in one transfer, for data-parallel training."""
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -50,14 +50,14 @@ class Workers:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def same_everywhere(self, module: nn.Module) -> None:
-        """Copy the first process's parameters and buffers to all."""
+    def broadcast(self, module: nn.Module) -> None:
+        """Copy the parameters and buffers of the first process to all processes."""
         if self.world > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def agree(self, *values: float) -> list[float]:
-        """The first process's values in every process (clocks differ; all must leave the loop at the same step)."""
+    def broadcast_values(self, *values: float) -> list[float]:
+        """Return the first process's values in every process. Clocks differ, but all must end at the same step."""
         if self.world == 1:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -65,7 +65,7 @@ class Workers:
         return shared.tolist()
 
     def any(self, value: bool) -> bool:
-        """True in every process if it is True in one."""
+        """Return True in every process if `value` is True in at least one process."""
         if self.world == 1:
             return value
         shared = torch.tensor(float(value), device=self.device)
@@ -73,7 +73,7 @@ class Workers:
         return bool(shared)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """`tensor` of every process, in order of rank."""
+        """Return the `tensor` of every process, in order of rank."""
         if self.world == 1:
             return [tensor]
         out = [torch.empty_like(tensor) for _ in range(self.world)]

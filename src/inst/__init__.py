@@ -1,7 +1,6 @@
 """InST: inversion-based style transfer with diffusion models (Zhang et al., CVPR 2023, arXiv 2211.13203).
 
-The public names are those of `__init__.pyi`. They are imported on first use, so that `import inst` does not pay for
-importing PyTorch.
+`__init__.pyi` lists the public names. They are imported on first use, so that `import inst` does not import PyTorch.
 """
 
 import lazy_loader

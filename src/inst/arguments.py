@@ -1,4 +1,4 @@
-"""Types of arguments: a wrong one is said where a wrong value is said, not by Python from deep inside."""
+"""Checks of arguments: a wrong type gives a clear UsageError, as a wrong value does, and no error deep in the code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
-from inst.errors import UsageError
+from inst.errors import RemedyPiece, UsageError
 
 LARGEST_FACTOR = 10_000
-"""The largest guidance, style weight or scale: any of use is smaller by far, and half precision ends soon above."""
+"""The largest guidance, style weight or scale. Useful values are much smaller; float16 overflows not far above it."""
 
 _KINDS: dict[str, tuple[type, Any, str]] = {
     "int": (Integral, int, "a whole number"),
@@ -21,52 +21,53 @@ _KINDS: dict[str, tuple[type, Any, str]] = {
 
 
 def checked(name: str, value: Any, kind: str) -> Any:
-    """Return an argument as a value of Python's own type: NumPy's numbers are taken too.
+    """Check an argument and return it as a plain Python value. NumPy numbers are accepted too.
 
     Args:
-        name: what the message calls it.
-        value: what was given. True and False are no numbers, tensors neither.
+        name: the argument's name in the message.
+        value: the given value. True, False and tensors do not count as numbers.
         kind: "int", "float", "bool" or "str".
 
     Raises:
-        UsageError: it is something else, a number beyond all floating point numbers, or a text that is no Unicode.
+        UsageError: the value has another type, is a number too large for a float, or is a text that is not valid
+            Unicode.
     """
     abstract, convert, wanted = _KINDS[kind]
     if isinstance(value, abstract) and (kind == "bool" or not isinstance(value, bool)):
         try:
             if isinstance(value, Integral):
-                float(value)  # or an error
+                float(value)  # raises OverflowError if it is too large
             elif isinstance(value, str):
                 value.encode()
             return convert(value)
         except OverflowError:
             raise UsageError(f"The {name} is too large to be used", "give a smaller number") from None
-        except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-            raise UsageError(f"The {name} {value!a:.60} holds halves of characters", "write it again") from None
+        except UnicodeEncodeError:  # bytes on the command line that are not UTF-8
+            raise UsageError(f"The {name} {value!a:.60} is not valid Unicode text", "type it again") from None
     found = repr(value).split("\n")[0]
     found = found if len(found) <= 60 else f"{found[:57]}..."
     raise UsageError(f"The {name} {found} cannot be used", f"give {wanted}")
 
 
-def check_type(what: str, value: Any, kind: type | tuple[type, ...], remedy: str) -> None:
-    """Raise UsageError, which says `what` cannot be used and the `remedy`, unless an argument is of this type."""
+def check_type(what: str, value: Any, kind: type | tuple[type, ...], *remedy: RemedyPiece) -> None:
+    """Raise UsageError, with `what` as the argument's name and this `remedy`, unless `value` is of the type `kind`."""
     if not isinstance(value, kind):
-        raise UsageError(f"{what} of the type {type(value).__name__} cannot be used", remedy)
+        raise UsageError(f"{what} of the type {type(value).__name__} cannot be used", *remedy)
 
 
 def check_at_least(least: int, **numbers: int) -> None:
-    """Raise UsageError for the first of the numbers, each by what it counts, that is less than `least`."""
+    """Raise UsageError for the first number that is less than `least`. The keyword says what the number counts."""
     for what, number in numbers.items():
         if number < least:
             raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
-    """Raise UsageError, which says `what` is unknown, unless `name` is one of the `known` names."""
+    """Raise UsageError, with `what` as the argument's name, unless `name` is one of the `known` names."""
     if checked(what, name, "str") not in (choices := list(known)):
         raise UsageError(f'The {what} "{name}" is unknown', f"use one of {', '.join(choices)}")
 
 
 def check_path(what: str, value: Any) -> None:
-    """Raise UsageError unless an argument, which `what` says in the singular, can name a file or folder."""
-    check_type(what, value, (str, os.PathLike), "give its name, a text or a pathlib.Path")
+    """Raise UsageError unless `value` can name a file or folder. `what` is its name in messages, such as "A mask"."""
+    check_type(what, value, (str, os.PathLike), "give its path as a text or a pathlib.Path")

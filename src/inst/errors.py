@@ -1,7 +1,7 @@
-"""The errors and warnings that a user can cause and can repair: what is wrong, and the remedy, as data.
+"""Errors and warnings that the user can fix. Each stores the problem and the remedy as data.
 
 A remedy can name an argument (`Argument`) or a function (`Call`) of the package. Python, the command line and the
-pipeline call these by other names, so each of them says how it words them (`in_the_words_of`).
+pipeline use different names for these, so each sets its own wording (`use_wording`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Argument:
     """An argument that a remedy names.
 
     Attributes:
-        name: as the functions of the package call it, such as "image_encoder".
-        value: what to give, such as a model's name; None where the remedy says it in other words.
+        name: its name in the functions of the package, such as "image_encoder".
+        value: the value to give, such as a model's name; None if the remedy describes the value in its own text.
     """
 
     name: str
@@ -29,103 +29,98 @@ class Argument:
 
 @dataclass(frozen=True)
 class Call:
-    """A function that a remedy names, as `inst.*` calls it, such as "learn"."""
+    """A function that a remedy names, by its name in `inst`, such as "learn"."""
 
     name: str
 
 
-Words = str | Argument | Call
-"""A piece of a remedy."""
+RemedyPiece = str | Argument | Call
+"""One piece of a remedy: a text, an argument or a function."""
 
 Wording = Callable[[Argument | Call], str]
-"""How somebody who shows errors calls an argument or a function."""
+"""A function that returns the text for an argument or a function in a message."""
 
 
-def in_python(named: Argument | Call) -> str:
-    """The words of a Python caller: image_encoder="name", `config`, inst.learn."""
-    if isinstance(named, Call):
-        return f"inst.{named.name}"
-    if named.value is None:
-        return f"`{named.name}`"
-    return f'{named.name}="{named.value}"' if isinstance(named.value, str) else f"{named.name}={named.value}"
+def python_wording(piece: Argument | Call) -> str:
+    """Return the text for a Python caller: image_encoder="name", `config`, inst.learn."""
+    if isinstance(piece, Call):
+        return f"inst.{piece.name}"
+    if piece.value is None:
+        return f"`{piece.name}`"
+    return f'{piece.name}="{piece.value}"' if isinstance(piece.value, str) else f"{piece.name}={piece.value}"
 
 
-_wording: ContextVar[Wording] = ContextVar("wording", default=in_python)
+_wording: ContextVar[Wording] = ContextVar("wording", default=python_wording)
 
 
-class _Told(Exception):
-    """What is wrong, and the remedy.
+class _Message(Exception):
+    """The problem and the remedy of an error or a warning.
 
     Attributes:
-        problem: what is wrong, in one line that names the file or value at fault.
-        remedy: what to do about it, in pieces; none where the problem says it all.
+        problem: one line that says what is wrong and names the file or value.
+        remedy: what the user can do, in pieces; empty if there is no remedy.
     """
 
     problem: str
-    remedy: tuple[Words, ...]
+    remedy: tuple[RemedyPiece, ...]
 
-    def __init__(self, problem: str, *remedy: Words) -> None:
+    def __init__(self, problem: str, *remedy: RemedyPiece) -> None:
         super().__init__(problem, *remedy)
         self.problem, self.remedy = problem, remedy
 
     def __str__(self) -> str:
-        """Problem and remedy in one line, in the words of whoever shows it (`in_the_words_of`)."""
-        return f"{self.problem}: {self.advice}." if self.remedy else self.problem
+        """Return problem and remedy in one line, in the current wording (`use_wording`)."""
+        return f"{self.problem}: {self.remedy_text}." if self.remedy else self.problem
 
     @property
-    def advice(self) -> str:
-        """The remedy in the words of whoever shows it; "" where there is none."""
-        say = _wording.get()
-        return "".join(piece if isinstance(piece, str) else say(piece) for piece in self.remedy)
+    def remedy_text(self) -> str:
+        """The remedy as text, in the current wording; "" if there is none."""
+        wording = _wording.get()
+        return "".join(piece if isinstance(piece, str) else wording(piece) for piece in self.remedy)
 
-    def about(self, what: str) -> Self:
-        """The same, with `what` it is about before the problem."""
-        told = copy(self)
-        told.problem = f"{what}{self.problem}"
-        return told
+    def with_prefix(self, prefix: str) -> Self:
+        """Return a copy with `prefix`, such as a file name, before the problem."""
+        prefixed = copy(self)
+        prefixed.problem = f"{prefix}{self.problem}"
+        return prefixed
 
 
-class InstError(_Told):
-    """Something the user can put right: one line that names the file or value at fault, and the remedy.
+class InstError(_Message):
+    """An error that the user can fix. Its message is one line: the problem, with the file or value, and the remedy.
 
-    The command line prints the message without a traceback and exits with `exit_code`. Every other exception type that
-    leaves the package is a defect of the package.
+    The command line prints the message without a traceback and exits with `exit_code`. Any other type of exception that
+    leaves the package is a bug in the package.
     """
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(InstError, ValueError):
-    """A wrong argument (an unknown device, a prompt that is too long), as opposed to a broken file or a full disk.
+    """A wrong argument, such as an unknown device or a prompt that is too long; not a broken file or a full disk.
 
-    It is a ValueError too, which callers of a library expect over a wrong argument.
+    It is also a ValueError, because callers of a library expect one for a wrong argument.
     """
 
     exit_code: ClassVar[int] = 2
 
 
-class InstWarning(_Told, UserWarning):
-    """Something the user should know of, though the work goes on: one line. The command line prints it."""
+class InstWarning(_Message, UserWarning):
+    """A one-line warning that the user should read, although the work continues. The command line prints it."""
 
 
 @contextmanager
-def in_the_words_of(wording: Wording) -> Iterator[None]:
-    """Word the errors and warnings that are read within the block, or leave it, in somebody's terms."""
-    before = _wording.set(wording)
+def use_wording(wording: Wording) -> Iterator[None]:
+    """Use `wording` for the errors and warnings that are shown inside the block, and for the errors that leave it."""
+    token = _wording.set(wording)
     try:
         yield
-    except _Told as told:
-        told.remedy = tuple(piece if isinstance(piece, str) else wording(piece) for piece in told.remedy)
+    except _Message as message:
+        message.remedy = tuple(piece if isinstance(piece, str) else wording(piece) for piece in message.remedy)
         raise
     finally:
-        _wording.reset(before)
+        _wording.reset(token)
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first, for a message of one line: its type where it says nothing."""
+    """Return the first line of an error's text, or the name of its type if it has no text."""
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def reason_of(error: Any) -> str:
-    """Return why the system refused something, in its own words."""
-    return getattr(error, "strerror", None) or first_line(error)

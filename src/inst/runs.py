@@ -1,4 +1,4 @@
-"""Long work is a generator that yields its steps; `complete` runs one to its end."""
+"""Long computations are generators that yield their steps; `complete` runs one to the end."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from inst.arguments import check_type
+from inst.errors import Call
 
 _Step = TypeVar("_Step")
 _Result = TypeVar("_Result")
 
 
 def complete(generator: Generator[_Step, None, _Result], on_step: Callable[[_Step], object] | None = None) -> _Result:
-    """Run a generator such as a solver's to its end and return its result, showing every step to `on_step`.
+    """Run a generator, such as a solver's, to the end and return its result. `on_step` is called with every step.
 
-    The generator is closed when `on_step` raises, so that it can put its things in order at once.
+    The generator is closed if `on_step` raises, so that it can clean up at once.
 
     Raises:
-        UsageError: no generator, such as the style of `inst.instant_style`, which is complete.
+        UsageError: the argument is not a generator; `inst.instant_style`, for example, returns a finished style.
     """
-    check_type("A run", generator, Generator, "give what inst.learn, inst.transfer or inst.generate returns")
+    functions = Call("learn"), ", ", Call("transfer"), " or ", Call("generate")
+    check_type("A run", generator, Generator, "give the result of ", *functions)
     try:
         while True:
             try:

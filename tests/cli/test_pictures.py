@@ -64,7 +64,10 @@ def test_a_painting_can_be_the_style_and_repeat_gives_the_same_pixels(run: Run, 
     warnings.simplefilter("ignore")  # as PYTHONWARNINGS=ignore does, which is about Python's warnings
     code, _, err = run("repeat", "older.png", "--backbone", common[1], "--dtype", "bfloat16")
     assert code == 0, err
-    assert "older.png was made otherwise (precision float32, here bfloat16; torch 1.0, here " in err.replace("\n", " ")
+    assert (
+        "older.png was made in another environment (precision float32, here bfloat16; torch 1.0, here "
+        in err.replace("\n", " ")
+    )
 
 
 def test_repeat_uses_the_defaults_for_settings_that_a_record_leaves_out(
@@ -81,9 +84,9 @@ def test_repeat_uses_the_defaults_for_settings_that_a_record_leaves_out(
     assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
 
     for change, said in (
-        ({"photo": None}, "does not say which photo it was made of"),
-        ({"command": "generate"}, "does not say which prompt it was made of"),
-        ({"settings": {"seed": [1, 2]}}, "does not say which one of its seeds is its own"),
+        ({"photo": None}, "does not record its photo"),
+        ({"command": "generate"}, "does not record its prompt"),
+        ({"settings": {"seed": [1, 2]}}, "does not record which of its seeds it was made with"),
         ({"settings": {"mask": 1}}, "was made by another version of inst"),
     ):
         save_picture(made, "made.png", texts=replace(record, **change).texts())
@@ -136,7 +139,7 @@ def test_no_file_that_is_read_is_overwritten(run: Run, common: list[object], arg
     before = {path: path.read_bytes() for path in Path().rglob("*.png")}
     code, _, err = run(*arguments, "--steps", "2", *common)
     assert code == 2
-    assert err == f"Error: {source} is what is read: give another name to -o, or it would be lost.\n"
+    assert err == f"Error: {source} is an input file and would be overwritten: give another name with -o.\n"
     assert {path: path.read_bytes() for path in Path().rglob("*.png")} == before
 
 
@@ -149,7 +152,7 @@ def test_repeat_overwrites_nothing_that_it_reads(run: Run, common: list[object])
         before = Path(name).read_bytes()
         code, _, err = run("repeat", "made.png", "-o", name, "--backbone", common[1])
         assert code == 2
-        assert f"{name} is what is read" in err
+        assert f"{name} is an input file" in err
         assert Path(name).read_bytes() == before
 
 
@@ -160,14 +163,14 @@ def test_repeat_refuses_another_photo(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"), seed=2)
     code, _, err = run("repeat", "made.png", "--backbone", common[1])
     assert code == 1
-    assert "photo.png is not the photo that made.png was made of" in err
+    assert "photo.png is not the photo that made.png was made from" in err
     Path("photo.png").unlink()
     code, _, err = run("repeat", "made.png", "--backbone", common[1])
     assert code == 1
     assert "give the photo photo.png with --photo" in err
     code, _, err = run("repeat", "painting.png")
     assert code == 1
-    assert "does not say what made it" in err
+    assert "has no record of how it was made" in err
 
 
 def test_repeat_names_the_backbone_it_needs_and_refuses_another(
@@ -188,7 +191,7 @@ def test_repeat_names_the_backbone_it_needs_and_refuses_another(
     code, _, err = run("repeat", "made.png", "--backbone", tiny_copy)
     assert code == 1
     assert err.startswith(f"Error: made.png was made with another backbone than {tiny_copy}: ")
-    assert f'called "{place.name}"' in err
+    assert f'"{place.name}" (text space' in err
     assert str(place.parent).encode() not in Path("made.png").read_bytes()
 
 
@@ -244,10 +247,10 @@ def test_outside_the_mask_the_photo_keeps_its_pixels(run: Run, common: list[obje
         (["transfer", "photo.png", "--style", "broken.safetensors"], 1, "broken.safetensors"),
         (["transfer", "photo.png", "--style", "photo.png", "--strength", "1.2"], 2, "1.2"),
         (["transfer", "photo.png", "--style", "photo.png", "--tone", "loud"], 2, "none, painting, photo"),
-        (["transfer", "photo.png", "--style", "photo.png", "-o", "photo.png"], 2, "photo.png is what is read"),
+        (["transfer", "photo.png", "--style", "photo.png", "-o", "photo.png"], 2, "photo.png is an input file"),
         (["transfer", "photo.png", "--style", "photo.png", "-o", "no/made.png"], 1, "the folder no does not exist"),
         (["transfer", "photo.png", "--style", "photo.png", "-o", "made.txt"], 2, "made.txt has the ending .txt"),
-        (["transfer", "photo.png", "--style", "empty"], 1, "empty holds no picture"),
+        (["transfer", "photo.png", "--style", "empty"], 1, "empty contains no picture"),
         (["transfer", "photo.png", "--style", "photo.png", "--style", "photo.png"], 2, "Two styles are called [C]"),
         (["transfer", "photo.png", "--style", "photo.png", "--prompt", "a river " * 30], 2, "does not fit"),
         (["generate", "a river", "--style", "photo.png"], 2, "[C]"),
@@ -322,7 +325,7 @@ def test_style_commands_check_a_style_against_a_backbone_where_one_is_named(
         for option in ("--device=cpu", "--dtype=float32", "--image-encoder=clip", "--config=sd1", "--low-memory"):
             code, out, err = run("style", name, "other.safetensors", *more, option)
             assert (code, out, err.count("\n")) == (2, "", 1)
-            assert f"{option.partition('=')[0]} is about a backbone, and none is loaded: add --backbone" in err
+            assert f"{option.partition('=')[0]} needs a backbone, but none is loaded: add --backbone" in err
             assert not Path("out.safetensors").exists()
 
 
@@ -383,7 +386,7 @@ def test_too_little_memory_is_reported_in_one_line(
     monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: torch.empty(2**48))
     code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
     assert (code, out) == (1, "")
-    assert err.startswith("Error: the memory does not suffice")
+    assert err.startswith("Error: there is not enough memory")
     assert err.count("\n") == 1
 
 
@@ -415,7 +418,7 @@ def test_a_full_disk_leaves_the_old_picture_as_it_was(
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = run("transfer", "photo.png", "--style", "photo.png", "--steps", "1", "-o", "made.png", *common)
     assert code == 1
-    assert "make room on the disk" in err
+    assert "free space on the disk" in err
     assert Path("made.png").read_bytes() == before
 
 

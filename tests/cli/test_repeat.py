@@ -219,8 +219,8 @@ def test_a_wrong_value_in_a_record_is_refused_and_named(
         (("settings", "tone"), ["none"], "The tone ['none'] cannot be used"),
         (("settings", "prompt"), {"a": 1}, "The prompt {'a': 1} cannot be used"),
         (("settings", "prompt"), "\ud800", "is damaged ('utf-8' codec can't encode"),
-        (("settings", "flatten"), "yes", "does not say whether its photo was laid over white"),
-        (("settings", "seed"), 1.5, "does not say which one of its seeds"),
+        (("settings", "flatten"), "yes", "does not record whether its photo was put on a white background"),
+        (("settings", "seed"), 1.5, "does not record which of its seeds"),
         (("settings", "strengths"), [0.5], "made by another version of inst"),
         (("styles",), {}, "No style is given"),
         (("command",), "demo", "was made by inst demo"),
@@ -229,7 +229,7 @@ def test_a_wrong_value_in_a_record_is_refused_and_named(
         (("device",), "toaster", 'The device "toaster" cannot be used'),
         (("dtype",), "int8", 'The precision "int8" is unknown'),
         (("photo", "name"), "", "give the photo"),
-        (("photo",), None, "does not say which photo"),
+        (("photo",), None, "does not record its photo"),
         (("format",), "1", "is damaged (format is a str, not a int)"),
     ]
     for place, value, said in cases:

@@ -38,7 +38,7 @@ def test_a_study_goes_from_pictures_through_a_simulation_to_a_report(tmp_path: P
     made = run("create", "--from", folder, "-o", study, "--checks", 1)
     assert made.returncode == 0, made.stderr
     assert "8 pairs: 4 inst / adain, 4 inst / gatys" in made.stdout
-    assert "shown all of them, not 26" in made.stderr
+    assert "sees all of them, not 26" in made.stderr
     assert shlex.split(made.stdout.splitlines()[-1])[1:] == ["inst", "study", "serve", str(study)]  # to be pasted
     before = study.read_bytes()
     simulated = run("simulate", study, "--participants", 3, "--kills", 0, "-o", rehearsed, "--json")
@@ -57,7 +57,7 @@ def test_a_broken_picture_is_left_out_and_the_exit_code_is_1(tmp_path: Path) -> 
     folder = write_comparison(tmp_path / "comparison")
     (folder / "gatys" / "castle__night.png").write_bytes(b"broken")
     found = run("create", "--from", folder, "-o", tmp_path / "study.db", "--json")
-    mistake(found, 1, "castle__night.png is no picture")
+    mistake(found, 1, "castle__night.png is not a picture")
     assert json.loads(found.stdout)["pairs"] == {"adain": 4, "gatys": 3}
     assert (tmp_path / "study.db").is_file()
 
@@ -69,7 +69,7 @@ def test_wrong_arguments_are_refused_with_the_reason(
     mistake(run("create", "--from", comparison, "-o", study), 2, "exists")
     mistake(run("create", "--from", comparison, "-o", tmp_path / "a.db", "--ours", "x"), 2, "no method x")
     mistake(run("serve", tmp_path / "none.db"), 1, "no such study")
-    mistake(run("serve", comparison / "photos" / "castle.png"), 1, "is no study")
+    mistake(run("serve", comparison / "photos" / "castle.png"), 1, "is not a study")
     mistake(run("simulate", study, "--preference", 2), 2, "--preference 2")
     mistake(run("simulate", study, "-o", tmp_path / "away" / "b.db"), 1, "away does not exist")
     mistake(run("serve", study, "--port", 70000), 2, "port 70000 cannot be used")

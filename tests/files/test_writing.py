@@ -54,7 +54,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 @posix
 def test_a_device_is_never_replaced() -> None:
-    refuse(Path("/dev/null"), "no ordinary file")
+    refuse(Path("/dev/null"), "not a regular file")
     assert Path("/dev/null").is_char_device()
 
 
@@ -82,7 +82,7 @@ def test_a_protected_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     path.chmod(0o444)
     if os.geteuid() == 0:  # whom no permission binds
         monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refuse(path, "protected from writing")
+    refuse(path, "write-protected")
     assert path.read_bytes() == b"old"
 
 
@@ -95,7 +95,7 @@ def test_a_full_or_broken_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: 
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(os, "fsync", fail)
-    refuse(path, "make room on the disk" if error == errno.ENOSPC else "choose another place")
+    refuse(path, "free space on the disk" if error == errno.ENOSPC else "choose another folder")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 

@@ -16,7 +16,16 @@ from safetensors.torch import save_file
 import inst
 from inst import InstError, InstWarning, UsageError
 from inst.backbone.inversion import VARIANTS, build_inversion
-from inst.learning.data import CAPTIONS, Square, denoising_loss, draw_captions, look_at, prepare, random_square, views
+from inst.learning.data import (
+    CAPTIONS,
+    Square,
+    denoising_loss,
+    draw_captions,
+    embed_paintings,
+    prepare,
+    random_square,
+    view_squares,
+)
 from inst.learning.instant import instant_style
 from inst.learning.loop import Learning, LearningDiverged, LearningState, LearningStep, learn
 from inst.learning.run import LearningRun, learning_rate, spread_timesteps
@@ -212,7 +221,7 @@ def test_a_style_can_hold_the_module_that_made_its_vectors(tiny_backbone: inst.B
     assert whole.module_config is not None
     module = build_inversion(whole.module_config).eval()
     module.load_state_dict(dict(whole.module))
-    views = look_at(tiny_backbone, [paint(1)])
+    views = embed_paintings(tiny_backbone, [paint(1)])
     torch.testing.assert_close(module(*views).mean(dim=0), whole.vectors)
 
 
@@ -356,7 +365,7 @@ def test_without_a_deterministic_kernel_learning_goes_on_with_a_warning(
                 torch.use_deterministic_algorithms(False)
         update(run)
 
-    monkeypatch.setattr("inst.backbone.devices._GENTLE", set())
+    monkeypatch.setattr("inst.backbone.devices._NONDETERMINISTIC", set())
     monkeypatch.setattr(LearningRun, "_update", fail_once)
     with pytest.warns(InstWarning, match="on cpu: put_ has no deterministic kernel"):
         found = finish(short(tiny_backbone, steps=2))[1].vectors
@@ -443,10 +452,10 @@ def test_the_loss_scale_grows_back_as_that_of_gradscaler_does() -> None:
         scaler.step(adam)
         scaler.update()
         adam.zero_grad()
-        progress = progress.fitted(start) if finite else progress.overflowed()
+        progress = progress.after_finite_gradient(start) if finite else progress.after_overflow()
         assert progress.loss_scale == min(start, scaler.get_scale())  # ours ends where it began
     assert progress.loss_scale == start
-    assert Progress().fitted(1.0) == Progress()  # other precisions
+    assert Progress().after_finite_gradient(1.0) == Progress()  # other precisions
 
 
 def test_the_loss_scale_grows_after_a_resume_as_without_one(
@@ -456,7 +465,7 @@ def test_the_loss_scale_grows_after_a_resume_as_without_one(
     backbone = inst.Backbone.load(tiny_backbone_folder, device="cpu", dtype="float16")
     learning = short(backbone, steps=6)
     state = next(learning).state()
-    state = replace(state, progress=state.progress.overflowed())
+    state = replace(state, progress=state.progress.after_overflow())
     seen = [step.state() for step in short(backbone, steps=6, resume=state)]
     assert [one.progress.loss_scale for one in seen] == [2.0**15] * 2 + [2.0**16] * 3
     read = LearningState.load(seen[0].save(tmp_path / "state.safetensors"))
@@ -575,7 +584,7 @@ def test_an_instant_style_is_the_mean_of_the_modules_words(tiny_backbone: inst.B
     painting = paint(4, 64, 110)
     style = instant_style(tiny_backbone, [painting])
     assert tiny_backbone.inversion is not None
-    squares = views(64, 110, 64, 8)
+    squares = view_squares(64, 110, 64, 8)
     assert len(set(squares)) == 8
     words = [tiny_backbone.inversion(*tiny_backbone.embed_picture(s.cut(painting.picture, 64)[None])) for s in squares]
     torch.testing.assert_close(style.vectors, torch.cat(words).mean(dim=0))
@@ -678,10 +687,10 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
 
 
 def test_progress_counts_the_validations_that_are_not_better() -> None:
-    progress = Progress().validated(3.0)
+    progress = Progress().after_validation(3.0)
     assert (progress.start_loss, progress.best_loss, progress.best_step, progress.stale) == (3.0, 3.0, 0, 0)
-    progress = progress.after(1.0).validated(3.0)
+    progress = progress.after_step(1.0).after_validation(3.0)
     assert (progress.best_step, progress.stale) == (0, 1)
-    progress = progress.after(1.0).validated(2.0)
+    progress = progress.after_step(1.0).after_validation(2.0)
     assert (progress.best_loss, progress.best_step, progress.stale) == (2.0, 2, 0)
     assert progress.smoothed == pytest.approx(1.0)

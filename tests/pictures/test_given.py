@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from inst import InstError, Photo, UsageError, read_painting, save_picture
-from inst.pictures.given import read_batch, read_mask, read_one, read_several
+from inst.pictures.given import to_batch, to_mask, to_paintings, to_photo, to_photos
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -36,19 +36,19 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_picture_gives_the_same_pixels(file: Path, form: str) -> None:
-    read = read_one(FORMS[form](file)).picture
+    read = to_photo(FORMS[form](file)).picture
     assert read.dtype == torch.float32
     torch.testing.assert_close(read, read_painting(file).picture, rtol=0, atol=1e-6)
 
 
 def test_a_file_and_an_image_of_a_file_keep_the_name(file: Path) -> None:
-    assert read_one(file).name == read_one(Image.open(file)).name == "waves.png"
-    assert len(read_one(file).sha256) == 64
-    assert read_one(LEVELS).name == ""
+    assert to_photo(file).name == to_photo(Image.open(file)).name == "waves.png"
+    assert len(to_photo(file).sha256) == 64
+    assert to_photo(LEVELS).name == ""
 
 
 def test_a_grey_array_has_three_equal_channels() -> None:
-    read = read_one(LEVELS[:, :, 0]).picture
+    read = to_photo(LEVELS[:, :, 0]).picture
     assert torch.equal(read[0], read[2])
     torch.testing.assert_close(read[1], torch.from_numpy(LEVELS[:, :, 0]) / 127.5 - 1)
 
@@ -57,15 +57,15 @@ def test_transparency_is_laid_over_white_in_every_form(tmp_path: Path) -> None:
     clear = np.concatenate([LEVELS, np.zeros((24, 32, 1), np.uint8)], axis=2)
     Image.fromarray(clear).save(tmp_path / "clear.png")
     for given in (tmp_path / "clear.png", Image.fromarray(clear), clear):
-        assert (read_one(given).picture == 1).all()
+        assert (to_photo(given).picture == 1).all()
 
 
 def test_one_picture_or_several_are_read_alike(file: Path) -> None:
-    batch = torch.stack([read_one(file).picture] * 2)
+    batch = torch.stack([to_photo(file).picture] * 2)
     for given in ([file, LEVELS], (str(file), Image.open(file)), batch, np.stack([LEVELS, LEVELS])):
-        assert len(read_several(given)) == 2
-        torch.testing.assert_close(read_batch(given), batch, rtol=0, atol=1e-6)
-    assert read_batch(file).shape == (1, 3, 24, 32)
+        assert len(to_photos(given)) == 2
+        torch.testing.assert_close(to_batch(given), batch, rtol=0, atol=1e-6)
+    assert to_batch(file).shape == (1, 3, 24, 32)
 
 
 @pytest.mark.parametrize(
@@ -86,17 +86,32 @@ def test_one_picture_or_several_are_read_alike(file: Path) -> None:
 )
 def test_what_is_no_picture_is_refused_with_what_to_give(given: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        read_batch(given)
+        to_batch(given)
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_in_one_line(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "half.png").write_bytes(file.read_bytes()[:600])
+    with pytest.raises(InstError, match=r"half\.png is damaged") as caught:
+        to_photo(Image.open(tmp_path / "half.png"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_path_of_a_folder_stands_for_the_paintings_in_it(file: Path) -> None:
+    file.with_name("b.png").write_bytes(file.read_bytes())
+    assert [photo.name for photo in to_paintings(file.parent)] == ["b.png", "waves.png"]
+    (file.parent / "empty").mkdir()
+    with pytest.raises(InstError, match="no picture"):
+        to_paintings(file.parent / "empty")
 
 
 def test_pictures_of_several_sizes_make_no_batch(file: Path) -> None:
-    with pytest.raises(UsageError, match=r"Photos of 16 x 8 and of 32 x 24 pixels make no batch"):
-        read_batch([file, torch.zeros(3, 8, 16)])
+    with pytest.raises(UsageError, match=r"Photos of 16 x 8 and 32 x 24 pixels cannot form a batch"):
+        to_batch([file, torch.zeros(3, 8, 16)])
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InstError, match=r"none\.png: no such file"):
-        read_one(tmp_path / "none.png")
+        to_photo(tmp_path / "none.png")
 
 
 def test_every_form_of_a_mask_gives_the_same_values(tmp_path: Path) -> None:
@@ -112,12 +127,12 @@ def test_every_form_of_a_mask_gives_the_same_values(tmp_path: Path) -> None:
         mask > 0,
         torch.from_numpy(mask) / 255,
     ):
-        assert read_mask(given, (24, 32)).sum() == 24 * 16
-    assert read_mask(Image.fromarray(mask), (48, 64)).shape == (48, 64)
+        assert to_mask(given, (24, 32)).sum() == 24 * 16
+    assert to_mask(Image.fromarray(mask), (48, 64)).shape == (48, 64)
     with pytest.raises(UsageError, match=r"shape \[24, 32\] does not fit a photo of \[48, 64\]"):
-        read_mask(mask, (48, 64))
-    with pytest.raises(UsageError, match="make a mask of the photo's proportions"):
-        read_mask(Image.fromarray(mask), (48, 48))
+        to_mask(mask, (48, 64))
+    with pytest.raises(UsageError, match="make a mask with the photo's proportions"):
+        to_mask(Image.fromarray(mask), (48, 48))
 
 
 def test_a_result_can_be_saved_as_it_comes(tmp_path: Path) -> None:
@@ -127,4 +142,4 @@ def test_a_result_can_be_saved_as_it_comes(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     with pytest.raises(UsageError, match=r"shape \[2, 3, 16, 16\]"):
         save_picture(picture.expand(2, -1, -1, -1), tmp_path / "three.png")
-    assert isinstance(read_one(tmp_path / "one.png"), Photo)
+    assert isinstance(to_photo(tmp_path / "one.png"), Photo)

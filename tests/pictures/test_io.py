@@ -144,7 +144,7 @@ def test_an_animation_is_read_as_its_first_frame(tmp_path: Path, ending: str) ->
 
 def test_32_bit_pictures_are_refused(tmp_path: Path) -> None:
     for image in (Image.new("F", (4, 4), 0.5), Image.new("I", (4, 4), 70000)):
-        refuse(saved(image, tmp_path / "hdr.tif"), "32 bits a channel")
+        refuse(saved(image, tmp_path / "hdr.tif"), "32 bits per channel")
 
 
 # Files that are no pictures
@@ -224,7 +224,7 @@ def test_a_large_photo_is_read_without_a_warning(tmp_path: Path, recwarn: pytest
 def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     path = saved(quarters(), tmp_path / "secret.png")
     path.chmod(0)
-    refuse(path, "may not be read")
+    refuse(path, "cannot be read (permission denied)")
 
 
 # Tensors, and writing

@@ -155,7 +155,7 @@ def test_a_mask_is_resized_to_the_photo_and_other_proportions_are_refused(tmp_pa
 
 def test_a_mask_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"hello")
-    with pytest.raises(InstError, match="is no picture"):
+    with pytest.raises(InstError, match="is not a picture"):
         read_mask(tmp_path / "mask.png")
 
 
@@ -215,7 +215,7 @@ def test_the_ending_chooses_the_format(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["picture", "picture.gif", "picture.png.bak", ".png"])
 def test_unknown_endings_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"pictures are written as \.png, \.jpg, \.jpeg, \.webp"):
+    with pytest.raises(UsageError, match=r"use a file name that ends in \.png, \.jpg, \.jpeg, \.webp"):
         save_picture(quarters(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 

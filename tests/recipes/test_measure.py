@@ -102,8 +102,8 @@ def test_a_picture_with_an_identical_caption_counts_as_found() -> None:
 
 def test_captions_are_cut_at_a_word_and_hold_no_placeholder() -> None:
     fake = backbone()
-    assert figures.fitting(fake, "one two [three]") == "one two (three)"
-    assert figures.fitting(fake, " ".join("abcdefghijkl")) == "a b c d e f g h"
+    assert figures.shorten_caption(fake, "one two [three]") == "one two (three)"
+    assert figures.shorten_caption(fake, " ".join("abcdefghijkl")) == "a b c d e f g h"
 
 
 def test_texts_are_compared_under_the_same_noise_whatever_the_batch() -> None:
@@ -131,7 +131,9 @@ def test_generated_pictures_do_not_depend_on_the_batch_size(tiny_backbone: Backb
     with torch.no_grad():
         text = tiny_backbone.embed_text(["a dog", "a church", "a river"]).tokens
         one, three = (
-            generation.generate(tiny_backbone, text, steps=2, guidance=3, generator=figures.seeded(0), batch=size)
+            generation.generate(
+                tiny_backbone, text, steps=2, guidance=3, generator=figures.cpu_generator(0), batch=size
+            )
             for size in (1, 3)
         )
     torch.testing.assert_close(one, three, atol=1e-3, rtol=0)

@@ -86,7 +86,7 @@ def test_more_vectors_than_a_prompt_holds_are_refused(words: Path, capsys: pytes
     after = len(tokenizer.load(words)(" style", add_special_tokens=False)["input_ids"])
     most = 24 - 2 - after
     line = wrong_use(unet, [*UNET, str(words), "--pair", str(words.parent), "--vectors", str(most + 1)], capsys)
-    assert line == f"error: --vectors {most + 1}: a prompt of this tokenizer has room for {most} at most"
+    assert line == f"error: --vectors {most + 1}: a prompt of this tokenizer has room for {most} at most; give fewer"
 
 
 @pytest.mark.parametrize(("stage", "given"), [(pair, PAIR), (unet, UNET)])
@@ -94,13 +94,13 @@ def test_a_folder_without_a_tokenizer_is_refused(
     stage: ModuleType, given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = wrong_use(stage, [*given, str(tmp_path)], capsys)
-    assert line == f"error: {tmp_path}: holds no tokenizer.json; give the folder tokenizer/ that tokenizer.py wrote"
+    assert line == f"error: {tmp_path}: contains no tokenizer.json; give the folder tokenizer/ that tokenizer.py wrote"
 
 
 def test_a_stage_without_minutes_or_steps_is_refused() -> None:
     command = [sys.executable, autoencoder.__file__, "--data", "absent", "--out", "absent"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr == "error: give --minutes or --steps: a stage must know when to end\n"
+    assert answer.stderr == "error: the stage has no end: give --minutes or --steps\n"
     assert answer.returncode == 2
 
 
@@ -137,5 +137,5 @@ def test_pictures_that_are_all_smaller_than_the_crop_are_refused(
     files_of_shard = members(8)
     write_tar(tmp_path / "small.tar", [file for i, file in enumerate(files_of_shard) if i // 2 % 2])
     given = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1", "--crop", "240"]
-    with pytest.raises(InstError, match="no picture has the 240 px of a crop"):
+    with pytest.raises(InstError, match="no picture is as large as a crop of 240 px"):
         autoencoder.main(given)

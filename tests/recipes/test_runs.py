@@ -73,7 +73,7 @@ def test_a_signal_at_any_time_is_reported_in_one_line_and_existing_files_stay(
     for name, content in before.items():
         (tmp_path / name).write_bytes(content)
     answer = stage("-c", WATCHED, event, ending, number, *tokenizer_arguments(shards, tmp_path))
-    assert answer.stderr == "error: interrupted; the same command goes on from its last checkpoint, if it has one\n"
+    assert answer.stderr == "error: interrupted; run it again to continue from its last checkpoint, if there is one\n"
     assert answer.returncode == 130
     assert contents(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
@@ -127,7 +127,7 @@ def test_a_closed_standard_output_is_reported_in_one_line(shards: Path, tmp_path
     os.close(reading)
     answer = stage(*tokenizer_arguments(shards, tmp_path), *more, output=writing)
     os.close(writing)
-    assert answer.stderr == "error: standard output: Broken pipe; mend that and run the same command again\n"
+    assert answer.stderr == "error: standard output: Broken pipe; repair that, then run the same command again\n"
     assert answer.returncode == 1
 
 
@@ -135,10 +135,10 @@ def test_an_output_folder_that_is_a_file_or_below_one_is_refused(tmp_path: Path)
     file = tmp_path / "file"
     file.write_text("mine")
     for folder in (file, file / "runs" / "vae"):
-        with pytest.raises(InstError, match="file is a file; give another place"):
+        with pytest.raises(InstError, match="file is a file; give another folder"):
             files.write_folder(folder, lambda made: (made / "new").touch())
     alone, box = workers.Workers(0, 1, torch.device("cpu")), training.TimeBox(None, 1)
-    with pytest.raises(InstError, match="file is a file; give another place"):
+    with pytest.raises(InstError, match="file is a file; give another folder"):
         training.Training(alone, file / "runs", {}, {}, {}, torch.Generator(), box, {})
     assert contents(tmp_path) == {"file": b"mine"}
 
@@ -153,7 +153,7 @@ def test_a_copy_that_does_not_fit_on_the_disk_is_reported_with_the_reason(tmp_pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
         with pytest.raises(
-            InstError, match=r"out: cannot be written \([^[(]*\[Errno 27\] File too large: .*\); make room"
+            InstError, match=r"out: cannot be written \([^[(]*\[Errno 27\] File too large: .*\); free disk space"
         ):
             files.write_folder(tmp_path / "out", lambda made: shutil.copytree(source, made / "part"))
     finally:

@@ -181,7 +181,7 @@ def test_an_interrupted_stage_resumes_exactly(
 
     with monkeypatch.context() as patched:
         patched.setattr(training.Training, "_write_log", interrupt)
-        with pytest.raises(InstError, match="interrupted after step 2; the same command resumes"):
+        with pytest.raises(InstError, match="interrupted after step 2; run the same command again to resume"):
             unet.main(given)
     assert not (tmp_path / "unet").exists()
     unet.main(given)
@@ -213,12 +213,13 @@ def test_a_pair_with_a_warm_start_keeps_the_embeddings_of_tokens_known_to_both(
     teachers = ["--vgg", str(random_vgg), "--inception", str(random_inception), "--tokenizer", str(tmp_path / "other")]
     sizes = ["--batch", "4", "--width", "32", "--text-layers", "1", "--image-layers", "1", "--rate", "0"]
     given = ["--data", str(shards), *teachers, *sizes, "--warm-start", str(start), "--out", str(tmp_path / "pair")]
-    with pytest.raises(UsageError, match="its encoders are of other sizes; give its --width"):
+    with pytest.raises(UsageError, match="its encoders have other sizes; give its --width"):
         pair.main([*given, "--width", "64", *SMALL, "1"])
     pair.main([*given, *SMALL, "1"])
 
     old, new = (CLIPTokenizer.from_pretrained(f).get_vocab() for f in (start / "tokenizer", tmp_path / "other"))
-    assert old.keys() - new.keys(), new.keys() - old.keys()
+    assert old.keys() - new.keys()
+    assert new.keys() - old.keys()
     before, after = (load_file(f / "text_encoder" / "model.safetensors") for f in (start, tmp_path / "pair"))
     table = "text_model.embeddings.token_embedding.weight"
     for token in old.keys() & new.keys():
@@ -388,7 +389,7 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         (to / "half").touch()
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InstError, match=r"vae: cannot be written .*No space left.*; make room"):
+    with pytest.raises(InstError, match=r"vae: cannot be written .*No space left.*; free disk space"):
         files.write_folder(folder, fail)
     assert [path.name for path in tmp_path.rglob("*")] == ["vae", "old"]
     files.write_folder(folder, lambda to: (to / "new").touch())
@@ -420,7 +421,7 @@ def test_a_checkpoint_of_other_settings_and_a_broken_checkpoint_are_refused(tmp_
         fresh(tmp_path, widths=[16]).resume()
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InstError, match="not a whole checkpoint; delete it to start again"):
+    with pytest.raises(InstError, match="not a complete checkpoint; delete it to start again"):
         fresh(tmp_path).resume()
 
 

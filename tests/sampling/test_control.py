@@ -19,7 +19,7 @@ from inst import Backbone, InstError, Style, UsageError, complete, generate, tra
 from inst.diffusers.pipeline import InSTPipeline
 from inst.pictures.edges import canny
 from inst.pictures.io import make_thumbnail
-from inst.sampling.control import Control, carrying, controlled, load_controlnet
+from inst.sampling.control import Control, load_controlnet, with_control_channels, with_controlnet
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import tiled
 from tiny import WIDTH, edit_json, save_family, tiny_controlnet, write_tiny_backbone
@@ -131,8 +131,8 @@ def test_the_controlnet_at_a_scale_of_0_does_not_change_the_predicted_noise(
     tiny_backbone: Backbone, depth: Control
 ) -> None:
     latents, text = draw_noise((4, 8, 8), [0, 1]), tiny_backbone.embed_text(["a river"])
-    predict = controlled(tiny_backbone, dataclasses.replace(depth, scale=0.0))
-    steered = carrying(lambda z, t: predict(z, t, text), picture(seed=5)[None] / 2 + 0.5, 8)
+    predict = with_controlnet(tiny_backbone, dataclasses.replace(depth, scale=0.0))
+    steered = with_control_channels(lambda z, t: predict(z, t, text), picture(seed=5)[None] / 2 + 0.5, 8)
     assert torch.equal(steered(latents, 500), tiny_backbone.predict_noise(latents, 500, text))
 
 
@@ -189,9 +189,9 @@ def test_each_tile_sees_its_own_part_of_the_control_picture() -> None:
         latents, cells = carried[:, :4], torch.nn.functional.pixel_shuffle(carried[:, 4:], 8)
         return latents * torch.nn.functional.avg_pool2d(cells, 8).sum(dim=1, keepdim=True) + timestep
 
-    whole = carrying(denoise, hint, 8)(latents, 3)
+    whole = with_control_channels(denoise, hint, 8)(latents, 3)
     close(whole, latents * torch.nn.functional.avg_pool2d(hint, 8).sum(dim=1, keepdim=True) + 3)
-    close(carrying(tiled(lambda frame: denoise, 8, 2), hint, 8)(latents, 3), whole)
+    close(with_control_channels(tiled(lambda frame: denoise, 8, 2), hint, 8)(latents, 3), whole)
 
 
 def test_control_works_in_tiles_and_at_any_size(
@@ -304,7 +304,7 @@ def test_control_with_two_text_encoders_gives_the_same_picture_as_diffusers(tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"picture": None}, 'kind "depth" is not made here'),
+        ({"picture": None}, 'cannot compute a control picture of the kind "depth"'),
         ({"scale": -1.0}, "control scale of -1.0"),
         ({"scale": float("nan")}, "control scale of nan"),
         ({"picture": torch.zeros(64, 64)}, r"shape \[64, 64\]"),
@@ -325,14 +325,14 @@ def test_wrong_controls_are_refused_with_the_reason(
 def test_generating_with_edges_but_without_a_photo_is_refused(
     tiny_backbone: Backbone, style: Style, controlnet: ControlNetModel
 ) -> None:
-    with pytest.raises(UsageError, match="no photo whose edges"):
+    with pytest.raises(UsageError, match="no photo to find edges in"):
         generate(tiny_backbone, "[C]", style, control=Control(controlnet))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cross_attention_dim": 48}, r"cross_attention_dim \(48 and 32\)"),
+        ({"cross_attention_dim": 48}, r"cross_attention_dim is 48, not 32"),
         ({"in_channels": 9}, "in_channels"),
         ({"layers_per_block": 2}, "layers_per_block"),
         ({"conditioning_embedding_out_channels": [16, 32]}, "2 times as large"),

@@ -296,7 +296,7 @@ def test_the_admin_page_shows_progress_only_with_the_right_token(study: Path, se
     server.vote("a" * 64, 1, "first", "0" * 32)
     with visiting(tmp_path / "profile") as visitor:
         visitor.driver.get(server.admin)
-        visitor.wait(lambda: "1 began, 0 finished" in visitor.text(), "the summary")
+        visitor.wait(lambda: "1 started, 0 finished" in visitor.text(), "the summary")
         assert [row.text.split()[0] for row in visitor.find_all("#methods tr")] == ["adain", "gatys"]
         assert visitor.errors() == []
         visitor.driver.get("about:blank")
@@ -304,10 +304,10 @@ def test_the_admin_page_shows_progress_only_with_the_right_token(study: Path, se
         visitor.wait(lambda: visitor.find("#ask").is_displayed(), "the question for the token")
         assert not visitor.find("#found").is_displayed()
         visitor.find("#token").send_keys("wrong\n")
-        visitor.wait(lambda: "not the admin's token" in visitor.text(), "the refusal")
+        visitor.wait(lambda: "not the admin token" in visitor.text(), "the refusal")
         visitor.find("#token").clear()
         visitor.find("#token").send_keys(server.admin.partition("#")[2] + "\n")
-        visitor.wait(lambda: "1 began, 0 finished" in visitor.text(), "the summary")
+        visitor.wait(lambda: "1 started, 0 finished" in visitor.text(), "the summary")
 
 
 CONTRAST = """

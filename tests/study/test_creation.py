@@ -65,12 +65,12 @@ def test_missing_and_broken_pictures_are_reported_and_the_rest_is_used(tmp_path:
     made = create(folder, tmp_path / "study.db")
     assert made.pairs == {"adain": 3, "gatys": 3}
     assert made.left_out == [
-        f"{folder}/photos/castle.webp: castle.png has the same name; that one is taken",
-        f"{folder}/sdm holds no picture: the method is left out",
+        f"{folder}/photos/castle.webp: castle.png has the same name and is used",
+        f"{folder}/sdm contains no picture: the method is left out",
         f"{folder}/adain/castle_tulips.png: its name is not PHOTO__PAINTING: rename it after its photo and painting",
         "gatys: there is no picture castle__night",
         'no picture was made in the style of "unused"',
-        f"{folder}/adain/castle__tulips.png is no picture in a known format: export it as PNG or JPEG.",
+        f"{folder}/adain/castle__tulips.png is not a picture in a known format: export it as PNG or JPEG.",
     ]
 
 
@@ -140,9 +140,9 @@ def test_the_wrong_side_of_an_attention_check_shows_another_photo_and_painting(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"ours": "cast"}, "no method cast: it has adain, gatys, inst"),
+        ({"ours": "cast"}, "no method cast: choose from adain, gatys, inst"),
         ({"methods": ["cast"]}, "no method cast"),
-        ({"methods": ["inst"]}, "no method beside inst"),
+        ({"methods": ["inst"]}, "no other method than inst"),
         ({"trials": 0}, "0 trials"),
         ({"checks": -1}, "-1 checks"),
         ({"side": 1}, "1 pixels of a side"),
@@ -194,9 +194,9 @@ def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE t (a)").connection.close()
     (tmp_path / "empty.db").touch()
     for name, reason in (
-        ("text", "is no study"),
-        ("other", "is no study"),
-        ("empty", "is no study"),
+        ("text", "is not a study"),
+        ("other", "is not a study"),
+        ("empty", "is not a study"),
         ("no", "no such"),
     ):
         with pytest.raises(InstError, match=reason):

@@ -163,7 +163,7 @@ def test_the_report_files_agree_with_the_report_and_stay_the_same_on_a_second_ru
     assert text == markdown(report)
     assert f"| adain | 16 | {report.methods['adain'].for_ours} |" in text
     assert "Similar effect on corresponding subjects | 2.00 |" in text  # 6 of three people
-    assert "of the 3 who answered" in text
+    assert "for the 3 people who answered" in text
     found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert found["methods"]["gatys"]["votes"] == 16
     assert found["scores"]["colour"] == (1 + 2 + 3) / 3

@@ -61,8 +61,8 @@ def test_the_file_holds_only_the_hash_of_a_participants_token(database: Database
 
 def test_a_participant_is_told_no_names_of_methods_or_pictures(database: Database) -> None:
     begin(database, ANNA)
-    said = str(describe_session(database, ANNA)) + str(describe_study(database))
-    assert not [word for word in ("inst", "adain", "gatys", "castle", "night", "check") if word in said]
+    texts = str(describe_session(database, ANNA)) + str(describe_study(database))
+    assert not [word for word in ("inst", "adain", "gatys", "castle", "night", "check") if word in texts]
 
 
 def test_studies_with_the_same_seed_give_participants_the_same_trials(

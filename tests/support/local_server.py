@@ -1,4 +1,4 @@
-"""What the HTTP servers of the tests have in common."""
+"""The common parts of the tests' HTTP servers."""
 
 import threading
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class SilentHandler(BaseHTTPRequestHandler):
-    """Logs no requests."""
+    """A request handler without a log."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -15,7 +15,7 @@ class SilentHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Answer requests on a free port of this machine within the block; gives HOST:PORT."""
+    """Answer requests on a free port of this machine until the end of the block. Yields HOST:PORT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

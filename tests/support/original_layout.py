@@ -1,4 +1,4 @@
-"""Models written in the original layout of Stable Diffusion, by a key mapping of the tests' own.
+"""Write models in the original layout of Stable Diffusion, with a separate key mapping for the tests.
 
 The names are those of the original programs' modules: `ldm.modules.diffusionmodules.openaimodel.UNetModel`,
 `ldm.models.autoencoder.AutoencoderKL`, and the text transformers of CLIP and OpenCLIP.
@@ -49,7 +49,7 @@ _RESBLOCK = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"
 
 
 def original_unet(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
-    """One counted list of input blocks and one of output blocks, each with its layers in order."""
+    """Map UNet keys to one numbered list of input blocks and one of output blocks, each with its layers in order."""
     length = config["layers_per_block"] + 1
     return {f"model.diffusion_model.{_unet_key(key, length, config)}": tensor for key, tensor in weights.items()}
 
@@ -69,7 +69,7 @@ def _unet_key(key: str, length: int, config: Mapping[str, Any]) -> str:
         if layer == "downsamplers":
             return f"input_blocks.{(block + 1) * length}.0.op.{kind}"
         return f"input_blocks.{1 + block * length + number}.{int(layer == 'attentions')}.{_inner(layer, rest)}"
-    if layer == "upsamplers":  # stands behind the last layer of its block, which may be an attention
+    if layer == "upsamplers":  # comes after the last layer of its block, which may be an attention
         position = 2 if "CrossAttn" in config["up_block_types"][block] else 1
         return f"output_blocks.{block * length + length - 1}.{position}.conv.{kind}"
     return f"output_blocks.{block * length + number}.{int(layer == 'attentions')}.{_inner(layer, rest)}"
@@ -83,7 +83,7 @@ def _inner(layer: str, rest: str) -> str:
 
 
 def original_autoencoder(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensors:
-    """Levels counted from the finest in both halves, and attention by convolutions of one pixel."""
+    """Map autoencoder keys: levels count from the finest in both halves, attention is 1 x 1 convolutions."""
     levels = len(config["block_out_channels"])
     return dict(_autoencoder_entry(key, tensor, levels) for key, tensor in weights.items())
 
@@ -109,7 +109,7 @@ def _autoencoder_entry(key: str, tensor: Tensor, levels: int) -> tuple[str, Tens
 
 
 def original_clip(weights: Mapping[str, Tensor], prefix: str = "cond_stage_model.transformer.") -> Tensors:
-    """CLIP's text transformer as transformers 4 had it, with the positions' numbers."""
+    """Map keys to CLIP's text transformer as in transformers 4, with the position ids."""
     tensors = {f"{prefix}text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in weights.items()}
     positions = tensors[f"{prefix}text_model.embeddings.position_embedding.weight"]
     numbers = torch.arange(len(positions), device=positions.device)[None]
@@ -117,7 +117,7 @@ def original_clip(weights: Mapping[str, Tensor], prefix: str = "cond_stage_model
 
 
 def original_open_clip(weights: Mapping[str, Tensor], prefix: str, *, last_layer: bool) -> Tensors:
-    """OpenCLIP's: queries, keys and values in one matrix; `last_layer` adds the one that Stable Diffusion 2 skips."""
+    """Map keys to OpenCLIP: one matrix for queries, keys, values. `last_layer` adds the layer that SD 2 skips."""
     weights = {key.removeprefix("text_model."): tensor for key, tensor in weights.items()}
     tensors = {new: weights[old] for old, new in _OPEN_CLIP.items()}
     tensors["logit_scale"] = torch.zeros(())
@@ -148,7 +148,7 @@ def original_open_clip(weights: Mapping[str, Tensor], prefix: str, *, last_layer
 
 
 def to_original(folder: Path) -> Tensors:
-    """The tensors of a model's folder under their original names, in the folder's precision."""
+    """Return the tensors of a model's folder under their original names, in the folder's precision."""
 
     def read(part: str, name: str = "model") -> Tensors:
         return load_file(folder / part / f"{name}.safetensors")
@@ -174,7 +174,7 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | N
 
 
 def write_lightning(path: Path, tensors: Tensors, *, legacy: bool = False) -> Path:
-    """What PyTorch Lightning saved in 2022: the state of its callbacks and a numpy score beside the weights."""
+    """Return data as PyTorch Lightning saved it in 2022: callback states and a numpy score next to the weights."""
     with _lightning() as callback:
         content = {
             "epoch": 0,
@@ -189,7 +189,7 @@ def write_lightning(path: Path, tensors: Tensors, *, legacy: bool = False) -> Pa
 
 @contextmanager
 def _lightning() -> Iterator[type]:
-    """A module of Lightning's name for as long as a file is written that names it."""
+    """Provide a module with Lightning's name while a file that refers to it is written."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module = ModuleType(name)
     callback = type("ModelCheckpoint", (), {"__module__": name, "__init__": lambda self: setattr(self, "mode", "min")})

@@ -1,4 +1,4 @@
-"""Pictures with colours that are known, to write into files and to find again."""
+"""Pictures with known colours, to write and to read again."""
 
 import struct
 import zlib
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-# Four quarters of four colours: any turn or flip shows.
+# Four quarters of four colours make every rotation and flip visible.
 RED, GREEN, BLUE, YELLOW = (220, 30, 40), (20, 180, 60), (30, 50, 200), (230, 220, 50)
 
 
@@ -34,7 +34,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 def png_bytes(width: int, height: int, depth: int, colour_type: int, rows: np.ndarray) -> bytes:
-    """A PNG put together by hand, of kinds that Pillow does not write: 16-bit colour, or sizes that are not true."""
+    """Return a PNG of a kind that Pillow does not write: 16-bit colour, or a wrong size in the header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -45,7 +45,7 @@ def png_bytes(width: int, height: int, depth: int, colour_type: int, rows: np.nd
 
 
 def swapped_primaries_profile() -> bytes:
-    """sRGB's profile with the tags of its red and blue colorants exchanged."""
+    """Return the sRGB profile with the tags of its red and blue colorants exchanged."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack_from(">I", profile, 128)
     tags = {bytes(profile[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
@@ -54,7 +54,7 @@ def swapped_primaries_profile() -> bytes:
 
 
 def linear_grey_profile() -> bytes:
-    """A profile of grey levels that are proportional to light, put together by hand: Pillow makes none for grey."""
+    """Return a profile of linear grey levels. Pillow cannot make a profile for grey."""
     white = struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
     tags = {b"wtpt": b"XYZ \0\0\0\0" + white, b"kTRC": b"curv\0\0\0\0" + struct.pack(">IH", 1, 0x100) + b"\0\0"}
     table, body, place = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)

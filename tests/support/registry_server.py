@@ -1,4 +1,4 @@
-"""A package index on this machine, with one tiny source distribution in it."""
+"""A package index on this machine, with one tiny source distribution."""
 
 import errno
 import hashlib
@@ -21,7 +21,7 @@ MEMBER = "tiny_weights-1.0/tiny_weights/net.ckpt"
 
 
 def sdist(canary: Path, payload: bytes | None = None) -> bytes:
-    """A source distribution whose setup.py writes `canary` if anybody runs it."""
+    """Return a source distribution whose setup.py writes `canary` if it is run."""
     if payload is None:
         kernel = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
         payload = pickle.dumps({"net": {"kernel": kernel, "bias": np.ones(4, np.float32)}}, protocol=3)
@@ -40,28 +40,28 @@ def sdist(canary: Path, payload: bytes | None = None) -> bytes:
 
 
 class FullDisk(io.BytesIO):
-    """A file on a disk without room."""
+    """A file on a full disk."""
 
     def write(self, data: object, /) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Index:
-    """What the server answers; change the attributes to change its behaviour."""
+    """The content and the behaviour of the server. Tests change the attributes."""
 
     def __init__(self, archive: bytes) -> None:
         self.archive = archive
         self.form = "json"
-        """json, html, or html-without-hash"""
+        """The form of the page: json, html or html-without-hash."""
         self.stated_sha256 = hashlib.sha256(archive).hexdigest()
         self.cut_after: int | None = None
-        """The connection closes after so many bytes of the archive."""
+        """The connection closes after this number of bytes of the archive."""
         self.login: tuple[str, str] | None = None
         self.files_at = ""
-        """Where the page says that files are; this server if empty."""
+        """The address of the files on the page; this server if empty."""
         self.address = ""
         self.requests: list[tuple[str, str | None]] = []
-        """Path and Authorization header of each request."""
+        """The path and the Authorization header of each request."""
 
     def page(self) -> tuple[str, bytes]:
         url = f"{self.files_at}/files/{FILENAME}"
@@ -75,7 +75,7 @@ class Index:
 
 @contextmanager
 def serve(index: Index) -> Iterator[str]:
-    """Serve until the end of the block; the address of the simple index."""
+    """Serve until the end of the block. Yields the address of the simple index."""
 
     class Handler(SilentHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A real Chromium with the study's page in it, and what a person does there."""
+"""A real Chromium with the study's page, and the actions of a person."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 PHONE = {"width": 390, "height": 664, "pixelRatio": 2, "touch": True}
-"""What a common phone shows between the bars of its browser, in CSS pixels."""
+"""The size of the page on a common phone, without the bars of the browser, in CSS pixels."""
 
 QUIET = (
     *("--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -20,7 +20,7 @@ QUIET = (
 
 
 def needs_chromium() -> tuple[str, str]:
-    """The programs chromium and chromedriver. Without them the test is skipped; on continuous integration it fails."""
+    """Return the programs chromium and chromedriver. Without them, the test is skipped, or fails in CI."""
     found = shutil.which("chromium"), shutil.which("chromedriver")
     try:
         import selenium  # noqa: F401
@@ -56,7 +56,7 @@ class Visitor:
             time.sleep(0.03)
 
     def page(self) -> str:
-        """Which of consent, trial, ranking and thanks is shown; empty while the page loads."""
+        """The visible part: consent, trial, ranking or thanks; empty while the page loads."""
         return str(self.script("return document.querySelector('main:not([hidden])')?.id ?? ''"))
 
     def text(self) -> str:
@@ -70,7 +70,7 @@ class Visitor:
         self.wait(lambda: self.page() == page, f"the page {page}")
 
     def wait_for_pair(self, position: int) -> None:
-        """Until this pair can be answered."""
+        """Wait until this pair can be answered."""
         ready = (
             "return document.querySelector('main:not([hidden])')?.id === 'trial'"
             "&& document.querySelector('#progress').value === arguments[0] - 1"
@@ -79,13 +79,13 @@ class Visitor:
         self.wait(lambda: self.script(ready, position), f"pair {position}")
 
     def shown(self, role: str) -> str:
-        """The key of the picture in a role, as the person sees it: with its pixels."""
+        """Return the key of the picture in a role, after its pixels are loaded."""
         image = self.find(f"[data-role={role}] img")
         assert self.script("return arguments[0].naturalWidth", image) > 0
         return str(image.get_property("src")).rpartition("/")[2]
 
     def choose(self, role: str) -> str:
-        """Click a result; the key of its picture."""
+        """Click a result and return the key of its picture."""
         key = self.shown(role)
         self.find(f"[data-role={role}] .frame").click()
         return key
@@ -94,13 +94,13 @@ class Visitor:
         return [item.get_attribute("data-factor") for item in self.find_all("#ranked li")]
 
     def errors(self) -> list[str]:
-        """What the browser complains of: blocked scripts, failed requests, exceptions."""
+        """Return the errors of the browser: blocked scripts, failed requests, exceptions."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @contextmanager
 def visiting(profile: Path, phone: bool = False, language: str = "en-GB") -> Iterator[Visitor]:
-    """A browser with a profile of its own, until the end of the block."""
+    """Start a browser with its own profile until the end of the block."""
     chromium, chromedriver = needs_chromium()
     from selenium import webdriver
 
@@ -109,7 +109,7 @@ def visiting(profile: Path, phone: bool = False, language: str = "en-GB") -> Ite
     for argument in (*QUIET, f"--user-data-dir={profile}", f"--lang={language}", f"--accept-lang={language}"):
         options.add_argument(argument)
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # Chromium's own cannot be had by root
+        options.add_argument("--no-sandbox")  # Chromium's sandbox does not work for root
     if phone:
         options.add_experimental_option("mobileEmulation", {"deviceMetrics": PHONE})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -10,19 +10,19 @@ from study_server import write_comparison
 
 @pytest.fixture(scope="session")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two photos, two paintings, and the results of inst, adain and gatys. Read only."""
+    """Return a folder with two photos, two paintings, and results of inst, adain and gatys. Read only."""
     return write_comparison(tmp_path_factory.mktemp("comparison"))
 
 
 @pytest.fixture(scope="session")
 def made_studies() -> dict[str, bytes]:
-    """Files of studies by the options they were made with."""
+    """Study files by their options."""
     return {}
 
 
 @pytest.fixture
 def make_study(comparison: Path, tmp_path: Path, made_studies: dict[str, bytes]) -> Callable[..., Path]:
-    """Makes a study of the comparison, with the options of `create_study`."""
+    """Return a function that creates a study of the comparison, with the options of `create_study`."""
 
     def make(**options: Any) -> Path:
         path = tmp_path / "study.db"

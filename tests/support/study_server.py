@@ -1,4 +1,4 @@
-"""A folder of compared pictures, and a study's server in a process of its own."""
+"""A folder of compared pictures, and a study server in its own process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PHOTOS, PAINTINGS, OTHERS = ("bridge", "castle"), ("night", "tulips"), ("adain",
 
 
 def write_comparison(folder: Path, photos: tuple[str, ...] = PHOTOS, paintings: tuple[str, ...] = PAINTINGS) -> Path:
-    """A folder of compared pictures: each of one colour that no other has, with a text in it that names the method."""
+    """Write a folder of compared pictures. Each has its own single colour, and a text that names the method."""
     names = [("photos", name) for name in photos] + [("paintings", name) for name in paintings]
     names += [(method, f"{a}__{b}") for method in ("inst", *OTHERS) for a in photos for b in paintings]
     for number, (kind, name) in enumerate(names):
@@ -32,14 +32,14 @@ def write_comparison(folder: Path, photos: tuple[str, ...] = PHOTOS, paintings: 
 
 @dataclass
 class Served:
-    """A study's server in a process of its own."""
+    """A study server in its own process."""
 
     process: subprocess.Popen[str]
     page: str
     admin: str
 
     def ask(self, path: str, token: str = "", body: object = None, **headers: str) -> tuple[int, Any]:
-        """The status, and the JSON or bytes of the answer."""
+        """Return the status, and the JSON or bytes of the answer."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = Request(self.page + path, data, {"Authorization": f"Bearer {token}"} | headers)
         try:

@@ -27,7 +27,7 @@ WORDS = ["a", "painting", "photo", "of", "in", "the", "style", "river", "mountai
 
 
 def write_tiny_backbone(folder: Path, prediction_type: str = "v_prediction") -> Path:
-    """Writes the model's parts into `folder`, fp16, with everything that mini has. The same weights each time."""
+    """Write a model with all parts of mini into `folder`, in fp16. The weights are always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = tiny_tokenizer()
@@ -85,12 +85,12 @@ WIDTH_2 = 48
 
 
 def save_family(folder: Path, family: str, **unet: Any) -> Path:
-    """Writes a model as the family's models come, without image encoder. The same weights each time.
+    """Write a model of a family, without image encoder. The weights are always the same.
 
     Args:
-        folder: where to; made if need be.
+        folder: the folder to write; created if needed.
         family: one of `FAMILIES`: Stable Diffusion 1.x; 2.x, predicting noise or v; XL.
-        unet: entries of the UNet's configuration in the place of the family's.
+        unet: entries that replace those of the family's UNet configuration.
     """
     old = family == "sd1"
     attention: dict[str, Any] = {
@@ -178,7 +178,7 @@ def tiny_scheduler(prediction_type: str) -> DDIMScheduler:
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
-    """CLIP's tokenizer over single bytes and a few whole words."""
+    """Return CLIP's tokenizer with single bytes and a few whole words."""
     letters = list(bytes_to_unicode().values())
     vocab = letters + [letter + "</w>" for letter in letters]
     merges = []
@@ -214,7 +214,7 @@ def tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def tiny_text_config(tokenizer: CLIPTokenizer, hidden_act: str, width: int = WIDTH) -> CLIPTextConfig:
-    """Of CLIP ("quick_gelu") or OpenCLIP ("gelu"), with the old mistake in the ids of the special tokens."""
+    """Return a configuration of CLIP ("quick_gelu") or OpenCLIP ("gelu"), with the old wrong special token ids."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -231,13 +231,13 @@ def tiny_text_config(tokenizer: CLIPTokenizer, hidden_act: str, width: int = WID
 
 
 def edit_json(path: Path, **changes: object) -> None:
-    """Sets entries of a JSON object; a value of None takes the entry out."""
+    """Set entries of a JSON object. A value of None removes the entry."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def tiny_controlnet(unet: UNet2DConditionModel, **changes: object) -> ControlNetModel:
-    """A ControlNet for a UNet, which has an effect: fresh ones end in zeros. The same weights each time."""
+    """Return a ControlNet for a UNet, with always the same weights. It has an effect, unlike a new one (zeros)."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = ControlNetModel.from_unet(unet, conditioning_channels=3)
@@ -247,5 +247,5 @@ def tiny_controlnet(unet: UNet2DConditionModel, **changes: object) -> ControlNet
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
         for parameter in model.controlnet_cond_embedding.parameters():
-            parameter.data *= 3  # or the control picture would hardly count
+            parameter.data *= 3  # otherwise the control picture has almost no effect
     return model.requires_grad_(False).eval()

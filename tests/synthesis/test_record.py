@@ -205,7 +205,7 @@ def test_settings_are_read_back_exactly(values: dict[str, object], prompt: str) 
 
 def test_settings_that_cannot_be_written_down_are_refused() -> None:
     for wrong, error in (({"seed": torch.Generator()}, TypeError), ({"strength": float("nan")}, ValueError)):
-        with pytest.raises(error, match="written down"):
+        with pytest.raises(error, match="recorded"):
             PictureRecord("generate", wrong, {}, BackboneRecord("mini", "00", "00"), "cpu", "float32")
 
 
@@ -240,7 +240,7 @@ def refuse(path: Path, said: str) -> None:
 def test_pictures_without_a_record_are_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"other.{ending}"
     Image.new("RGB", (9, 9)).save(path)
-    refuse(path, "does not say what made it: only PNG files as inst wrote them do")
+    refuse(path, "has no record of how it was made: give a PNG file that inst wrote")
 
 
 def test_files_that_are_no_picture_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_files_that_are_no_picture_are_refused_with_the_reason(tmp_path: Path) -
     path.touch()
     refuse(path, "is empty (0 bytes)")
     path.write_bytes(b"hello")
-    refuse(path, "is no picture in a known format")
+    refuse(path, "is not a picture in a known format")
 
 
 def with_text(path: Path, text: str) -> Path:
@@ -271,7 +271,7 @@ def test_a_record_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> N
         ({"styles": {"[C]": "!"}}, "is damaged"),
         ({"styles": {"[C]": 7}}, "is damaged"),
         ({"styles": {"[C]": ""}}, "the style [C] is empty"),
-        ({"styles": {"[C]": base64.b64encode(b"hello there").decode()}}, "the style [C] is no safetensors file"),
+        ({"styles": {"[C]": base64.b64encode(b"hello there").decode()}}, "the style [C] is not a safetensors file"),
         ({"settings": []}, "settings is a list, not a dict"),
         ({"photo": {"name": "x"}}, "sha256"),
         ({"photo": {"name": "x", "sha256": 7}}, "sha256 is a int, not a str"),

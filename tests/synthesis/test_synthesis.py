@@ -27,7 +27,7 @@ from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.prompts import complete_prompt, embed_prompts
-from inst.synthesis.tone import adain, channel_statistics, palette
+from inst.synthesis.tone import adain, channel_statistics, palette_statistics
 from tiny import WIDTH, write_tiny_backbone
 
 NATIVE = 64  # pixels of the tiny model's native side
@@ -451,7 +451,8 @@ def test_a_generated_picture_takes_the_mean_palette_of_its_paintings(tiny_backbo
     styles = {"[C1]": make_style(tiny_backbone), "[C2]": make_style(tiny_backbone, 1)}
     steps: list[SamplingStep] = []
     found = complete(generate(tiny_backbone, "[C1] [C2]", styles, tone="painting", **FEW), steps.append)
-    means, stds = zip(*(palette(tiny_backbone, [style.painting()]) for style in styles.values()), strict=True)
+    statistics = [palette_statistics(tiny_backbone, [style.painting()]) for style in styles.values()]
+    means, stds = zip(*statistics, strict=True)
     expected = adain(steps[-1].latents, sum(means) / 2, sum(stds) / 2)
     close(found, tiny_backbone.decode(expected))
 
@@ -465,7 +466,7 @@ def test_the_tone_photo_keeps_the_photos_colours(tiny_backbone: Backbone, style:
 
 def test_a_style_without_a_painting_gives_a_warning_and_no_tone(tiny_backbone: Backbone) -> None:
     bare = make_style(tiny_backbone, thumbnail=None)
-    with pytest.warns(InstWarning, match="carries no picture of its painting"):
+    with pytest.warns(InstWarning, match="has no picture of its painting"):
         found = complete(transfer(tiny_backbone, picture(), bare, tone="painting", **FEW))
     assert torch.equal(found, complete(transfer(tiny_backbone, picture(), bare, tone="none", **FEW)))
 
@@ -586,7 +587,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"style_weight": -0.5}, "style weight of -0.5"),
     ({"style_weight": float("inf")}, "style weight of inf"),
     ({"size": 0}, "short side of 0"),
-    ({"size": 15}, "15 x 15 pixels is too small: give 16"),
+    ({"size": 15}, "15 x 15 pixels is too small: give sides of 16"),
     ({"size": 20_000}, "20000 x 20000 pixels is too large"),
     ({"tile": 8}, "Tiles of 8 pixels"),
     ({"tile": -64}, "Tiles of -64 pixels"),
@@ -599,12 +600,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"photo": torch.full((3, 64, 64), 255.0)}, "from -1 to 1"),
     ({"photo": torch.full((3, 64, 64), float("nan"))}, "from -1 to 1"),
     ({"photo": torch.zeros(3, 64, 64, dtype=torch.uint8)}, "from -1 to 1"),
-    ({"prompt": "[B] and [C]"}, r"\[B\], which stands for no style \(known here: \[C\]\)"),
-    ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*". Shorten'),
-    ({"negative_prompt": "river " * 40}, "Shorten"),
-    ({"negative_prompt": "[B]"}, "stands for no style"),
-    ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
-    ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1}, r"alone names \[C\], and with a guidance of 1"),
+    ({"prompt": "[B] and [C]"}, r"\[B\], which has no style \(known: \[C\]\)"),
+    ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*" does not fit: shorten'),
+    ({"negative_prompt": "river " * 40}, "shorten the prompt"),
+    ({"negative_prompt": "[B]"}, "which has no style"),
+    ({"prompt": "a dog in the style of [D]"}, r"has the placeholder \[D\], which has no style"),
+    (
+        {"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1},
+        r"Only the negative prompt names \[C\], and with a guidance of 1",
+    ),
 ]
 
 
@@ -629,7 +633,7 @@ def test_wrong_arguments_of_transfer_are_refused_before_anything_is_computed(
         ({"tone": "photo"}, "use one of none, painting"),
         ({"steps": 0}, "0 sampling steps"),
         ({"prompt": ["[C]"] * 2, "seed": [1, 2, 3]}, "3 seeds do not fit 2 pictures"),
-        ({"prompt": "a dog in the style of [D]"}, r"names \[D\], which stands for no style"),
+        ({"prompt": "a dog in the style of [D]"}, r"has the placeholder \[D\], which has no style"),
         ({"prompt": "a dog", "negative_prompt": "[C]", "guidance": 1.0}, "has no effect: give more guidance"),
     ],
 )
@@ -644,7 +648,7 @@ def test_wrong_arguments_of_generate_are_refused_before_anything_is_computed(
     ("choose", "message"),
     [
         (lambda style: {}, "No style is given"),
-        (lambda style: {"C": style}, '"C" is no placeholder'),
+        (lambda style: {"C": style}, '"C" is not a placeholder'),
         (lambda style: {"[C]": style, "[D]": style}, r"write \[D\] in it"),
         (lambda style: dataclasses.replace(style, fingerprint="0" * 16), "0000000000000000"),
     ],

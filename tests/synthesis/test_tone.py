@@ -7,7 +7,7 @@ import torch
 import inst
 from inst.pictures.io import resize
 from inst.pictures.oklab import oklab_to_srgb, srgb_to_oklab
-from inst.synthesis.tone import adain, channel_statistics, keep_colours, palette
+from inst.synthesis.tone import adain, channel_statistics, keep_colours, palette_statistics
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_the_palette_of_a_very_long_painting_is_computed_in_tiles(
     whole = channel_statistics(tiny_backbone.encode(resize(scroll[None], (64, 1632))))
     encode = tiny_backbone.encode
     monkeypatch.setattr(tiny_backbone, "encode", lambda given: widths.append(given.shape[-1]) or encode(given))
-    mean, std = palette(tiny_backbone, [scroll])
+    mean, std = palette_statistics(tiny_backbone, [scroll])
     assert max(widths) <= 2 * tiny_backbone.native_size
     torch.testing.assert_close(mean, whole[0], rtol=0, atol=0.1 * float(whole[1].mean()))
     torch.testing.assert_close(std, whole[1], rtol=0.2, atol=0)

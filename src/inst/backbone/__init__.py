@@ -1,1 +1,1 @@
-"""The frozen model: its parts, its text side, the paper's inversion module, and how all of it is loaded."""
+"""The frozen model: its parts, its text encoders, the paper's inversion module, and the code that loads them."""

@@ -1,4 +1,4 @@
-"""Where to compute, and with which precision."""
+"""Choose the device and the precision; make CUDA deterministic."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from inst.arguments import check_type
 from inst.errors import InstWarning, UsageError, first_line
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# cuBLAS gives the same bits every time only with workspaces of a fixed size; see `deterministic`.
-_FIXED = ":4096:8"
-os.environ.setdefault(_WORKSPACE, _FIXED)
+# cuBLAS is deterministic only with workspaces of a fixed size; see `deterministic`.
+_FIXED_SIZE = ":4096:8"
+os.environ.setdefault(_WORKSPACE, _FIXED_SIZE)
 
-_GENTLE: set[torch.device] = set()
-"""Devices on which an operation turned out to have no deterministic kernel."""
+_NONDETERMINISTIC: set[torch.device] = set()
+"""Devices on which an operation has no deterministic kernel."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The precisions a backbone can be loaded with, by name."""
+"""The precisions that a backbone can be loaded with, by name."""
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return `device`, or the best at hand: CUDA, then MPS, then the CPU. Raises UsageError if it is not there."""
+    """Return `device`, or the best available one: CUDA, then MPS, then the CPU. Raises UsageError if it is missing."""
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(device)
-        torch.empty(0, device=device).cpu()  # which the device of tensors without values cannot
+        torch.empty(0, device=device).cpu()  # fails for "meta": its tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f'The device "{device}" cannot be used ({first_line(error)})', 'try "cpu"') from None
     except TypeError:
@@ -44,13 +44,13 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
-    """Return `dtype`, or what suits the device.
+    """Return `dtype`, or the best precision for the device.
 
-    CUDA: bfloat16 where the hardware has it, because gradients flow through the UNet to the pseudo-word and need
-    float32's range; float16 on older cards. MPS: float16. CPU: bfloat16 where it has the instructions (AVX-512 BF16,
-    which every CPU with AMX has too), else float32.
+    CUDA: bfloat16 if the hardware supports it, because gradients flow through the UNet to the pseudo-word and need the
+    range of float32; float16 on older GPUs. MPS: float16. CPU: bfloat16 if the CPU has the instructions (AVX-512 BF16,
+    which every CPU with AMX also has), otherwise float32.
 
-    Measured with mini at 256 px on 2 threads of an AMD EPYC (Zen 4), bfloat16 against float32, medians: encode 74 and
+    Measured with mini at 256 px on 2 threads of an AMD EPYC (Zen 4), bfloat16 and float32, medians: encode 74 and
     135 ms, decode 240 and 422 ms, a UNet call of batch 2 151 and 209 ms, 10 guided steps and decode 1.79 and 2.68 s.
     Differences: decoded pictures 61 dB PSNR or better, predicted noise at most 0.7 %, pictures after 10 steps 52 dB.
     """
@@ -68,30 +68,32 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
 
 
 def _has_cpu_bfloat16() -> bool:
-    # Without the instructions bfloat16 is emulated, slower than float32. Early releases cannot tell.
+    # Without the instructions, bfloat16 is emulated and slower than float32. Old releases of PyTorch lack this query.
     return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def autoencoder_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the autoencoder's precision in a backbone of `dtype`: float32 for float16, else the same.
+    """Return the autoencoder's precision in a backbone of `dtype`: float32 for float16, otherwise `dtype`.
 
-    Its activations can overflow float16 (Stable Diffusion XL's, whose configuration says `force_upcast`, always do).
-    bfloat16 has float32's range.
+    Its activations can overflow float16. Those of Stable Diffusion XL, with `force_upcast` in its configuration, always
+    do. bfloat16 has the range of float32.
     """
     return torch.float32 if dtype == torch.float16 else dtype
 
 
 @cache
 def _has_fixed_workspace(device: torch.device) -> bool:
-    """Whether cuBLAS runs under the strict setting, which looks at the environment once, before its first product."""
-    one = torch.ones(1, 1, device=device)
+    """Return whether cuBLAS works in strict mode. It reads the environment once, before its first matrix product."""
+    matrix = torch.ones(1, 1, device=device)
     try:
-        torch.mm(one, one)
+        torch.mm(matrix, matrix)
     except RuntimeError:
         warnings.warn(
-            f"The GPU was used before inst was imported, or {_WORKSPACE} is set otherwise, so that learning twice may "
-            f"differ in the last bits: import inst first, or set {_WORKSPACE}={_FIXED} in the environment.",
-            InstWarning,
+            InstWarning(
+                f"The GPU was used before inst was imported, or {_WORKSPACE} has another value, so two runs of "
+                f"learning may differ in the last bits",
+                f"import inst first, or set {_WORKSPACE}={_FIXED_SIZE} in the environment",
+            ),
             stacklevel=4,
         )
         return False
@@ -100,25 +102,25 @@ def _has_fixed_workspace(device: torch.device) -> bool:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Let a CUDA device take kernels that give the same bits every time, within the block; other devices do anyway.
+    """Use deterministic kernels on a CUDA device inside the block; other devices are always deterministic.
 
-    PyTorch's strict setting, under which an operation without such a kernel raises RuntimeError: see `be_gentle`. Under
-    the gentle one, which warns instead, attention keeps the backward kernels that add in no fixed order, though it has
-    others.
+    PyTorch's strict mode is used: an operation without a deterministic kernel raises RuntimeError (see
+    `allow_nondeterminism`). PyTorch's warn-only mode is not enough: in it, attention uses backward kernels that add in
+    no fixed order, although it has deterministic ones.
 
     Warns:
-        InstWarning: the strict setting is out of reach, because CUDA was computed with before inst was imported.
+        InstWarning: strict mode is not possible, because CUDA was used before inst was imported.
     """
     if device.type != "cuda":
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    options: Any = torch.utils.deterministic  # its properties are not annotated
+    options: Any = torch.utils.deterministic  # its properties have no type annotations
     fill = options.fill_uninitialized_memory
     options.fill_uninitialized_memory = False
     try:
         torch.use_deterministic_algorithms(True)
-        if device in _GENTLE or not _has_fixed_workspace(device):
+        if device in _NONDETERMINISTIC or not _has_fixed_workspace(device):
             torch.use_deterministic_algorithms(True, warn_only=True)
         yield
     finally:
@@ -126,22 +128,24 @@ def deterministic(device: torch.device) -> Iterator[None]:
         options.fill_uninitialized_memory = fill
 
 
-def be_gentle(device: torch.device, error: RuntimeError) -> bool:
-    """Settle for PyTorch's gentle setting in `deterministic` on this device, where `error` came of the strict one.
+def allow_nondeterminism(device: torch.device, error: RuntimeError) -> bool:
+    """Let `deterministic` use warn-only mode on this device if strict mode caused `error`.
 
-    No operation of Stable Diffusion's parts has been found to need it, but releases of PyTorch and backends differ.
+    No operation of Stable Diffusion's parts is known to need this, but releases of PyTorch and backends differ.
 
     Returns:
-        Whether what failed can be tried again: False where `error` is another, or came under the gentle setting.
+        True if the failed operation can be tried again. False if `error` has another cause, or if the device already
+        uses warn-only mode.
 
     Warns:
-        InstWarning: with the operation's name, where it can.
+        InstWarning: with the operation's name, if the result is True.
     """
-    if "does not have a deterministic implementation" not in str(error) or device in _GENTLE:
+    if "does not have a deterministic implementation" not in str(error) or device in _NONDETERMINISTIC:
         return False
-    _GENTLE.add(device)
+    _NONDETERMINISTIC.add(device)
     warnings.warn(
-        f"Learning twice may differ in the last bits on {device}: {str(error).split()[0]} has no deterministic kernel.",
+        f"Two runs of learning may differ in the last bits on {device}: {str(error).split()[0]} has no deterministic "
+        f"kernel.",
         InstWarning,
         stacklevel=3,
     )

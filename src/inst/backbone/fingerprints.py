@@ -1,4 +1,4 @@
-"""What tells one model from another: short hashes of weights, the same whatever precision they are stored in."""
+"""Fingerprints of models: short hashes of the weights. They do not depend on the stored precision."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 def fingerprint_of(*tables: Tensor) -> str:
-    """Identify a text space by its token-embedding table [V, d], or by those of both encoders: 16 hexadecimal digits.
+    """Return the fingerprint of a text space: 16 hexadecimal digits.
 
-    The tables are rounded to fp16 first, so that a model's fp16 and fp32 files agree.
+    It is a hash of the token-embedding table [V, d], or of the tables of both text encoders. The tables are rounded to
+    fp16 first, so a model's fp16 and fp32 files have the same fingerprint.
     """
     digest = hashlib.sha256()
     for table in tables:
@@ -21,13 +22,14 @@ def fingerprint_of(*tables: Tensor) -> str:
 
 
 def denoiser_fingerprint_of(first_rows: Mapping[str, Tensor]) -> str:
-    """Identify a UNet (or another network) by the first row of each of its weights: 16 hexadecimal digits.
+    """Return the fingerprint of a UNet (or another network): 16 hexadecimal digits.
 
-    Every weight has its part, because a fine-tuned model may differ in its cross-attention only; a row of each is read
-    in no time. They are rounded to fp16 first, so that a model's fp16 and fp32 files agree.
+    It is a hash of the first row of every weight. Every weight counts, because a fine-tuned model may differ only in
+    its cross-attention; one row of each is fast to read. Rows are rounded to fp16 first, so a model's fp16 and fp32
+    files have the same fingerprint.
 
     Args:
-        first_rows: what stands at index 0 of each weight's first axis, by its name in diffusers' layout.
+        first_rows: index 0 of each weight's first axis, by the weight's name in the diffusers layout.
     """
     digest = hashlib.sha256()
     for key in sorted(first_rows):

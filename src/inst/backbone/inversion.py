@@ -1,4 +1,4 @@
-"""From the picture tokens of a painting to the vectors of its pseudo-word (paper eq. 2-3), in three forms by name."""
+"""The inversion module: from a painting's picture tokens to the vectors of its pseudo-word (paper eq. 2-3)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from inst.arguments import check_choice
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.files.writing import write_bytes_atomically
 
 VARIANTS = ("attention", "pooled", "direct")
-"""The forms of the module. "attention": the pooled picture embedding asks, the patch tokens answer. "pooled": it asks
-itself, as in the paper's text. "direct": no network, free vectors (textual inversion, Gal et al. 2022)."""
+"""The variants of the module. "attention": the queries come from the pooled picture embedding, keys and values from the
+patch tokens. "pooled": keys and values also come from the pooled embedding, as in the paper's text. "direct": only free
+vectors, no network (textual inversion, Gal et al. 2022)."""
 
 FREE_RATE = 1000.0
-"""The learning rate of the free parts of the vectors, in units of that of the network's weights. A free part is one
-number to one entry of a vector; of the network's weights, hundreds act together on each."""
+"""The learning rate of the free parts of the vectors, as a multiple of the network's learning rate. A number of a free
+part changes one entry of a vector, while hundreds of the network's weights act together on each entry."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,18 @@ class InversionConfig:
     """Sizes of an inversion module.
 
     Attributes:
-        picture_width: width of the image encoder's patch tokens; 0 where the variant is "direct".
-        pooled_width: width of its pooled (projected) embedding; 0 where the variant is "direct".
+        picture_width: width of the image encoder's patch tokens; 0 if the variant is "direct".
+        pooled_width: width of its pooled (projected) embedding; 0 if the variant is "direct".
         text_width: width d of the text encoder's token embeddings.
         vectors: number n of pseudo-word vectors.
         layers: number of cross-attention layers.
         heads: attention heads of each layer.
         dropout: dropout rate in every layer (0.05 in the paper, sec. 3.2).
         variant: one of `VARIANTS`.
-        free: whether each vector has a free part beside what the network says; "direct" has nothing else.
+        free: whether each vector has a free part in addition to the network's output; "direct" has only free parts.
 
     Raises:
-        UsageError: a value that no module can have.
+        UsageError: a value is not possible for a module.
     """
 
     picture_width: int
@@ -58,20 +59,22 @@ class InversionConfig:
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, VARIANTS)
         if self.vectors < 1:
-            raise UsageError(f"A pseudo-word of {self.vectors} vectors is none", "give at least 1")
+            raise UsageError(f"A pseudo-word of {self.vectors} vectors is not possible", "give at least 1")
         if self.variant != "direct" and self.layers < 1:
-            raise UsageError(f"{self.layers} layers are too few", "give at least 1, or the variant direct")
+            raise UsageError(f"{self.layers} layers are too few", "give at least 1, or ", Argument("variant", "direct"))
         if not 0 <= self.dropout < 1:
             raise UsageError(f"A dropout of {self.dropout} is out of range", "give 0 (off) or more, below 1")
         if self.text_width % self.heads:
-            raise UsageError(f"{self.heads} heads do not divide a text width of {self.text_width}.")
+            raise UsageError(
+                f"{self.heads} heads do not divide the text width of {self.text_width}", "give a divisor of the width"
+            )
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from `generator`, a generator on the CPU, where one is set; else as PyTorch's.
+    """Dropout that draws from `generator`, a generator on the CPU, if it is set; otherwise PyTorch's dropout.
 
-    Every draw of a run can so come from one seed, which neither the device nor other users of PyTorch's default
-    generator change, and its state can be kept for an exact resume.
+    So all random numbers of a run come from one seed. They do not depend on the device or on other code that uses
+    PyTorch's default generator, and the generator's state can be saved for an exact resume.
     """
 
     def __init__(self, rate: float) -> None:
@@ -87,7 +90,7 @@ class Dropout(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    """One layer of eq. 3: the queries v_i attend over the picture tokens; then a feed-forward step. Both residual."""
+    """One layer of eq. 3: the queries v_i attend to the picture tokens, then a feed-forward step; both are residual."""
 
     def __init__(self, width: int, picture_width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class CrossAttentionLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, v: Tensor, tokens: Tensor) -> Tensor:
-        """v [B, n, d], tokens [B, N, picture_width] -> [B, n, d]."""
+        """Compute the queries of the next layer: v [B, n, d], tokens [B, N, picture_width] -> [B, n, d]."""
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, length, d / heads]
@@ -115,16 +118,17 @@ class CrossAttentionLayer(nn.Module):
 
 
 class Inversion(nn.Module):
-    """What the variants share: the coarse word that they start at, the free part of each vector, and their files.
+    """Base class of all variants: the coarse word to start from, the free part of each vector, and the files.
 
-    The result is `base + spread * (f + moved)`: `base` starts at a coarse word, f is what the network says, and
-    `spread` is the typical size of an entry of the token table, so that a fresh module speaks at the volume of ordinary
-    words and a learning rate means the same in every text space. Two text encoders have tables of different sizes:
-    each has its own `spread` in its part of the vectors.
+    The result is `base + spread * (f + moved)`. `base` starts as a coarse word, and f is the network's output. `spread`
+    is the typical size of an entry of the token table: the vectors of a new module are as large as those of ordinary
+    words, and a learning rate has the same effect in every text space. Two text encoders have tables with entries of
+    different sizes, so each has its own `spread` in its part of the vectors.
 
-    `moved` [n, d], zero at first, is there for learning a painting: a fresh network moves all n vectors alike, and what
-    it ends with are n copies of one (measured with mini, 200 steps from scratch: cosine 1.00 between them, also where
-    their queries start far apart), while free parts, learned `FREE_RATE` times faster, let each go its own way (0.5).
+    `moved` [n, d] holds the free parts, which start at zero and help to learn a painting. A new network moves all n
+    vectors in the same way, so they end as n copies of one vector (measured with mini, 200 steps from scratch: cosine
+    1.00 between them, even if their queries start far apart). Free parts learn `FREE_RATE` times faster and let the
+    vectors differ (cosine 0.5).
     """
 
     base: Tensor
@@ -142,22 +146,23 @@ class Inversion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the module is; diffusers' pipelines ask their components."""
+        """The device of the module; diffusers' pipelines read it from their components."""
         return self.base.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the module's numbers."""
+        """The precision of the module's weights."""
         return self.base.dtype
 
     @torch.no_grad()
     def start_at(self, word: Tensor, table: Tensor, widths: Sequence[int] | None = None) -> None:
-        """Let a fresh module start at a word, scaled to the median norm of the token table.
+        """Set the start of a new module to a word, scaled to the median norm of the token table.
 
         Args:
-            word: [d], such as a row of the table.
-            table: [V, d].
-            widths: those of the text encoders' parts, which sum to d, to be scaled each by itself; None is one part.
+            word: the word's vector [d], such as a row of the table.
+            table: the token table [V, d].
+            widths: widths of the text encoders' parts, which sum to d. Each part is scaled on its own. None means one
+                part.
         """
         parts = [len(word)] if widths is None else list(widths)
         for base, spread, own_word, own_table in zip(
@@ -169,22 +174,24 @@ class Inversion(nn.Module):
             spread.fill_(norm * len(own_word) ** -0.5)
 
     def draw_dropout_from(self, generator: torch.Generator) -> None:
-        """Let every layer's dropout draw from `generator`, on the CPU."""
-        for part in self.modules():
-            if isinstance(part, Dropout):
-                part.generator = generator
+        """Make the dropout of every layer draw from `generator`, a generator on the CPU."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (the module's dtype) into `folder`, each complete or not at all.
+        """Write `config.json` and `model.safetensors` (in the module's dtype) to `folder`, completely or not at all.
 
         Raises:
-            InstError: the folder cannot be made or written to, or the disk is full.
+            InstError: the folder cannot be created or is not writable, or the disk is full.
         """
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InstError(f"{folder} cannot be made ({error.strerror or error})", "choose another place") from None
+            raise InstError(
+                f"{folder} cannot be created ({error.strerror or error})", "choose another folder"
+            ) from None
         write_bytes_atomically(
             folder / "model.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()})
         )
@@ -192,10 +199,10 @@ class Inversion(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote, in fp32 and evaluation mode.
+        """Load a module of `save_pretrained`, in fp32 and evaluation mode.
 
         Raises:
-            InstError: a file is missing, broken, does not fit the configuration, or holds another kind of module.
+            InstError: a file is missing or broken, does not fit the configuration, or contains another variant.
         """
         folder = Path(folder)
         try:
@@ -203,18 +210,21 @@ class Inversion(nn.Module):
             module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         except FileNotFoundError as error:
             raise InstError(
-                f"{error.filename or folder}: the inversion module is incomplete", "copy it again"
+                f"The inversion module is incomplete ({error.filename or folder} is missing)", "copy it again"
             ) from error
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise InstError(f"{folder}: not a usable inversion module ({reason})", "copy it again") from error
+            raise InstError(f"{folder} has no usable inversion module ({reason})", "copy it again") from error
         if not isinstance(module, cls):
-            raise InstError(f"{folder}: an inversion module of the variant {module.config.variant}, not of attention")
+            raise InstError(
+                f"{folder} has an inversion module of the variant {module.config.variant}, not attention",
+                "give another folder",
+            )
         return module.eval()
 
 
 def _spread_to_all(module: Inversion, state: dict[str, Any], prefix: str, *rest: object) -> None:
-    """Read one number for all entries, too: modules for one text encoder have been stored so."""
+    """Accept a single number for all entries: older modules for one text encoder are stored like this."""
     key = f"{prefix}spread"
     if key in state and state[key].dim() == 0:
         state[key] = state[key].expand(module.config.text_width)
@@ -223,10 +233,10 @@ def _spread_to_all(module: Inversion, state: dict[str, Any], prefix: str, *rest:
 class AttentionInversion(Inversion):
     """Multi-layer cross-attention from a painting's picture tokens to n pseudo-word vectors.
 
-    Source: paper sec. 3.2, eq. 2-3. v_0 is the pooled picture embedding tau(y), plus one learned offset a vector, so
-    that n vectors can differ. Keys and values are the image encoder's patch tokens rather than tau(y) itself: over one
-    pooled token a softmax is 1, and the query and key weights never receive a gradient. The variant "pooled" is the
-    paper's text all the same, for comparison.
+    Source: paper sec. 3.2, eq. 2-3. v_0 is the pooled picture embedding tau(y) plus one learned offset per vector, so
+    that the n vectors can differ. Keys and values come from the image encoder's patch tokens and not from tau(y): over
+    one pooled token the softmax is always 1, so the query and key weights never get a gradient. The variant "pooled"
+    follows the paper's text, for comparison.
     """
 
     def __init__(self, config: InversionConfig) -> None:
@@ -249,11 +259,11 @@ class AttentionInversion(Inversion):
 
         Args:
             pooled: [B, pooled_width], the image encoder's projected embedding, of any scale (it is normalised).
-            tokens: [B, N, picture_width], its patch tokens (last hidden state without the class token); "pooled" does
-                not look at them.
+            tokens: [B, N, picture_width], its patch tokens (last hidden state without the class token); ignored by the
+                variant "pooled".
 
         Returns:
-            [B, n, text_width], ready to stand in the text encoder's input embeddings.
+            [B, n, text_width], vectors for the text encoder's input embeddings.
         """
         start = F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5
         v = self.to_query(start).unsqueeze(1) + self.offsets
@@ -265,16 +275,16 @@ class AttentionInversion(Inversion):
 
 
 class DirectInversion(Inversion):
-    """No network: n free vectors, each started at the coarse word (textual inversion, Gal et al. 2022)."""
+    """n free vectors without a network; each starts at the coarse word (textual inversion, Gal et al. 2022)."""
 
     moved: nn.Parameter
 
     def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
-        """pooled [B, any], tokens [B, any, any], of which only the number of pictures B counts -> [B, n, d]."""
+        """Return the same vectors for each of B pictures, [B, n, d]. Only the batch size of the arguments is used."""
         return (self.base + self.spread * self.moved).expand(len(pooled), -1, -1)
 
 
 def build_inversion(config: InversionConfig | Mapping[str, Any]) -> AttentionInversion | DirectInversion:
-    """Make the module that a configuration, or its entries, describes; its weights are random. Raises UsageError."""
+    """Make a module with random weights from a configuration or a dict of its entries. Raises UsageError."""
     config = config if isinstance(config, InversionConfig) else InversionConfig(**config)
     return DirectInversion(config) if config.variant == "direct" else AttentionInversion(config)

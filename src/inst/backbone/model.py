@@ -1,4 +1,4 @@
-"""Backbone: the frozen parts of a text-to-image latent diffusion model, and the calls that the method makes on them."""
+"""The backbone: the frozen parts of a text-to-image latent diffusion model, and the functions that InST needs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from inst.backbone.text import Frame, TextEmbedding, TextEncoding
 from inst.errors import Argument, InstError, UsageError
 
 ControlResiduals = tuple[Sequence[Tensor], Tensor]
-"""What a ControlNet adds inside the UNet: to the skip connections on the way down, and in the middle; as diffusers'
-`down_block_res_samples` and `mid_block_res_sample`."""
+"""The tensors that a ControlNet adds inside the UNet: one per skip connection of the down blocks, and one for the mid
+block. They are diffusers' `down_block_res_samples` and `mid_block_res_sample`."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Backbone(TextEncoding):
-    """A frozen latent diffusion model in Stable Diffusion's layout. Make one with `Backbone.load`.
+    """A frozen latent diffusion model in Stable Diffusion's layout. Load one with `Backbone.load`.
 
-    Its parts are the attributes of `inst.backbone.parts.Parts`, and it has besides:
+    Its parts are the attributes of `inst.backbone.parts.Parts`. It also has:
 
     Attributes:
-        device: where the parts run, and where results are. On an accelerator the image encoder comes there when it is
-            used, and leaves when paintings have been looked at; with `low_memory` every part comes and goes.
+        device: the device of the parts and of all results. On an accelerator, the image encoder is on the device only
+            while paintings are encoded. With `low_memory`, every part is on the device only while it runs.
         dtype: the precision of the parts; the autoencoder may differ (see `inst.backbone.devices.autoencoder_dtype`).
-        name: what to call it: a bundled model's name or one on the hub, or the folder's or file's base name.
-        low_memory: whether it was loaded so (see `load`).
+        name: the name of a bundled model or of a model on the hub, or the base name of the folder or file.
+        low_memory: whether it was loaded with `low_memory` (see `load`).
         latent_channels: C, channels of the latents.
-        downscale: pixels of a picture's side per latent position.
-        native_size: pixels of the (short) side of the pictures that the UNet was made for.
-        size_multiple: sides of pictures, in pixels, that are multiples of this pass through autoencoder and UNet.
+        downscale: number of pixels per latent position, along each side.
+        native_size: (short) side in pixels of the pictures that the UNet was trained with.
+        size_multiple: sides of pictures must be multiples of this, in pixels, to fit autoencoder and UNet.
 
     Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width
-    (the sum of both where there are two text encoders; columns are split by `text_widths`).
+    (with two text encoders, the sum of both widths; columns are split by `text_widths`).
     Pictures, latents and noise are float32, whatever the precision of the parts.
     """
 
@@ -57,10 +57,10 @@ class Backbone(TextEncoding):
     def __post_init__(self) -> None:
         self.latent_channels = self.vae.config["latent_channels"]
         self.downscale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        sample_size = self.unet.config["sample_size"] or 64  # where it is not said, Stable Diffusion 1.x's
+        sample_size = self.unet.config["sample_size"] or 64  # the value of Stable Diffusion 1.x, if missing
         self.native_size = self.downscale * (sample_size if isinstance(sample_size, int) else min(sample_size))
         self.size_multiple = self.downscale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
-        # A schedule of zero terminal SNR (Lin et al. 2024) ends in 0, where noise says nothing about the clean latents.
+        # A schedule with zero terminal SNR (Lin et al. 2024) ends in 0, and clean latents cannot be computed from 0.
         self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device, torch.float32).clamp_min(2**-24)
 
     @classmethod
@@ -75,39 +75,39 @@ class Backbone(TextEncoding):
         download: bool = False,
         low_memory: bool = False,
     ) -> Self:
-        """Load a model of the families Stable Diffusion 1.x, 2.x (which predicts noise or v) or XL, all parts frozen.
+        """Load a model of the families Stable Diffusion 1.x, 2.x (which predicts noise or v) or XL, with frozen parts.
 
-        Nothing that a file says is ever run, and nothing comes from the network unless `download` allows it.
+        No code in a model file is ever run. The network is used only if `download` is True.
 
         Args:
             name: "mini" for the bundled model; a folder in the diffusers layout; a single file in the original layout;
                 or a model on the hub, "owner/model" or "owner/model@revision".
-            device: such as "cpu", "cuda:1" or "mps"; by default the best at hand.
-            dtype: "float32", "bfloat16" or "float16"; by default what suits the device (`choose_dtype` in
-                `inst.backbone.devices`).
-                The autoencoder runs in float32 where that is float16 (`autoencoder_dtype`).
-            config: for a single file of unusual sizes, where its configuration is (`read_single_file` in
+            device: such as "cpu", "cuda:1" or "mps"; by default the best available one.
+            dtype: "float32", "bfloat16" or "float16"; by default the best one for the device (`choose_dtype` in
+                `inst.backbone.devices`). With float16, the autoencoder runs in float32 (`autoencoder_dtype`).
+            config: the configuration of a single file with unusual sizes (`read_single_file` in
                 `inst.backbone.loading.single_file`).
-            image_encoder: a CLIP image encoder in the place of the model's own, if it has one (Stable Diffusion's have
-                none): a folder, or a name on the hub. The model's pretrained inversion module, which understands its
-                own image encoder only, is then left out. None takes the one that matches a model without its own,
-                where it is at hand or may be downloaded; False does not, for what looks at no painting.
-            download: fetch from the hub what is not in its cache on this machine.
-            low_memory: need less memory on an accelerator, and take longer. Each part is there only while it runs, the
-                autoencoder sees one picture (or one smaller tile of it) at a time, and in learning the UNet's
-                activations are computed twice instead of kept.
+            image_encoder: a CLIP image encoder, as a folder or a name on the hub. It replaces the model's own image
+                encoder, if there is one (Stable Diffusion's models have none). The model's pretrained inversion module
+                is then left out, because it works only with the model's own image encoder. None: a model without an
+                image encoder gets the matching one, if it is in the cache or `download` is True. False: it gets none,
+                for uses without paintings.
+            download: download from the hub the files that are not in its cache on this machine.
+            low_memory: use less memory on an accelerator, but run slower. Each part is on the device only while it
+                runs, the autoencoder processes one picture (or one smaller tile of it) at a time, and learning computes
+                the UNet's activations twice and does not store them.
 
         Raises:
-            UsageError: a device or precision that is not there, or a configuration where none is needed.
-            InstError: the model is not found, incomplete, broken, of another kind, or its parts do not fit together.
+            UsageError: the device or precision is not available, or a configuration is given but not needed.
+            InstError: the model is not found, incomplete, broken or of another kind, or its parts do not fit together.
         """
-        # The readers import diffusers and transformers, which takes seconds: only who loads a model waits for them.
+        # The readers import diffusers and transformers, which takes seconds, so they are imported only here.
         from inst.backbone.loading.image_encoder import (
             find_image_encoder,
             find_matching_image_encoder,
             read_image_encoder,
         )
-        from inst.backbone.loading.sources import find_source, known_as, read_parts
+        from inst.backbone.loading.sources import display_name, find_source, read_parts
 
         check_path("A model", name)
         if config is not None:
@@ -117,22 +117,22 @@ class Backbone(TextEncoding):
         device = choose_device(device)
         dtype = choose_dtype(device, dtype)
         source = find_source(name, download=download)
-        # What is mistyped shows before the model is read, which takes its time.
+        # Find the image encoder first: a wrong name should fail before the slow reading of the model.
         encoder = find_image_encoder(image_encoder, download) if isinstance(image_encoder, str | Path) else None
         parts = read_parts(source, dtype, config)
         if image_encoder is None and parts.image_encoder is None:
             encoder = find_matching_image_encoder(parts.text_encoder.config, download)
         if encoder is not None:
-            seeing, extractor = read_image_encoder(encoder, dtype)
-            # A pretrained inversion module understands the image encoder that it was trained with only.
+            clip_encoder, extractor = read_image_encoder(encoder, dtype)
+            # A pretrained inversion module works only with the image encoder that it was trained with.
             parts = replace(
                 parts,
-                image_encoder=seeing,
+                image_encoder=clip_encoder,
                 feature_extractor=extractor,
                 image_encoder_replaced=image_encoder is not None,
                 inversion=None,
             )
-        return cls.of(parts, device, dtype, known_as(name, source), source, low_memory=low_memory)
+        return cls.of(parts, device, dtype, display_name(name, source), source, low_memory=low_memory)
 
     @classmethod
     def of(
@@ -145,18 +145,18 @@ class Backbone(TextEncoding):
         *,
         low_memory: bool = False,
     ) -> Self:
-        """Check that parts fit together, freeze them, and make a backbone of them.
+        """Check that parts fit together, freeze them, and make a backbone from them.
 
         Args:
-            parts: wherever they come from.
-            device: where to compute.
-            dtype: their precision.
-            name: what to call the backbone.
-            source: what to call it in messages; None is the name.
+            parts: the parts, from any source.
+            device: the device to compute on.
+            dtype: the precision of the parts.
+            name: the backbone's name.
+            source: the model's name in messages; None means `name`.
             low_memory: see `Backbone.load`.
 
         Raises:
-            InstError: they do not fit together.
+            InstError: the parts do not fit together.
         """
         check_fit(parts, name if source is None else source)
         models = {name: part for name, part in vars(parts).items() if isinstance(part, nn.Module)}
@@ -166,10 +166,10 @@ class Backbone(TextEncoding):
             parts.vae.enable_slicing()
             parts.unet.enable_gradient_checkpointing()
         if device.type != "cpu":
-            # What looks at paintings is not needed for painting: it comes when one is looked at (see `look_at`).
-            waiting = set(models) - {"inversion"} if low_memory else {"image_encoder"}
-            Offload([model for kind, model in models.items() if kind in waiting], device)
-            for kind in models.keys() - waiting:
+            # Transfer and generation do not need the image encoder: it is on the device only for encoding paintings.
+            offloaded = set(models) - {"inversion"} if low_memory else {"image_encoder"}
+            Offload([model for kind, model in models.items() if kind in offloaded], device)
+            for kind in models.keys() - offloaded:
                 models[kind].to(device)
         return cls(**vars(parts), device=device, dtype=dtype, name=name, low_memory=low_memory)
 
@@ -178,11 +178,11 @@ class Backbone(TextEncoding):
 
         Args:
             pictures: [B, 3, H, W] in [-1, 1]; H and W are multiples of `downscale`.
-            generator: draws a sample of the posterior; without one the posterior's mean is taken. A generator on the
-                CPU gives the same sample on every device.
+            generator: draws a sample of the posterior; None gives the posterior's mean. A generator on the CPU gives
+                the same sample on every device.
 
         Returns:
-            [B, C, h, w], multiplied by the autoencoder's scaling factor: about unit variance.
+            [B, C, h, w], multiplied by the autoencoder's scaling factor, so the variance is about 1.
 
         Raises:
             UsageError: the pictures have another shape.
@@ -193,9 +193,9 @@ class Backbone(TextEncoding):
         return mean + std * torch.randn(mean.shape, generator=generator, device=generator.device).to(mean)
 
     def encode_moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation of the posterior that `encode` takes or draws latents from.
+        """Return the mean and the standard deviation of the posterior, from which `encode` gets the latents.
 
-        Both [B, C, h, w] float32, multiplied by the autoencoder's scaling factor. Arguments and errors as `encode`.
+        Both are [B, C, h, w] float32, multiplied by the autoencoder's scaling factor. Arguments and errors as `encode`.
         """
         _check_pictures(pictures)
         height, width = pictures.shape[-2:]
@@ -219,23 +219,23 @@ class Backbone(TextEncoding):
         """Run CLIP's image encoder tau (paper eq. 2).
 
         Args:
-            pictures: [B, 3, H, W] in [-1, 1], of any size; resized and cropped to a centre square as CLIP does.
+            pictures: [B, 3, H, W] in [-1, 1], of any size; resized and cropped to a centre square, as in CLIP.
 
         Returns:
-            The projected pooled embeddings [B, P], and the patch tokens [B, N, W]: the last hidden state without the
-            class token. Both float32.
+            The projected pooled embeddings [B, P], and the patch tokens [B, N, W], which are the last hidden state
+            without the class token. Both are float32.
 
         Raises:
-            InstError: this backbone has no image encoder.
+            InstError: the backbone has no image encoder.
             UsageError: the pictures have another shape.
         """
         _check_pictures(pictures)
         if self.image_encoder is None or self.feature_extractor is None:
-            from inst.backbone.loading.image_encoder import how_to_give
+            from inst.backbone.loading.image_encoder import image_encoder_remedy
 
             raise InstError(
                 f"{self.name or 'This backbone'} has no image encoder",
-                *how_to_give(self.text_encoder.config),
+                *image_encoder_remedy(self.text_encoder.config),
                 ", or learn without one (",
                 Argument("variant", "direct"),
                 ")",
@@ -260,17 +260,18 @@ class Backbone(TextEncoding):
 
         Args:
             latents: z_t, [B, C, h, w].
-            timesteps: t, an integer for all or [B] integers, each in [0, T). Their range is checked unless they are on
-                an accelerator, where looking at them would stall it.
+            timesteps: t in [0, T), one integer for all or [B] integers. The range is not checked if they are on an
+                accelerator, because reading them would stall it.
             text: B prompts from `embed_text`, or one for all.
-            frame: where the latents lie in those of the whole picture; None is that they are the whole.
-            residuals: what a ControlNet adds inside the UNet.
+            frame: the position of the latents, as a tile, in the latents of the whole picture; None means that they are
+                the whole picture.
+            residuals: the tensors that a ControlNet adds inside the UNet.
 
         Returns:
             [B, C, h, w] float32.
 
         Raises:
-            UsageError: a timestep that is no integer in [0, T).
+            UsageError: a timestep is not an integer in [0, T).
         """
         timesteps = torch.as_tensor(timesteps)
         self._check_timesteps(timesteps)
@@ -298,16 +299,16 @@ class Backbone(TextEncoding):
     def added_conditions(
         self, latents: Tensor, text: TextEmbedding, frame: Frame | None = None
     ) -> dict[str, Tensor] | None:
-        """Return what a UNet, or a ControlNet of it, is told besides timestep and text, by diffusers' names, or None.
+        """Return the inputs of a UNet or ControlNet besides timestep and text, by diffusers' names, or None.
 
-        Stable Diffusion XL (sec. 2.2) is told the pooled text and, in pixels, the size that a picture had, where it was
-        cropped, and the size that was left. A tile is a crop of the whole picture: told that it were a picture of its
-        own, the model would compose one in each.
+        Stable Diffusion XL (sec. 2.2) takes the pooled text and, in pixels, the original size of the picture, the
+        position of the crop and the size of the crop. A tile is given as a crop of the whole picture. Otherwise the
+        model would compose a complete picture in each tile.
 
         Args:
             latents: [B, C, h, w].
             text: B prompts.
-            frame: as for `predict_noise`.
+            frame: as in `predict_noise`.
         """
         if text.pooled is None:
             return None
@@ -325,7 +326,10 @@ class Backbone(TextEncoding):
             raise UsageError(f"Timesteps of the type {timesteps.dtype} cannot be used", "give integers")
         last = len(self.alphas_cumprod) - 1
         if timesteps.device.type == "cpu" and ((timesteps < 0) | (timesteps > last)).any():
-            raise UsageError(f"The timesteps {timesteps.tolist()} are not all in this model's range: 0 to {last}.")
+            raise UsageError(
+                f"The timesteps {timesteps.tolist()} are not all in this model's range",
+                f"give timesteps from 0 to {last}",
+            )
 
 
 def _check_pictures(pictures: Tensor) -> None:

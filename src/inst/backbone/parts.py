@@ -1,4 +1,4 @@
-"""Parts: what a model consists of, wherever it was read from, and whether it fits together."""
+"""The parts of a model, from any source, and the check that they fit together."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ if TYPE_CHECKING:
 
     from inst.backbone.inversion import AttentionInversion
 
-AGAIN = "copy or download the model again"
-"""The remedy for every file that is missing or broken."""
+COPY_AGAIN = "copy or download the model again"
+"""The remedy for a missing or broken file."""
 
-_CHANGES_THE_CALL = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+_UNSUPPORTED_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """What CLIP's image encoder wants to see: pixels of a side, and each colour channel's mean and std in [0, 1]."""
+    """Prepares pictures for CLIP's image encoder.
+
+    Attributes:
+        size: side of the square picture, in pixels.
+        mean, std: mean and standard deviation of each colour channel, in [0, 1].
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, 3, size, size], normalised.
+        """Convert pictures [B, 3, H, W] in [-1, 1] to [B, 3, size, size], normalised.
 
-        The short side is resized to `size` (bicubic, antialiased), then the centre is cropped: the steps of CLIP's own
-        preprocessing, on tensors, so that gradients flow.
+        The short side is resized to `size` (bicubic, antialiased), then the centre is cropped. These are the steps of
+        CLIP's own preprocessing, but on tensors, so that gradients flow.
         """
         height, width = pictures.shape[-2:]
         # The long side is truncated, not rounded, as CLIP's processor does.
@@ -50,28 +55,28 @@ class FeatureExtractor:
 
 @dataclass(eq=False, kw_only=True)
 class Parts:
-    """The parts of a latent diffusion model in Stable Diffusion's layout: what `inst.Backbone` is made of.
+    """The parts of a latent diffusion model in Stable Diffusion's layout. `inst.Backbone` is made from them.
 
     Attributes:
         vae: the autoencoder between pictures and latents.
         unet: predicts noise (or v) from noisy latents, timestep and text.
-        text_encoder: CLIP's text transformer; with the projection into the space of pictures where the weights have it.
+        text_encoder: CLIP's text transformer, with the projection into the shared picture space if the weights have it.
         tokenizer: the text encoder's tokenizer; `model_max_length` is the number of positions L.
         scheduler: holds the noise schedule (`alphas_cumprod`) and `config.prediction_type`.
-        fingerprint: identifies the text space: styles fit every backbone with the same fingerprint. Of the
-            token-embedding table, or of both (`inst.backbone.fingerprints.fingerprint_of`).
-        denoiser_fingerprint: identifies the UNet's weights: styles fit best the UNet they were learned with
-            (`inst.backbone.fingerprints.denoiser_fingerprint_of`). "" where it is not known.
-        text_encoder_2: the second text transformer, of models like Stable Diffusion XL, or None. Where there is one,
-            prompts run through both, and a pseudo-word has a part in each.
-        tokenizer_2: its tokenizer, or None.
-        force_zeros_for_empty_prompt: with a second text encoder, whether the UNet has learned that zeros are no prompt;
-            diffusers' name and default.
+        fingerprint: identifies the text space: a style fits every backbone with the same fingerprint. It is computed
+            from one or both token-embedding tables (`inst.backbone.fingerprints.fingerprint_of`).
+        denoiser_fingerprint: identifies the UNet's weights: a style works best with the UNet that it was learned with
+            (`inst.backbone.fingerprints.denoiser_fingerprint_of`). "" if it is not known.
+        text_encoder_2: the second text transformer of models like Stable Diffusion XL, or None. With two text encoders,
+            prompts run through both, and a pseudo-word has a part for each.
+        tokenizer_2: the second text encoder's tokenizer, or None.
+        force_zeros_for_empty_prompt: with a second text encoder, whether the UNet was trained with zeros for an empty
+            prompt; diffusers' name and default.
         image_encoder: CLIP's image encoder, or None.
-        feature_extractor: what the image encoder wants to see, or None.
-        image_encoder_replaced: whether the user chose the image encoder: text encoder and image encoder then need not
+        feature_extractor: prepares pictures for the image encoder, or None.
+        image_encoder_replaced: whether the user chose the image encoder. Then text encoder and image encoder may not
             share a space.
-        inversion: the pretrained inversion module (float32, whatever the precision of the others), or None.
+        inversion: the pretrained inversion module (float32, whatever the precision of the other parts), or None.
     """
 
     vae: AutoencoderKL
@@ -91,14 +96,14 @@ class Parts:
 
 
 def check_fit(parts: Parts, source: str | Path) -> None:
-    """Raise InstError, which calls the model `source`, where one part's output is not the next part's input."""
+    """Raise InstError if the output of a part does not fit the input of the next. `source` is the model's name."""
     vae, unet, text, text_2 = parts.vae.config, parts.unet.config, parts.text_encoder.config, parts.text_encoder_2
-    special = [name for name in _CHANGES_THE_CALL if unet.get(name) is not None]
+    special = [name for name in _UNSUPPORTED_INPUTS if unet.get(name) is not None]
     if unet.get("addition_embed_type") != (None if text_2 is None else "text_time"):
         special.append(f"addition_embed_type: {unet.get('addition_embed_type')}")
     if special:
         raise InstError(
-            f"{source}: the UNet needs other inputs than InST gives to a model with "
+            f"{source}: the UNet needs inputs that InST does not support in a model with "
             f"{'one text encoder' if text_2 is None else 'two text encoders'} ({', '.join(special)})",
             "use another model",
         )
@@ -106,7 +111,9 @@ def check_fit(parts: Parts, source: str | Path) -> None:
         case None | int() | [int(), int()] | (int(), int()):
             pass
         case other:
-            raise InstError(f"{source}: the UNet has the sample_size {other!r}, not a number of latents", AGAIN)
+            raise InstError(
+                f"{source}: the UNet has the sample_size {other!r}, not one or two whole numbers", COPY_AGAIN
+            )
     width, needs = text.hidden_size, "the text encoder's width"
     sizes = []
     if text_2 is not None:
@@ -124,18 +131,19 @@ def check_fit(parts: Parts, source: str | Path) -> None:
         ("the UNet's cross-attention width", unet.cross_attention_dim, needs, width),
     ]
     if parts.inversion is not None:
-        words = parts.inversion.config
+        inversion = parts.inversion.config
         if parts.image_encoder is None:
-            raise InstError(f"{source} has an inversion module but no image encoder", AGAIN)
-        picture = parts.image_encoder.config
-        seen, pooled = "the image encoder's width", "the image encoder's projection"
+            raise InstError(f"{source} has an inversion module but no image encoder", COPY_AGAIN)
+        image_encoder = parts.image_encoder.config
+        hidden, pooled = "the image encoder's width", "the image encoder's projection"
         sizes += [
-            ("the inversion's text width", words.text_width, needs, width),
-            ("the inversion's picture width", words.picture_width, seen, picture.hidden_size),
-            ("the inversion's pooled width", words.pooled_width, pooled, picture.projection_dim),
+            ("the inversion's text width", inversion.text_width, needs, width),
+            ("the inversion's picture width", inversion.picture_width, hidden, image_encoder.hidden_size),
+            ("the inversion's pooled width", inversion.pooled_width, pooled, image_encoder.projection_dim),
         ]
     for this, found, that, needed in sizes:
         if found != needed:
             raise InstError(
-                f"{source}: parts that do not belong together: {this} ({found}) and {that} ({needed}) differ."
+                f"{source} has parts that do not fit together, because {this} ({found}) and {that} ({needed}) differ",
+                "use the parts of one model",
             )

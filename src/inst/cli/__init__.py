@@ -1,4 +1,4 @@
-"""The `inst` command. Importing it imports no PyTorch: each command imports what it needs when it runs."""
+"""The `inst` command. This module imports no PyTorch: each command imports what it needs when it runs."""
 
 import os
 import sys
@@ -19,16 +19,16 @@ from inst.cli.learn import INTERRUPTED, learn
 from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
-from inst.cli.wording import on_the_command_line
-from inst.errors import InstError, InstWarning, in_the_words_of
+from inst.cli.wording import command_line_wording
+from inst.errors import InstError, InstWarning, use_wording
 from inst.version import __version__
 
-# What PyTorch's own exceptions say; its class for an accelerator's memory cannot be named without importing PyTorch.
+# Words of PyTorch's own messages. Naming its exception class for an accelerator would import PyTorch.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 
 
 class _Interrupted(Exception):
-    """Ctrl-C: typer would turn a KeyboardInterrupt into an exit without a word."""
+    """Stands for Ctrl-C, because typer turns a KeyboardInterrupt into an exit without a message."""
 
 
 class _Commands(TyperGroup):
@@ -41,7 +41,7 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="InST: learn a style from one painting, apply it to any photo.",
+    help="InST: learn a style from one painting and apply it to any photo.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -69,45 +69,48 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for what failed, 2 for wrong use; a user's mistake is one line on stderr."""
-    # Threads that spin while they wait slow a shared computer down several times over; torch reads it when imported.
+    """Run the command line. An error of the user is one line on stderr.
+
+    Exit codes: 0 for success, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
+    """
+    # Waiting threads that spin make a shared computer several times slower. PyTorch reads this variable on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     screen = Console(stderr=True)
 
-    def say(line: str, colour: str) -> None:
+    def print_line(line: str, colour: str) -> None:
         screen.print(line, style=colour, markup=False, highlight=False, soft_wrap=True)
 
-    usual = warnings.showwarning
+    original_showwarning = warnings.showwarning
 
-    def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+    def show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
         if issubclass(category, InstWarning):
-            say(f"Warning: {message}", "yellow")
+            print_line(f"Warning: {message}", "yellow")
         else:
-            usual(message, category, *place, **more)
+            original_showwarning(message, category, *place, **more)
 
-    warnings.showwarning = show
-    # What this package warns of belongs to what the command says, also where PYTHONWARNINGS hides Python's warnings.
+    warnings.showwarning = show_warning
+    # The warnings of this package are part of the command's output, even if PYTHONWARNINGS hides Python's warnings.
     warnings.filterwarnings("default", category=InstWarning)
     try:
-        with in_the_words_of(on_the_command_line):
+        with use_wording(command_line_wording):
             app()
     except InstError as error:
-        say(f"Error: {error}", "red")
+        print_line(f"Error: {error}", "red")
         sys.exit(error.exit_code)
     except _Interrupted:
-        say("Interrupted.", "red")
+        print_line("Interrupted.", "red")
         sys.exit(INTERRUPTED)
     except OSError as error:
         if error.filename is None:
             raise
-        say(f"Error: {error.filename} cannot be used ({error.strerror}): give another place.", "red")
+        print_line(f"Error: {error.filename} cannot be used ({error.strerror}): give another path.", "red")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        say(
-            "Error: the memory does not suffice: make smaller pictures (--size, --tile) or batches (--batch-size), or "
-            "give --low-memory or another --device.",
+        print_line(
+            "Error: there is not enough memory: use smaller pictures (--size, --tile) or batches (--batch-size), add "
+            "--low-memory, or choose another --device.",
             "red",
         )
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`inst ablate`: settings of ours side by side, and learning curves."""
+"""The command `inst ablate`, which compares settings of InST and draws learning curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inst.cli.compare import (
     PaintingsArgument,
     PhotosArgument,
     run_comparison,
-    sources_of,
+    source_files,
 )
 from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, load_encoder
@@ -37,7 +37,7 @@ def ablate(
     what: Annotated[
         str,
         typer.Argument(
-            help="stochastic, strength, layers, dropout, instant, vectors, steps or convergence.",
+            help="What to vary: stochastic, strength, layers, dropout, instant, vectors, steps or convergence.",
             metavar="WHAT",
             show_default=False,
         ),
@@ -45,7 +45,7 @@ def ablate(
     photos: PhotosArgument,
     paintings: PaintingsArgument,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The folder to write to; by default outputs/ablate-WHAT.")
+        Path | None, typer.Option("-o", "--out", help="Folder for the results. By default outputs/ablate-WHAT.")
     ] = None,
     strength: StrengthOption = TRANSFER["strength"],
     tone: ToneOption = "none",
@@ -53,21 +53,26 @@ def ablate(
     every: Annotated[
         int | None,
         typer.Option(
-            "--every", min=1, help="For convergence: steps between two points.", show_default=str(_CURVES["every"])
+            "--every",
+            min=1,
+            help="For convergence: learning steps between two points of a curve.",
+            show_default=str(_CURVES["every"]),
         ),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option("--seeds", min=1, help="For convergence: learnings of each variant.", show_default="1"),
+        typer.Option("--seeds", min=1, help="For convergence: number of seeds for each variant.", show_default="1"),
     ] = None,
     seed: SeedOption = TRANSFER["seed"],
     figures: FiguresOption = True,
     metrics: MetricsOption = None,
     clip: ClipOption = None,
 ) -> None:
-    """Vary one thing and keep the rest: what is it worth? The tone is left alone, which would hide differences.
+    """Measure the effect of one setting: vary it and keep the others.
 
-    Exit code 1 says that something was left out; the rest was made.
+    The default of --tone is none here, because matching the colours would hide differences.
+
+    Exit code 1 means that something was left out. The other results were written.
     """
     from inst.evaluation.methods.ablations import ABLATIONS
 
@@ -76,28 +81,28 @@ def ablate(
     if what == "convergence":
         if metrics is not None or not figures:
             raise UsageError(
-                "--metrics and --no-figures do not apply to convergence, which measures Gram distance and image "
-                "similarity (--clip)",
+                "--metrics and --no-figures do not apply to convergence, which always measures Gram distance and image "
+                "similarity",
                 "leave them out",
             )
-        between = _CURVES["every"] if every is None else every
-        drawn = range(seed, seed + (seeds or 1))
-        _converge(session, photos, paintings, folder, learning_steps, between, drawn, transfer, clip)
+        interval = _CURVES["every"] if every is None else every
+        all_seeds = range(seed, seed + (seeds or 1))
+        _run_convergence(session, photos, paintings, folder, learning_steps, interval, all_seeds, transfer, clip)
         return
     if what not in ABLATIONS:
         raise UsageError(f'The ablation "{what}" is unknown', f"use one of {', '.join(ABLATIONS)} or convergence")
     for option, value in (("--every", every), ("--seeds", seeds)):
         if value is not None:
-            raise UsageError(f"{option} is for the ablation convergence", "leave it out")
+            raise UsageError(f"{option} is only for the ablation convergence", f"leave out {option}")
 
-    def varied() -> tuple[list[Method], list[str]]:
+    def make_methods() -> tuple[list[Method], list[str]]:
         session.note(ABLATIONS[what].question)
         return [*ABLATIONS[what].methods(session.load(), {"steps": learning_steps, "seed": seed}, transfer)], []
 
-    run_comparison(session, varied, photos, paintings, folder, figures, metrics, clip, seed)
+    run_comparison(session, make_methods, photos, paintings, folder, figures, metrics, clip, seed)
 
 
-def _converge(
+def _run_convergence(
     session: Session,
     photos: Sequence[Path],
     paintings: Sequence[Path],
@@ -109,16 +114,16 @@ def _converge(
     clip: str | None,
 ) -> None:
     from inst.evaluation.compare import write_sheets
-    from inst.evaluation.learning_curves.folder import Curves, column
+    from inst.evaluation.learning_curves.folder import Curves, learning_name
     from inst.evaluation.learning_curves.measure import VARIANTS, check_curves, curve_controls, learning_curves
     from inst.evaluation.metrics.gram import GramDistance
 
-    left_out: list[str] = []
-    photo_files = _readable(sources_of(photos, left_out), left_out)
-    painting_files = _readable(sources_of(paintings, left_out), left_out)
+    problems: list[str] = []
+    photo_files = _read_photos(source_files(photos, problems), problems)
+    painting_files = _read_photos(source_files(paintings, problems), problems)
     contents, sources = list(photo_files.values()), list(painting_files.values())
     backbone = session.load()
-    # First, because --clip is no remedy where it is the backbone that must look.
+    # Checked before --clip is loaded: if the backbone has no image encoder, --clip does not help.
     check_curves(backbone, sources, contents, transfer, steps=steps, every=every, seeds=seeds)
     encoder = load_encoder(session, clip)
     settings = {
@@ -131,14 +136,14 @@ def _converge(
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }
     curves = Curves.open(out, settings, sources, contents)
-    for line in left_out:  # now, while there is time to mend it
-        session.left_out(line)
+    for problem in problems:  # printed before the long work, so that the user can stop and repair it
+        session.note_left_out(problem)
     distance = GramDistance.load().to(backbone.device)
     for source in sources:
         if not curves.has_controls(source.name):
             for control in curve_controls(backbone, source, contents, distance, encoder, _CURVES["size"]):
                 curves.add(control)
-    with session.progress("learning") as move:
+    with session.progress("learning") as update:
         run = learning_curves(
             backbone,
             sources,
@@ -155,22 +160,22 @@ def _converge(
         )
         for point in run:
             curves.add(point)
-            move(point.step, steps, f"{point.painting}, {point.variant}")
+            update(point.step, steps, f"{point.painting}, {point.variant}")
     files = curves.write()
     lines = [*files[0].read_text().splitlines(), ""]
-    names = [name for variant in VARIANTS if (out / (name := column(variant, seeds[0]))).is_dir()]
+    names = [name for variant in VARIANTS if (out / (name := learning_name(variant, seeds[0]))).is_dir()]
     files += write_sheets(out, dict.fromkeys(names, settings), [*photo_files], [*painting_files])
     lines += map(str, files)
-    session.report(lines, files=[str(file) for file in files], left_out=left_out)
-    if left_out:
+    session.report(lines, files=[str(file) for file in files], left_out=problems)
+    if problems:
         raise typer.Exit(InstError.exit_code)
 
 
-def _readable(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo]:
-    """Read photos or paintings, by file; what is wrong with broken ones is added to the problems.
+def _read_photos(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo]:
+    """Read photos or paintings, by file. The error of a broken file is added to `problems`.
 
     Raises:
-        InstError: a file is not there, or none can be read.
+        InstError: a file does not exist, or no file can be read.
     """
     from inst.pictures.io import read_photo
 

@@ -1,4 +1,4 @@
-"""`inst compare`: methods side by side: pictures, figures, sheets."""
+"""The command `inst compare`, which makes the pictures of several methods, and their scores and sheets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, judge, metric_names
+from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, metric_names, score_pictures
 from inst.cli.learn import LEARN
 from inst.cli.pictures import TRANSFER, StrengthOption, ToneOption
 from inst.cli.places import OUTPUTS
@@ -18,15 +18,18 @@ from inst.evaluation.methods.names import METHODS
 from inst.files.listing import pictures_in, pictures_of
 
 if TYPE_CHECKING:
-    from inst.evaluation.compare import Compared
+    from inst.evaluation.compare import ComparisonResult
     from inst.evaluation.methods.method import Method
 
-PhotosArgument = Annotated[list[Path], typer.Option("--photos", help="Photos, or folders of them.", show_default=False)]
-PaintingsArgument = Annotated[
-    list[Path], typer.Option("--paintings", help="Paintings, or folders of them.", show_default=False)
+PhotosArgument = Annotated[
+    list[Path], typer.Option("--photos", help="A photo or a folder of photos. Repeat it for more.", show_default=False)
 ]
-LearningSteps = Annotated[int, typer.Option("--learning-steps", help="Steps of each learning, at most.")]
-FiguresOption = Annotated[bool, typer.Option("--figures/--no-figures", help="Judge the pictures afterwards.")]
+PaintingsArgument = Annotated[
+    list[Path],
+    typer.Option("--paintings", help="A painting or a folder of paintings. Repeat it for more.", show_default=False),
+]
+LearningSteps = Annotated[int, typer.Option("--learning-steps", help="Largest number of steps for each learned style.")]
+FiguresOption = Annotated[bool, typer.Option("--figures/--no-figures", help="Compute the scores of the pictures.")]
 
 
 @with_session
@@ -35,21 +38,29 @@ def compare(
     photos: PhotosArgument,
     paintings: PaintingsArgument,
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="The folder to write to; what is there already is not made again.")
+        Path,
+        typer.Option(
+            "-o", "--out", help="Folder for the results. Pictures that it already contains are not made again."
+        ),
     ] = OUTPUTS / "compare",
     methods: Annotated[
         str,
-        typer.Option("--methods", help="With commas between them. On a CPU gatys takes minutes for each picture."),
+        typer.Option("--methods", help="Methods, separated by commas. On a CPU, gatys takes minutes for each picture."),
     ] = ",".join(METHODS),
     outputs: Annotated[
         list[str] | None,
         typer.Option(
-            "--outputs", help="NAME=FOLDER: another system's pictures, named PHOTO__PAINTING.png, as a method."
+            "--outputs",
+            help="NAME=FOLDER: one more method, with pictures of another program named PHOTO__PAINTING.png. Repeat it "
+            "for more.",
         ),
     ] = None,
     captions: Annotated[
         Path | None,
-        typer.Option("--captions", help="For sdm: lines of PAINTING, a tab and its caption; or JSON."),
+        typer.Option(
+            "--captions",
+            help="File with the captions of the paintings for sdm: lines of PAINTING, a tab and the caption; or JSON.",
+        ),
     ] = None,
     strength: StrengthOption = TRANSFER["strength"],
     tone: ToneOption = TRANSFER["tone"],
@@ -59,31 +70,33 @@ def compare(
     metrics: MetricsOption = None,
     clip: ClipOption = None,
 ) -> None:
-    """Compare methods: photos x paintings x methods, with figures and sheets.
+    """Compare methods: make a picture for every photo, painting and method, and write scores and sheets.
 
-    Exit code 1 says that something was left out; the rest was made.
+    Exit code 1 means that something was left out. The other results were written.
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise UsageError(
             f'The method "{unknown[0]}" is unknown',
-            f"use some of {', '.join(METHODS)}; give another system's pictures with --outputs NAME=FOLDER",
+            f"use some of {', '.join(METHODS)}; for pictures of another program, use --outputs NAME=FOLDER",
         )
     if captions is not None and "sdm" not in names:
-        raise UsageError("--captions is for the method sdm, which is not among --methods", "add it, or leave it out")
+        raise UsageError(
+            "--captions is for the method sdm, which is not in --methods", "add sdm, or leave out --captions"
+        )
     transfer = {"strength": strength, "tone": tone, "seed": seed}
     learning = {"steps": learning_steps, "seed": seed}
     folders, empty = _folders(outputs or [])
 
-    def made() -> tuple[list[Method], list[str]]:
+    def make_methods() -> tuple[list[Method], list[str]]:
         built, missing = _built_in(session, names, transfer, learning, captions)
         missing += empty
         if missing and not built and not folders:
             raise InstError(missing[0])
         return [*built, *folders], missing
 
-    run_comparison(session, made, photos, paintings, out, figures, metrics, clip, seed)
+    run_comparison(session, make_methods, photos, paintings, out, figures, metrics, clip, seed)
 
 
 def _built_in(
@@ -104,7 +117,7 @@ def _built_in(
 
 
 def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
-    """The methods of `--outputs`, and why some are left out: folders without a picture."""
+    """Return the methods of `--outputs`, and a line for each folder that is left out because it has no picture."""
     from inst.evaluation.methods.folder import FolderMethod
 
     found: list[Method] = []
@@ -112,27 +125,27 @@ def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
     for text in outputs:
         name, equals, folder = text.partition("=")
         if not equals or not name or not Path(folder).is_dir():
-            raise UsageError(f'"{text}" is not NAME=FOLDER with a folder that is there', "give --outputs stytr2=FOLDER")
+            raise UsageError(f'"{text}" is not NAME=FOLDER with an existing folder', "give --outputs stytr2=FOLDER")
         if pictures_in(Path(folder)):
             found.append(FolderMethod(name, Path(folder)))
         else:
-            empty.append(f"{name} is left out: {folder} holds no picture PHOTO__PAINTING.png")
+            empty.append(f"{name} is left out: {folder} contains no picture PHOTO__PAINTING.png")
     return found, empty
 
 
-def sources_of(places: Sequence[Path], problems: list[str]) -> list[Path]:
-    """The pictures of files and folders; what is wrong with folders that have none is added to the problems.
+def source_files(paths: Sequence[Path], problems: list[str]) -> list[Path]:
+    """Return the picture files of files and folders. The error of a folder without pictures is added to `problems`.
 
     Raises:
         InstError: there is no picture at all.
     """
     files: list[Path] = []
-    for place in places:
+    for path in paths:
         try:
-            files += pictures_of([place])
+            files += pictures_of([path])
         except InstError as error:
             problems.append(str(error))
-    if places and not files:
+    if paths and not files:
         raise InstError(problems[-1])
     return files
 
@@ -148,9 +161,9 @@ def run_comparison(
     clip: str | None,
     seed: int,
 ) -> None:
-    """Make the pictures and the sheets, judge them, and report.
+    """Make the pictures and the sheets, compute the scores, and report.
 
-    `make_methods` gives the methods, and why others are left out; it is called after everything else was checked.
+    `make_methods` returns the methods, and a line for each one that is left out. It is called after all other checks.
     """
     from inst.evaluation.collection import SEPARATOR, collect
     from inst.evaluation.compare import compare, write_sheets
@@ -158,35 +171,42 @@ def run_comparison(
 
     for option, value in (("--clip", clip), ("--metrics", metrics)):
         if value is not None and not figures:
-            raise UsageError(f"{option} is for the figures, which --no-figures leaves out", "give one of the two")
-    left_out: list[str] = []
-    contents, sources, names = sources_of(photos, left_out), sources_of(paintings, left_out), metric_names(metrics)
+            raise UsageError(
+                f"{option} is for the scores, but --no-figures turns them off", f"give {option} or --no-figures"
+            )
+    problems: list[str] = []
+    photo_files, painting_files = source_files(photos, problems), source_files(paintings, problems)
+    names = metric_names(metrics)
     if figures:
-        check_clip(session, clip, names)  # and not after every picture was made
+        check_clip(session, clip, names)  # checked here, because making the pictures takes long
     methods, missing = make_methods()
-    latest = (0, len(methods) * len(contents) * len(sources))
-    with session.progress("painting") as move:
+    latest = (0, len(methods) * len(photo_files) * len(painting_files))
+    with session.progress("painting") as update:
 
-        def preparing(step: int, total: int) -> None:
-            move(*latest, f"step {step}/{total}")
+        def show_preparation(step: int, total: int) -> None:
+            update(*latest, f"step {step}/{total}")
 
-        def done(one: Compared) -> None:
+        def show_result(result: ComparisonResult) -> None:
             nonlocal latest
-            latest = (one.index + 1, one.total)
-            move(*latest, f"{one.method}: {one.painting}")
+            latest = (result.index + 1, result.total)
+            update(*latest, f"{result.method}: {result.painting}")
 
-        problems = complete(compare(methods, contents, sources, out, preparing), done)
-    sheets = write_sheets(out, {method.name: method.settings for method in methods}, contents, sources)
-    left_out += [*missing, *(f"{one.method}/{one.path.name}: {one.problem}" for one in problems)]
-    for line in left_out:
-        session.left_out(line)
-    lines, facts = [f"{sheet}   a sheet: look at it" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
+        failed = complete(compare(methods, photo_files, painting_files, out, show_preparation), show_result)
+    sheets = write_sheets(out, {method.name: method.settings for method in methods}, photo_files, painting_files)
+    problems += [*missing, *(f"{result.method}/{result.path.name}: {result.problem}" for result in failed)]
+    for problem in problems:
+        session.note_left_out(problem)
+    lines, facts = [f"{sheet}   a sheet of results" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
     if figures:
-        # What could not be made was named above with the reason: that the picture is missing is no news.
-        said = {f"{one.method}: there is no picture {one.photo}{SEPARATOR}{one.painting}" for one in problems}
-        judged = judge(session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, said=said)
-        lines, facts = [*judged.lines, *lines], {**judged.facts, **facts}
-        left_out += judged.problems
-    session.report(lines, **facts, left_out=left_out)
-    if left_out:
+        # The reason for each missing picture was printed above, so the message that it is missing is not repeated.
+        known = {
+            f"{result.method}: there is no picture {result.photo}{SEPARATOR}{result.painting}" for result in failed
+        }
+        scores = score_pictures(
+            session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, known_problems=known
+        )
+        lines, facts = [*scores.lines, *lines], {**scores.facts, **facts}
+        problems += scores.problems
+    session.report(lines, **facts, left_out=problems)
+    if problems:
         raise typer.Exit(InstError.exit_code)

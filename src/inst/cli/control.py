@@ -1,4 +1,4 @@
-"""What the commands that make pictures share of structure control: the options, and the ControlNet that they name."""
+"""The options for structure control, and the loading of the ControlNet that they name."""
 
 from __future__ import annotations
 
@@ -20,35 +20,46 @@ _PANEL = "Structure control"
 
 ControlNetOption = Annotated[
     Path | None,
-    typer.Option("--controlnet", help="A ControlNet for this backbone: its folder.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--controlnet",
+        help="Folder of a ControlNet for this backbone. By default none is used.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 ControlOption = Annotated[
     str | None,
     typer.Option(
         "--control",
-        help="What it keeps to: canny (the photo's own edges, if no picture is given), depth, pose, ...",
+        help="Kind of the ControlNet: canny (the default), depth, pose, ... For canny without a control picture, the "
+        "photo's own edges are used.",
         rich_help_panel=_PANEL,
     ),
 ]
 ControlPictureOption = Annotated[
     Path | None,
-    typer.Option("--control-picture", help="What it looks at, such as a map of depth.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--control-picture", help="Picture that guides the ControlNet, such as a depth map.", rich_help_panel=_PANEL
+    ),
 ]
 ControlScaleOption = Annotated[
     float | None,
-    typer.Option("--control-scale", help="How much it counts: 0 is not at all, 1 as trained.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--control-scale",
+        help="Strength of the ControlNet: 0 has no effect, 1 (the default) is the strength it was trained with.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 
 @dataclass(frozen=True)
 class ControlChoice:
-    """What the options say, checked as far as it can be without the backbone.
+    """The values of the options, checked as far as possible without the backbone.
 
     Attributes:
-        folder: of the ControlNet.
+        folder: the folder of the ControlNet.
         picture: the control picture, or None for the photo's own edges.
-        settings: `kind` and `scale` of `inst.sampling.control.Control`, where they are given.
-        expected: what a picture was made with, if it is to be made again.
+        settings: `kind` and `scale` of `inst.sampling.control.Control`, if they are given.
+        expected: the record of the ControlNet that must be used, if a picture is made again.
     """
 
     folder: Path
@@ -57,21 +68,21 @@ class ControlChoice:
     expected: ControlRecord | None = None
 
     def load(self, backbone: Backbone) -> tuple[Control, ControlRecord]:
-        """Load the ControlNet, and note down what was loaded. Raises InstError where another one was expected."""
+        """Load the ControlNet and return it with its record. Raises InstError if it is not the expected one."""
         from inst.backbone.loading.pipeline import module_fingerprint
         from inst.files.provenance import SourceFile
         from inst.sampling.control import Control, load_controlnet
         from inst.synthesis.record import ControlRecord
 
-        model, seen = load_controlnet(self.folder, backbone), self.picture
-        control = Control(model, None if seen is None else seen.picture, **self.settings)
-        source = None if seen is None else SourceFile(seen.name, seen.sha256)
+        model, picture = load_controlnet(self.folder, backbone), self.picture
+        control = Control(model, None if picture is None else picture.picture, **self.settings)
+        source = None if picture is None else SourceFile(picture.name, picture.sha256)
         name = self.folder.expanduser().resolve().name
         record = ControlRecord(name, module_fingerprint(model), control.kind, control.scale, source)
         if self.expected is not None and self.expected.fingerprint != record.fingerprint:
             raise InstError(
                 f"{self.folder} is not the ControlNet that the picture was made with (its weights differ)",
-                f'give that one, "{self.expected.model}", with --controlnet',
+                f'give the folder of "{self.expected.model}" with --controlnet',
             )
         return control, record
 
@@ -79,22 +90,22 @@ class ControlChoice:
 def choose_control(
     folder: Path | None, kind: str | None, picture: Path | None, scale: float | None, *, photo: bool
 ) -> ControlChoice | None:
-    """Read what the options say.
+    """Read the options for structure control.
 
     Args:
-        folder, kind, picture, scale: the options.
-        photo: whether there is a photo whose edges could be taken.
+        folder, kind, picture, scale: the values of the options.
+        photo: whether there is a photo to compute edges from.
 
     Returns:
-        None where no control is wanted.
+        The choice, or None if no ControlNet is given.
 
     Raises:
-        UsageError: an option that means nothing without another.
+        UsageError: an option has no meaning without another one.
         InstError: the control picture cannot be read.
     """
-    given = {"--control": kind, "--control-picture": picture, "--control-scale": scale}
+    options = {"--control": kind, "--control-picture": picture, "--control-scale": scale}
     if folder is None:
-        for option, value in given.items():
+        for option, value in options.items():
             if value is not None:
                 raise UsageError(f"{option} needs a ControlNet", "give its folder with --controlnet")
         return None

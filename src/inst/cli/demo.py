@@ -1,4 +1,4 @@
-"""`inst demo`: the whole method on the pictures that come with it."""
+"""The command `inst demo`, which runs the whole method on the bundled pictures."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _STRENGTHS = (0.4, 0.55, 0.7)
 @with_session
 def demo(
     session: Session,
-    out: Annotated[Path, typer.Option("-o", "--out", help="A folder for what is made.")] = OUTPUTS / "demo",
-    steps: Annotated[int, typer.Option("--steps", help="Learning steps.")] = 200,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = OUTPUTS / "demo",
+    steps: Annotated[int, typer.Option("--steps", help="Largest number of learning steps.")] = 200,
     seed: SeedOption = 0,
 ) -> None:
-    """Learn a style from a painting, transfer it to a photo, and write a sheet: a few minutes on a laptop."""
+    """Learn a style from a painting, transfer it to a photo, and write a sheet. Takes a few minutes on a laptop."""
     from inst import demo as pictures
     from inst.files.writing import reserve_path
     from inst.learning.instant import instant_style
@@ -42,32 +42,32 @@ def demo(
     model = session.load()
     with reserve_path(out, Path(painting.name).stem, ".safetensors") as style_file:
         session.note(f"1/3  learning the style of {painting.name}")
-        with session.progress("learning", steps) as move:
+        with session.progress("learning", steps) as update:
             style = complete(
                 learn(model, [painting], steps=steps, seed=seed),
-                lambda step: move(step.step, step.total, f"loss {step.smoothed:.4f}"),
+                lambda step: update(step.step, step.total, f"loss {step.smoothed:.4f}"),
             )
         style.save(style_file)
 
-    def paint(number: str, chosen: Style, label: str, **settings: Any) -> tuple[str, Tensor]:
+    def paint(number: str, style: Style, label: str, **settings: Any) -> tuple[str, Tensor]:
         session.note(f"{number}  {photo.name}: {label}")
-        return label, session.sample(transfer(model, photo.picture, chosen, seed=seed, **settings), "painting")[0]
+        return label, session.sample(transfer(model, photo.picture, style, seed=seed, **settings), "painting")[0]
 
-    shown, instant = {"learned": style}, None
-    if model.inversion is not None:  # most models have no pretrained inversion module, and so no instant style
-        shown["instant"] = instant_style(model, [painting])
-        instant = paint("2/3", shown["instant"], "instant style, no learning")
+    styles, instant = {"learned": style}, None
+    if model.inversion is not None:  # most models have no pretrained inversion module, so no instant style
+        styles["instant"] = instant_style(model, [painting])
+        instant = paint("2/3", styles["instant"], "instant style, no learning")
     learned = paint("2/3", style, "learned style")
     strengths = [paint("3/3", style, f"learned, strength {s:g}", strength=s) for s in _STRENGTHS]
     sources = [("the painting", painting.picture), ("the photo", photo.picture)]
     rows: list[list[tuple[str, Tensor] | None]] = [[*sources, instant, learned], [None, *strengths]]
     settings = {"steps": steps, "seed": seed, "strengths": _STRENGTHS}
-    record = PictureRecord.of("demo", model, settings, shown, photo=photo)
+    record = PictureRecord.of("demo", model, settings, styles, photo=photo)
     with reserve_path(out, "sheet", ".png") as sheet:
         save_picture(make_sheet(rows), sheet, texts=record.texts())
     seconds = time.perf_counter() - begin
     session.report(
-        [f"{sheet}   the sheet: look at it", f"{style_file}   the style: use it with inst transfer --style"],
+        [f"{sheet}   the sheet of results", f"{style_file}   the style: use it with inst transfer --style"],
         sheet=str(sheet),
         style=str(style_file),
         seconds=round(seconds, 3),

@@ -1,4 +1,4 @@
-"""`inst doctor`: does this installation work, and how fast?"""
+"""The command `inst doctor`, which checks that this installation works and how fast it is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIXELS = 256
 
 @with_session
 def doctor(session: Session) -> None:
-    """Check this installation: versions, device, memory, and the backbone and its speed."""
+    """Check this installation: versions, device, memory, the backbone and its speed."""
     import torch
 
     from inst.backbone.devices import choose_device, choose_dtype
@@ -44,7 +44,7 @@ def doctor(session: Session) -> None:
     try:
         with torch.inference_mode():
             start = time.perf_counter()
-            backbone = session.load(looking=False)
+            backbone = session.load(find_image_encoder=False)
             report["backbone"] = {"load_seconds": time.perf_counter() - start, **_describe_backbone(backbone)}
             with session.waiting("measuring the speed"):
                 report["speed"] = _measure_speed(backbone)
@@ -68,7 +68,7 @@ def _describe_device(device: torch.device) -> str:
 
 
 def _measure_memory(device: torch.device) -> dict[str, dict[str, int]]:
-    """Bytes that are free and in all, of the computer and of the GPU."""
+    """Return the free and the total memory of the computer and of the GPU, in bytes."""
     import psutil
     import torch
 
@@ -90,7 +90,7 @@ def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
 
 
 def _measure_speed(backbone: Backbone) -> dict[str, float]:
-    """Seconds of one call at 256 px, batch 1: the best of three after a warm-up."""
+    """Return the seconds of one call at 256 px, batch size 1: the best of three calls after a warm-up."""
     import torch
 
     def best(call: Callable[[], torch.Tensor]) -> float:

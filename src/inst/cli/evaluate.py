@@ -1,4 +1,4 @@
-"""`inst evaluate`: figures of pictures, beside the controls that say what they are worth."""
+"""The command `inst evaluate`, which computes scores of pictures and of controls to compare them with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MetricsOption = Annotated[
     str | None,
     typer.Option(
         "--metrics",
-        help="Some of lpips-vgg, lpips-alex, cfsd, gram, mean-std, colour, clip, fid, artfid, with commas between "
-        "them; by default all.",
+        help="Metrics to compute, separated by commas, from lpips-vgg, lpips-alex, cfsd, gram, mean-std, colour, clip, "
+        "fid, artfid. By default all.",
         show_default=False,
     ),
 ]
@@ -33,12 +33,12 @@ ClipOption = Annotated[
     str | None,
     typer.Option(
         "--clip",
-        help="CLIP's folder, or its name on the model hub (fetched with --download); by default the "
+        help="CLIP model for similarities: a folder, or a model-hub id (downloaded with --download). By default the "
         "backbone's own encoders.",
     ),
 ]
-_NAMED = 20
-"""Problems that are printed; all of them are in figures.json and on the page."""
+_PRINTED_PROBLEMS = 20
+"""Largest number of problems that are printed. All problems are in figures.json and on the page."""
 
 
 @with_session
@@ -47,39 +47,48 @@ def evaluate(
     results: Annotated[
         Path,
         typer.Argument(
-            help="A folder of pictures PHOTO__PAINTING.png; a folder of such folders, one for each method, as "
-            "`inst compare` makes it; or one picture.",
+            help="A folder of pictures named PHOTO__PAINTING.png; a folder with one such folder for each method, as "
+            "`inst compare` writes it; or one picture.",
             metavar="RESULTS",
             show_default=False,
         ),
     ],
     paintings: Annotated[
-        Path | None, typer.Option("--paintings", help="A folder, or one painting; by default RESULTS/paintings.")
+        Path | None,
+        typer.Option("--paintings", help="The paintings: a folder or one file. By default RESULTS/paintings."),
     ] = None,
     photos: Annotated[
         Path | None,
         typer.Option(
-            "--photos", help="A folder, or one photo; by default RESULTS/photos. None for pictures made from text."
+            "--photos",
+            help="The photos: a folder or one file. By default RESULTS/photos; not needed for pictures made from text.",
         ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="What was asked for: lines of NAME, a tab, and the prompt; JSON; or one line."),
+        typer.Option(
+            "--prompts",
+            help="File with the prompts of the pictures: lines of NAME, a tab and the prompt; JSON; or one prompt.",
+        ),
     ] = None,
     metrics: MetricsOption = None,
     clip: ClipOption = None,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write to.")] = OUTPUTS / "evaluation",
-    size: Annotated[int, typer.Option("--size", min=32, help="Short side to judge at, in pixels.")] = _EVALUATE["size"],
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Pictures at a time.")] = _EVALUATE["batch"],
-    replicates: Annotated[int, typer.Option("--replicates", min=100, help="Draws of the bootstrap.")] = _EVALUATE[
-        "replicates"
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the reports.")] = OUTPUTS / "evaluation",
+    size: Annotated[
+        int, typer.Option("--size", min=32, help="Short side in pixels at which pictures are evaluated.")
+    ] = _EVALUATE["size"],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size in pictures.")] = _EVALUATE["batch"],
+    replicates: Annotated[
+        int, typer.Option("--replicates", min=100, help="Number of bootstrap resamples for the confidence intervals.")
+    ] = _EVALUATE["replicates"],
+    shown: Annotated[int, typer.Option("--shown", min=1, help="Largest number of picture pairs on the page.")] = _PAGE[
+        "shown"
     ],
-    shown: Annotated[int, typer.Option("--shown", min=1, help="Pairs of pictures on the page.")] = _PAGE["shown"],
     seed: SeedOption = _EVALUATE["seed"],
 ) -> None:
-    """Measure how good pictures are: as JSON, CSV, Markdown, and a page of pictures.
+    """Measure the quality of stylised pictures. Writes scores as JSON, CSV and Markdown, and a page of pictures.
 
-    Exit code 1 says that something was left out; the rest was computed.
+    Exit code 1 means that something was left out. The other scores were computed.
     """
     from inst.evaluation.collection import collect
 
@@ -87,14 +96,14 @@ def evaluate(
     collection = collect(results, paintings, photos, prompts)
     check_clip(session, clip, names)
     settings: dict[str, Any] = {"size": size, "batch": batch, "replicates": replicates, "seed": seed}
-    judged = judge(session, collection, out, metrics=names, clip=clip, shown=shown, **settings)
-    session.report(judged.lines, **judged.facts)
-    if judged.problems:
+    scores = score_pictures(session, collection, out, metrics=names, clip=clip, shown=shown, **settings)
+    session.report(scores.lines, **scores.facts)
+    if scores.problems:
         raise typer.Exit(InstError.exit_code)
 
 
 def metric_names(metrics: str | None) -> Sequence[str]:
-    """Read `--metrics`; None is all. Raises UsageError for an unknown name, or none."""
+    """Return the names in `--metrics`; None means all. Raises UsageError if a name is unknown or none is given."""
     from inst.evaluation.metrics.table import NAMES, check_names
 
     names = NAMES if metrics is None else [name.strip() for name in metrics.split(",") if name.strip()]
@@ -103,7 +112,7 @@ def metric_names(metrics: str | None) -> Sequence[str]:
 
 
 def load_encoder(session: Session, clip: str | None) -> PictureTextEncoder:
-    """Load what similarities are measured with: CLIP where `--clip` names it, else the backbone's own encoders."""
+    """Load the encoder for similarities: the CLIP model of `--clip`, or the backbone's own encoders."""
     from inst.backbone.devices import choose_device
     from inst.evaluation.metrics.clip import PictureTextEncoder
 
@@ -113,10 +122,10 @@ def load_encoder(session: Session, clip: str | None) -> PictureTextEncoder:
 
 
 def check_clip(session: Session, clip: str | None, metrics: Sequence[str]) -> None:
-    """Load CLIP, if `--clip` names one that is measured with, and let go of it again, before anything else is done.
+    """Check before anything is computed that the CLIP model of `--clip` can be loaded, if the metrics use it.
 
     Raises:
-        InstError: it cannot be had.
+        InstError: it cannot be loaded.
     """
     from inst.evaluation.metrics.clip import PictureTextEncoder
 
@@ -125,15 +134,15 @@ def check_clip(session: Session, clip: str | None, metrics: Sequence[str]) -> No
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What there is to say of judged pictures: lines for people, facts for --json, and what was left out."""
+class ScoreReport:
+    """The scores of pictures: lines for people, facts for --json, and one line for each problem."""
 
     lines: list[str]
     facts: dict[str, Any]
     problems: tuple[str, ...]
 
 
-def judge(
+def score_pictures(
     session: Session,
     collection: Collection,
     out: Path,
@@ -141,19 +150,23 @@ def judge(
     metrics: Sequence[str],
     clip: str | None,
     shown: int = _PAGE["shown"],
-    said: Container[str] = (),
+    known_problems: Container[str] = (),
     **settings: Any,
-) -> Judged:
-    """Judge pictures by metrics (`metric_names`), with a progress bar, and write the reports and the page into `out`.
+) -> ScoreReport:
+    """Compute the scores of pictures, with a progress bar, and write the reports and the page into `out`.
 
-    `settings` are those of `inst.evaluation.evaluate.evaluate`. What was left out or squashed is said on stderr. The
-    problems in `said`, which the caller has told of, are in the files alone, and not among `Judged.problems`.
+    Pictures that were left out or resized to other proportions are listed on stderr.
+
+    Args:
+        metrics: the names from `metric_names`.
+        known_problems: problems that the caller has printed. They are in the files, but not in `ScoreReport.problems`.
+        settings: arguments of `inst.evaluation.evaluate.evaluate`.
     """
     from inst.backbone.devices import choose_device
     from inst.evaluation.evaluate import evaluate
     from inst.evaluation.metrics.table import load_metrics
     from inst.evaluation.page import write_page
-    from inst.evaluation.report import as_json, number, used_columns, write_reports
+    from inst.evaluation.report import as_json, format_number, used_columns, write_reports
     from inst.files.writing import make_folder
     from inst.runs import complete
 
@@ -161,10 +174,10 @@ def judge(
     with_photos = collection.pairs[0].photo is not None
     loaded = load_metrics(metrics, encoder=lambda: load_encoder(session, clip), device=device, photos=with_photos)
     make_folder(out)
-    with session.progress("judging", len(collection.pairs)) as move:
+    with session.progress("measuring", len(collection.pairs)) as update:
         done = complete(
             evaluate(collection, loaded, device=device, **settings),
-            lambda step: move(step.done, step.total, step.name),
+            lambda step: update(step.done, step.total, step.name),
         )
     with session.waiting("writing the page"):
         files = [*write_reports(done, out), write_page(done, out, shown)]
@@ -174,18 +187,18 @@ def judge(
     first = max(len(row.label) for row in done.rows)
     lines = ["  ".join([" " * first, *(one.title.rjust(width) for one, width in zip(columns, widths, strict=True))])]
     for row in done.rows:
-        figures = [number(row.figures[one.key].value) if one.key in row.figures else "-" for one in columns]
-        cells = (figure.rjust(width) for figure, width in zip(figures, widths, strict=True))
+        scores = [format_number(row.scores[one.key].value) if one.key in row.scores else "-" for one in columns]
+        cells = (score.rjust(width) for score, width in zip(scores, widths, strict=True))
         lines.append("  ".join([row.label.ljust(first), *cells]))
     for note in done.notes:
         session.note(note)
-    problems = tuple(problem for problem in done.problems if problem not in said)
-    for problem in problems[:_NAMED]:
-        session.left_out(problem)
-    if len(problems) > _NAMED:
-        session.note(f"Left out: {len(problems) - _NAMED} more, named in {files[0]}")
-    return Judged(
-        lines=[*lines, "", f"{files[-1]}   the page: open it in a browser"],
+    problems = tuple(problem for problem in done.problems if problem not in known_problems)
+    for problem in problems[:_PRINTED_PROBLEMS]:
+        session.note_left_out(problem)
+    if len(problems) > _PRINTED_PROBLEMS:
+        session.note(f"Left out: {len(problems) - _PRINTED_PROBLEMS} more, listed in {files[0]}")
+    return ScoreReport(
+        lines=[*lines, "", f"{files[-1]}   the page: open it in a web browser"],
         facts={**as_json(done), "page": str(files[-1])},
         problems=problems,
     )

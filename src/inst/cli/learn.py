@@ -1,4 +1,4 @@
-"""`inst learn`: from paintings to a style file."""
+"""The command `inst learn`, which learns a style file from paintings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 LEARN = defaults_of("inst.learning.loop", "learn")
 _CHECKPOINT_SECONDS = 30.0
+"""Least time between two checkpoints."""
 INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+"""The exit code after Ctrl-C, the same as in shells."""
 
 
 @with_session
@@ -33,62 +34,76 @@ def learn(
     context: typer.Context,
     session: Session,
     paintings: Annotated[
-        list[Path], typer.Argument(help="A painting, several of one style, or a folder of them.", show_default=False)
+        list[Path],
+        typer.Argument(help="A painting, several paintings of one style, or a folder of them.", show_default=False),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The style file to write (.safetensors); by default in outputs/."),
+        typer.Option("-o", "--out", help="Style file to write (.safetensors). By default a new file in outputs/."),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="At most this many; it may stop earlier.")] = LEARN["steps"],
+    steps: Annotated[
+        int, typer.Option("--steps", help="Largest number of learning steps. Learning may stop earlier (--patience).")
+    ] = LEARN["steps"],
     lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = LEARN["lr"],
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in a step.")] = LEARN["batch_size"],
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in each step.")] = LEARN["batch_size"],
     variant: Annotated[
         str | None,
         typer.Option(
             "--variant",
-            help="attention (the default where there is an image encoder), pooled (the paper's text) or "
-            "direct (textual inversion).",
+            help="Inversion module: attention (default with an image encoder), pooled (as in the paper's text) or "
+            "direct (textual inversion, default without an image encoder).",
         ),
     ] = LEARN["variant"],
     layers: Annotated[
-        int | None, typer.Option("--layers", help="Attention layers; by default those of the pretrained module, or 3.")
+        int | None,
+        typer.Option("--layers", help="Number of attention layers. By default as in the pretrained module, or 3."),
     ] = LEARN["layers"],
-    dropout: Annotated[float, typer.Option("--dropout", help="Rate in every layer; 0 is none.")] = LEARN["dropout"],
+    dropout: Annotated[float, typer.Option("--dropout", help="Dropout rate of every layer; 0 is no dropout.")] = LEARN[
+        "dropout"
+    ],
     vectors: Annotated[
-        int | None, typer.Option("--vectors", help="Vectors of the word; by default the pretrained module's, or 8.")
+        int | None,
+        typer.Option("--vectors", help="Number of style vectors. By default as in the pretrained module, or 8."),
     ] = LEARN["vectors"],
     scratch: Annotated[
-        bool, typer.Option("--scratch", help="Do not start from the backbone's pretrained module.")
+        bool, typer.Option("--scratch", help="Start from random weights, not from the pretrained module.")
     ] = False,
-    crops: Annotated[int, typer.Option("--crops", help="Squares cut out at random; 1 is the centre.")] = LEARN["crops"],
+    crops: Annotated[
+        int, typer.Option("--crops", help="Number of random square crops of the paintings; 1 is the centre crop only.")
+    ] = LEARN["crops"],
     validate_every: Annotated[
-        int, typer.Option("--validate-every", help="Steps between validations; 0 is never.")
+        int, typer.Option("--validate-every", help="Steps between two validations; 0 is no validation.")
     ] = LEARN["validate_every"],
     patience: Annotated[
-        int, typer.Option("--patience", help="Validations without progress after which it stops.")
+        int, typer.Option("--patience", help="Learning stops after this many validations without a better loss.")
     ] = LEARN["patience"],
     save_every: Annotated[
-        int, typer.Option("--save-every", min=0, help="Also write NAME-000100.safetensors every so many steps.")
+        int,
+        typer.Option(
+            "--save-every", min=0, help="Steps between two saved styles (NAME-000100.safetensors); 0 is none."
+        ),
     ] = 0,
     preview_every: Annotated[
-        int, typer.Option("--preview-every", min=0, help="Write NAME-000100.png every so many steps.")
+        int,
+        typer.Option("--preview-every", min=0, help="Steps between two preview pictures (NAME-000100.png); 0 is none."),
     ] = LEARN["preview_every"],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where this command was interrupted; needs -o.")
+        bool, typer.Option("--resume", help="Continue the interrupted command; needs the same -o.")
     ] = False,
     seed: SeedOption = LEARN["seed"],
     preset: Annotated[
-        str | None, typer.Option("--preset", help="paper: the paper's learning rate, batch size and dropout.")
+        str | None,
+        typer.Option("--preset", help="Preset: paper sets the paper's learning rate, batch size and dropout."),
     ] = None,
 ) -> None:
-    """Learn a style from one painting, or from several of one style."""
+    """Learn a style from one painting, or from several paintings of one style."""
     from inst.learning.settings import PRESETS
     from inst.styles.style import check_style_name
 
     sources = pictures_of(paintings)
     check_output(out, sources, check_style_name)
     if resume and (out is None or out.is_dir()):
-        raise UsageError("--resume needs the style file that the interrupted command named", "give it with -o")
+        raise UsageError("--resume needs the style file of the interrupted command", "give it with -o")
     settings = {
         "steps": steps,
         "lr": lr,
@@ -107,56 +122,59 @@ def learn(
     if preset is not None:
         if preset not in PRESETS:
             raise UsageError(f'The preset "{preset}" is unknown', f"use {', '.join(PRESETS)}")
-        # What is asked for by name counts more than the preset.
-        named = {name for name in settings if _is_given(context, name)}
-        settings |= {name: value for name, value in PRESETS[preset].items() if name not in named}
+        # An option that the user gives overrides the preset.
+        explicit = {name for name in settings if _is_explicit(context, name)}
+        settings |= {name: value for name, value in PRESETS[preset].items() if name not in explicit}
     with output_path(out, sources[0].stem, ".safetensors") as path:
-        # Names on the way are known only now, where the style's has been found.
+        # The names of the intermediate files depend on the style's name, which is known only here.
         previews = (*range(preview_every, steps, preview_every), steps) if preview_every else ()
-        numbered = range(save_every, steps + 1, save_every) if save_every else ()
-        on_the_way = [
+        saves = range(save_every, steps + 1, save_every) if save_every else ()
+        intermediate = [
             *(_at_step(path, step, ".png") for step in previews),
-            *(_at_step(path, step, ".safetensors") for step in numbered),
+            *(_at_step(path, step, ".safetensors") for step in saves),
         ]
-        check_output(path, sources, check_style_name, on_the_way)
-        left_over = next((one for one in on_the_way if one.exists()), None)
-        if left_over is not None and (out is None or out.is_dir()):
-            raise InstError(f"{left_over} is there already, and would be overwritten", "name the style with -o")
+        check_output(path, sources, check_style_name, intermediate)
+        existing = next((file for file in intermediate if file.exists()), None)
+        if existing is not None and (out is None or out.is_dir()):
+            raise InstError(
+                f"{existing} is there already and would be overwritten", "give the style another name with -o"
+            )
         _learn(session, sources, path, settings, resume, save_every)
 
 
 def _learn(
-    session: Session, places: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
+    session: Session, files: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
 ) -> None:
     from inst.learning.loop import LearningDiverged, LearningState, learn
     from inst.learning.run import preview_settings
-    from inst.pictures.given import read_several
+    from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
     from inst.synthesis.record import PictureRecord
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
     if resume and not state_file.exists():
-        raise InstError(f"{state_file} is not there, so there is nothing to go on with", "leave --resume out")
+        raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
     state = LearningState.load(state_file) if resume else None
-    pictures = read_several(places, "painting")
-    model = session.load(looking=settings["variant"] != "direct")
+    pictures = to_photos(files, "painting")
+    model = session.load(find_image_encoder=settings["variant"] != "direct")
     run = learn(model, pictures, name=path.stem, resume=state, **settings)
     begin = saved_at = time.monotonic()
     step: LearningStep | None = None
-    warned = interrupted = False  # `asked` alone can come too late to matter, or before there is anything to go on from
-    with stop_signals() as asked, session.progress("learning", settings["steps"]) as move:
+    # A signal may come after the last step or before the first one, so `signals` alone does not tell an interruption.
+    warned = interrupted = False
+    with catch_first_signal() as signals, session.progress("learning", settings["steps"]) as update:
         try:
             while True:
                 step = next(run)
                 note = f"loss {step.smoothed:.4f}"
-                move(step.step, step.total, note)
+                update(step.step, step.total, note)
                 if step.preview is not None:
-                    shown = preview_settings(settings["seed"])
-                    record = PictureRecord.of("preview", model, shown, {"[C]": step.style()})
+                    preview = preview_settings(settings["seed"])
+                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
                     save_picture(step.preview, _at_step(path, step.step, ".png"), texts=record.texts())
                 if save_every and step.step % save_every == 0:
                     step.style().save(_at_step(path, step.step, ".safetensors"))
-                if asked:
+                if signals:
                     step.best_style().save(path)
                     step.state().save(state_file)
                     interrupted = True
@@ -172,28 +190,28 @@ def _learn(
             raise InstError(f"{diverged} {path} holds the last good style.") from None
         finally:
             run.close()
-    taken = 0 if step is None else step.step
+    steps_done = 0 if step is None else step.step
     if interrupted:
         session.note(
-            f"Interrupted after step {taken}. {path} is usable; to go on, give the same command with "
+            f"Interrupted after step {steps_done}. {path} is usable. To continue, run the same command with "
             f"--resume -o {shlex.quote(str(path))}."
         )
         raise typer.Exit(INTERRUPTED)
     seconds = time.monotonic() - begin
-    session.report([f"{path}"], style=str(path), steps=taken, seconds=round(seconds, 3))
+    session.report([f"{path}"], style=str(path), steps=steps_done, seconds=round(seconds, 3))
 
 
 def _checkpoint(step: LearningStep, state_file: Path, warned: bool) -> bool:
-    """Write what `--resume` goes on from; where that cannot be, the last one stays, and learning goes on.
+    """Write the checkpoint that `--resume` continues from. If that fails, warn once; the last checkpoint stays.
 
     Returns:
-        Whether it was ever warned of: once is enough.
+        Whether a warning was given, now or before.
     """
     try:
         step.state().save(state_file)
     except InstError as error:
         if not warned:
-            warnings.warn(f"{error} The learning goes on, without new checkpoints.", InstWarning, stacklevel=2)
+            warnings.warn(f"{error} Learning continues without new checkpoints.", InstWarning, stacklevel=2)
         return True
     return warned
 
@@ -203,23 +221,24 @@ def _at_step(path: Path, step: int, suffix: str) -> Path:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Note the first SIGINT or SIGTERM in the list instead of stopping at once; a second one stops at once."""
-    asked: list[int] = []
+def catch_first_signal() -> Iterator[list[int]]:
+    """Put the first SIGINT or SIGTERM into the yielded list. A second one raises KeyboardInterrupt."""
+    received: list[int] = []
 
-    def ask(number: int, frame: object) -> None:
-        if asked:
+    def receive(number: int, frame: object) -> None:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def _is_explicit(context: typer.Context, name: str) -> bool:
+    """Return whether the user gave an option, even with its default value."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"

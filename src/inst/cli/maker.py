@@ -1,4 +1,4 @@
-"""What `inst transfer`, `inst generate` and `inst repeat` share: pictures of several seeds, and their files."""
+"""Make and save the pictures of `inst transfer`, `inst generate` and `inst repeat`, one for each seed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Maker:
-    """Makes the pictures of one command, one seed at a time, and writes each with its record.
+class PictureMaker:
+    """Makes the pictures of one command, one seed at a time, and saves each with its record.
 
     Attributes:
-        session: shows the progress, and reports.
+        session: shows the progress and reports the result.
         backbone: the model.
-        command: what records call the making.
-        styles: by placeholder.
+        command: the command's name in the record.
+        styles: the styles by placeholder.
         photo, mask: as for `inst.synthesis.painter.paint`.
-        chosen: the structure control that the options name, or None.
+        control_choice: the structure control that the options name, or None.
     """
 
     session: Session
@@ -41,15 +41,15 @@ class Maker:
     styles: dict[str, Style]
     photo: Photo | None = None
     mask: tuple[Tensor, SourceFile] | None = None
-    chosen: ControlChoice | None = None
+    control_choice: ControlChoice | None = None
     _control: tuple[Control, ControlRecord] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.chosen is not None:
-            self._control = self.chosen.load(self.backbone)
+        if self.control_choice is not None:
+            self._control = self.control_choice.load(self.backbone)
 
     def make(self, settings: dict[str, Any], seed: int, count: int, out: Path | None, stem: str) -> None:
-        """Make `count` pictures, with the seeds `seed`, `seed` + 1 and so on, and report where they are."""
+        """Make and save `count` pictures with the seeds `seed`, `seed` + 1 and so on, and report their paths."""
         from inst.synthesis.painter import paint
 
         begin, written = time.perf_counter(), []

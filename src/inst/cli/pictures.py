@@ -1,4 +1,4 @@
-"""`inst transfer` and `inst generate`: make pictures."""
+"""The commands `inst transfer` and `inst generate`, which make pictures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from inst.cli.control import (
     choose_control,
 )
 from inst.cli.defaults import defaults_of
-from inst.cli.maker import Maker
-from inst.cli.places import check_output, numbered
-from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_places, with_session
+from inst.cli.maker import PictureMaker
+from inst.cli.places import check_output, numbered_path
+from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_paths, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
 
@@ -26,20 +26,44 @@ GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("-o", "--out", help="The picture to write (.png, .jpg, .webp), or a folder; by default in outputs/."),
+    typer.Option(
+        "-o", "--out", help="Picture file to write (.png, .jpg, .webp), or a folder. By default a new file in outputs/."
+    ),
 ]
-StrengthOption = Annotated[float, typer.Option("--strength", help="0 keeps the photo, 1 forgets it.")]
+StrengthOption = Annotated[
+    float,
+    typer.Option("--strength", help="How much the photo may change, from 0 to 1. 0 keeps it, 1 ignores it."),
+]
 ToneOption = Annotated[
-    str, typer.Option("--tone", help="Colours: painting (the painting's), photo (its own), or none (as they come).")
+    str,
+    typer.Option(
+        "--tone",
+        help="Colours of the result: painting (like the painting), photo (like the photo) or none (no change).",
+    ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", help="Sampling steps.")]
-GuidanceOption = Annotated[float, typer.Option("--guidance", help="How strongly the prompt leads; 1 is none.")]
-NegativeOption = Annotated[str, typer.Option("--negative-prompt", help="What the result shall not be.")]
-CountOption = Annotated[int, typer.Option("--count", min=1, help="Pictures to make, with seeds counting up.")]
-SolverOption = Annotated[str, typer.Option("--solver", help="dpm++ or ddim.")]
-WeightOption = Annotated[float, typer.Option("--style-weight", help="0 is no style, 1 as learned, more exaggerates.")]
+StepsOption = Annotated[int, typer.Option("--steps", help="Number of sampling steps, from 1 to 1000.")]
+GuidanceOption = Annotated[
+    float,
+    typer.Option(
+        "--guidance", help="Guidance scale: how closely the result follows the prompt. 1 is no guidance, twice as fast."
+    ),
+]
+NegativeOption = Annotated[
+    str, typer.Option("--negative-prompt", help="Text that describes what to steer away from. By default empty.")
+]
+CountOption = Annotated[int, typer.Option("--count", min=1, help="Number of pictures. Each has the next higher seed.")]
+SolverOption = Annotated[str, typer.Option("--solver", help="Sampling method: dpm++ or ddim.")]
+WeightOption = Annotated[
+    float,
+    typer.Option("--style-weight", help="Weight of the style: 0 is no style, 1 is as learned, more exaggerates it."),
+]
 TileOption = Annotated[
-    int | None, typer.Option("--tile", help="Side of the tiles of large pictures, in pixels; 0 is none.")
+    int | None,
+    typer.Option(
+        "--tile",
+        help="Side of the tiles in pixels; 0 is no tiles. By default tiles of the backbone's native size are used if a "
+        "side of the picture is more than twice that size.",
+    ),
 ]
 
 
@@ -53,26 +77,39 @@ def transfer(
     steps: StepsOption = TRANSFER["steps"],
     guidance: GuidanceOption = TRANSFER["guidance"],
     tone: ToneOption = TRANSFER["tone"],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What the photo shows; [C] is the style.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Text that describes the result; [C] is the style. By default only [C]."),
+    ] = None,
     negative_prompt: NegativeOption = TRANSFER["negative_prompt"],
     seed: SeedOption = TRANSFER["seed"],
     count: CountOption = 1,
     size: Annotated[
-        int | None, typer.Option("--size", help="Short side in pixels; by default the backbone's native size.")
+        int | None,
+        typer.Option("--size", help="Short side of the result in pixels. By default the backbone's native size."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="A picture as large as the photo: white where the style goes.")
+        Path | None,
+        typer.Option("--mask", help="Mask of the same size as the photo. White gets the style, black stays unchanged."),
     ] = None,
     no_stochastic: Annotated[
-        bool, typer.Option("--no-stochastic", help="Plain noise instead of stochastic inversion.")
+        bool, typer.Option("--no-stochastic", help="Start from plain noise, the same as --inversion none.")
     ] = False,
-    inversion: Annotated[str, typer.Option("--inversion", help="stochastic, none (plain noise) or ddim.")] = TRANSFER[
-        "inversion"
-    ],
+    inversion: Annotated[
+        str,
+        typer.Option(
+            "--inversion", help="How the photo's content goes into the noise: stochastic, ddim or none (plain noise)."
+        ),
+    ] = TRANSFER["inversion"],
     solver: SolverOption = TRANSFER["solver"],
     style_weight: WeightOption = TRANSFER["style_weight"],
     tile: TileOption = TRANSFER["tile"],
-    flatten: Annotated[bool, typer.Option("--flatten", help="Lay a transparent photo over white.")] = False,
+    flatten: Annotated[
+        bool,
+        typer.Option(
+            "--flatten", help="Put a transparent photo on a white background. By default the result stays transparent."
+        ),
+    ] = False,
     controlnet: ControlNetOption = None,
     control: ControlOption = None,
     control_picture: ControlPictureOption = None,
@@ -82,8 +119,8 @@ def transfer(
     from inst.files.provenance import SourceFile
     from inst.pictures.io import read_mask, read_photo
 
-    _check_places(out, count, style, photo, mask, control_picture)
-    chosen = choose_control(controlnet, control, control_picture, control_scale, photo=True)
+    _check_paths(out, count, style, photo, mask, control_picture)
+    control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)
     height, width = content.picture.shape[1:]
     region = None if mask is None else (read_mask(mask, (height, width)), SourceFile.of(mask))
@@ -100,26 +137,39 @@ def transfer(
         "size": size,
         "tile": tile,
     }
-    model = session.load(looking=False)
+    model = session.load(find_image_encoder=False)
     styles = read_styles(model, style)
-    maker = Maker(session, model, "transfer", styles, content, region, chosen)
+    maker = PictureMaker(session, model, "transfer", styles, content, region, control_choice)
     maker.make(settings, seed, count, out, f"{photo.stem}-{next(iter(styles.values())).name}")
 
 
 @with_session
 def generate(
     session: Session,
-    prompt: Annotated[str, typer.Argument(help='Such as "a castle in the style of [C]".', show_default=False)],
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            help='Text with the placeholder [C], such as "a castle in the style of [C]".', show_default=False
+        ),
+    ],
     style: StyleOption,
     out: OutOption = None,
     steps: StepsOption = GENERATE["steps"],
     guidance: GuidanceOption = GENERATE["guidance"],
-    tone: Annotated[str, typer.Option("--tone", help="Colours: of the painting, or none.")] = GENERATE["tone"],
+    tone: Annotated[
+        str,
+        typer.Option("--tone", help="Colours of the result: painting (like the painting) or none (no change)."),
+    ] = GENERATE["tone"],
     negative_prompt: NegativeOption = GENERATE["negative_prompt"],
     seed: SeedOption = GENERATE["seed"],
     count: CountOption = 1,
     size: Annotated[
-        str | None, typer.Option("--size", help="Side in pixels, or WIDTHxHEIGHT; by default the native size.")
+        str | None,
+        typer.Option(
+            "--size",
+            help="Side of a square in pixels, or WIDTHxHEIGHT. By default the backbone's native size, with the "
+            "proportions of the control picture if one is given.",
+        ),
     ] = None,
     solver: SolverOption = GENERATE["solver"],
     style_weight: WeightOption = GENERATE["style_weight"],
@@ -130,8 +180,8 @@ def generate(
     control_scale: ControlScaleOption = None,
 ) -> None:
     """Make a new picture from a prompt, in the style of a painting."""
-    _check_places(out, count, style, control_picture)
-    chosen = choose_control(controlnet, control, control_picture, control_scale, photo=False)
+    _check_paths(out, count, style, control_picture)
+    control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=False)
     settings = {
         "prompt": prompt,
         "steps": steps,
@@ -143,23 +193,23 @@ def generate(
         "size": None if size is None else _read_size(size),
         "tile": tile,
     }
-    model = session.load(looking=False)
+    model = session.load(find_image_encoder=False)
     styles = read_styles(model, style)
-    maker = Maker(session, model, "generate", styles, chosen=chosen)
+    maker = PictureMaker(session, model, "generate", styles, control_choice=control_choice)
     maker.make(settings, seed, count, out, next(iter(styles.values())).name)
 
 
-def _check_places(out: Path | None, count: int, style: list[str], *sources: Path | None) -> None:
-    """Check where `count` pictures go (`check_output`), which are made of styles and of other files."""
+def _check_paths(out: Path | None, count: int, style: list[str], *sources: Path | None) -> None:
+    """Check the output paths of `count` pictures (`check_output`). The styles and `sources` are the input files."""
     from inst.pictures.io import picture_format
 
-    paintings = pictures_of(list(style_places(style).values()))
-    written = None if out is None or count == 1 else [numbered(out, k + 1) for k in range(count)]
+    paintings = pictures_of(list(style_paths(style).values()))
+    written = None if out is None or count == 1 else [numbered_path(out, k + 1) for k in range(count)]
     check_output(out, [*sources, *paintings], picture_format, written)
 
 
 def _read_size(text: str) -> int | list[int]:
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f'The size "{text}" cannot be used', "give pixels, such as 512 or 768x512")
+        raise UsageError(f'The size "{text}" cannot be used', "give it in pixels, such as 512 or 768x512")
     return int(text) if len(parts) == 1 else [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""What the commands share: the options that all have, the backbone, styles and paintings by file, progress, output."""
+"""The parts that all commands share: common options, the backbone, style files, progress bars and output."""
 
 from __future__ import annotations
 
@@ -26,112 +26,115 @@ if TYPE_CHECKING:
     from inst.styles.style import Style
 
 PANEL = "Backbone and output"
-"""The heading of the options of `Session` in each command's help."""
+"""The heading above the options of `Session` in the help of each command."""
 
 Result = TypeVar("Result")
 
 _LOAD = defaults_of("inst.backbone.model", "Backbone.load")
-_NOTES = {"inversion": "DDIM inversion of the photo"}  # beside the bar, by the phase of sampling
+_NOTES = {"inversion": "DDIM inversion of the photo"}
+"""Notes beside the progress bar, by sampling phase."""
 
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and warnings.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of all random numbers: the same seed, the same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and warnings.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object instead of text.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed, 0 or more. The same seed gives the same result.")]
 StyleOption = Annotated[
     list[str],
     typer.Option(
         "--style",
         "-s",
-        help="A style file; or a painting (or a folder of them), which works at once. For several styles: "
-        "--style C1=FILE --style C2=FILE, with [C1] and [C2] in the prompt.",
+        help="A style file, or a painting or a folder of paintings, which is used without learning. For several "
+        "styles: --style C1=FILE --style C2=FILE, with [C1] and [C2] in the prompt.",
     ),
 ]
 
 
 @dataclass
 class Session:
-    """One run of a command: where to compute, and how to report. Each field is an option of every command.
+    """One run of a command: the device, the backbone and the output. Each field is an option of every command.
 
-    A command gets the options, and their values as one `Session`, from `with_session`. The fields up to `dtype` are the
-    arguments of `inst.Backbone.load`.
+    `with_session` adds the options to a command and passes their values as one `Session`. The fields up to `dtype` are
+    the arguments of `inst.Backbone.load`.
     """
 
     backbone: Annotated[
         str,
         typer.Option(
             "--backbone",
-            help="The bundled mini, a model's folder, a single file (.safetensors, .ckpt), or a model-hub id: "
-            "owner/model or owner/model@revision.",
+            help="The diffusion model: mini (the bundled one), a model's folder, a single file (.safetensors, .ckpt), "
+            "or a model-hub id (owner/model or owner/model@revision).",
         ),
     ] = _LOAD["name"]
     config: Annotated[
         Path | None,
         typer.Option(
             "--config",
-            help="For a single file of unusual size: a folder with its configuration; or sd1, sd2, sd2-v or sdxl.",
+            help="Configuration of a single-file model: sd1, sd2, sd2-v, sdxl, or a folder in the diffusers layout. By "
+            "default it is detected from the file.",
         ),
     ] = _LOAD["config"]
     image_encoder: Annotated[
         str | None,
         typer.Option(
             "--image-encoder",
-            help="A CLIP image encoder, to look at paintings with, in the place of the model's own: a folder or a "
-            "model-hub id.",
+            help="CLIP image encoder for the paintings: a folder or a model-hub id. By default the model's own, or the "
+            "one that matches its text encoder.",
         ),
     ] = _LOAD["image_encoder"]
     download: Annotated[
         bool,
         typer.Option(
             "--download",
-            help="Fetch from the model hub what is not on this machine: the backbone, and where paintings are looked "
-            "at, its image encoder.",
+            help="Download missing files from the model hub: the backbone and, if paintings are read, its image "
+            "encoder. By default nothing is downloaded.",
         ),
     ] = _LOAD["download"]
-    low_memory: Annotated[
-        bool, typer.Option("--low-memory", help="Need less memory on an accelerator, and take longer.")
-    ] = _LOAD["low_memory"]
+    low_memory: Annotated[bool, typer.Option("--low-memory", help="Use less memory on a GPU, but take longer.")] = (
+        _LOAD["low_memory"]
+    )
     device: Annotated[
-        str | None, typer.Option("--device", help="Such as cpu, cuda or mps; by default the best at hand.")
+        str | None,
+        typer.Option("--device", help="Device, such as cpu, cuda or mps. By default cuda, then mps, then cpu."),
     ] = _LOAD["device"]
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="float32, bfloat16 or float16; by default what suits the device."),
+        typer.Option("--dtype", help="Precision: float32, bfloat16 or float16. By default it depends on the device."),
     ] = _LOAD["dtype"]
     quiet: QuietOption = False
     as_json: JsonOption = False
     _screen: Console = field(default_factory=lambda: Console(stderr=True), init=False, repr=False)
     _loaded: Any = field(default=None, init=False, repr=False)
 
-    def load(self, *, looking: bool = True) -> Backbone:
-        """Load the backbone, once.
+    def load(self, *, find_image_encoder: bool = True) -> Backbone:
+        """Load the backbone on the first call, and return it.
 
-        `looking` says whether paintings may have to be looked at by an image encoder that is not the model's own.
+        `find_image_encoder` says whether to find a matching image encoder for a model that has none of its own.
         """
         if self._loaded is not None:
             return self._loaded
         from inst.backbone.model import Backbone
 
-        if self.download:  # the hub's library has bars of its own
+        if self.download:  # the hub's library shows its own progress bars
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             if self.quiet or self.as_json or not self._screen.is_terminal:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
-            given = {name: getattr(self, name) for name in _LOAD if name != "name"}
-            if not looking and self.image_encoder is None:
-                given["image_encoder"] = False
-            self._loaded = Backbone.load(self.backbone, **given)
+            arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
+            if not find_image_encoder and self.image_encoder is None:
+                arguments["image_encoder"] = False
+            self._loaded = Backbone.load(self.backbone, **arguments)
         return self._loaded
 
-    def refuse_loading(self) -> None:
-        """Raise UsageError where an option says how to load a backbone, for a command that loads none by itself."""
+    def refuse_backbone_options(self) -> None:
+        """Raise UsageError if an option for loading a backbone is given, in a command that loads none."""
         names = [name for name in _LOAD if name != "name" and getattr(self, name) != _LOAD[name]]
         if names:
             option = f"--{names[0].replace('_', '-')}"
-            raise UsageError(f"{option} is about a backbone, and none is loaded", "add --backbone, or leave it out")
+            raise UsageError(f"{option} needs a backbone, but none is loaded", f"add --backbone, or leave out {option}")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Show that something is under way that has no steps."""
+        """Show a spinner with the text `what` while work without steps runs."""
         if self.quiet or self.as_json or not self._screen.is_terminal:
             yield
             return
@@ -140,7 +143,7 @@ class Session:
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator[Callable[[int, int, str], None]]:
-        """Show a progress bar with the time that remains; give a function (step, total, note) to move it on."""
+        """Show a progress bar with the remaining time. Yields a function (step, total, note) that updates it."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -153,20 +156,20 @@ class Session:
         with Progress(*columns, console=self._screen, disable=hidden, transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
 
-            def move(step: int, of: int, note: str = "") -> None:
-                bar.update(task, completed=step, total=of, note=note)
+            def update(step: int, total: int, note: str = "") -> None:
+                bar.update(task, completed=step, total=total, note=note)
 
-            yield move
+            yield update
 
-    def sample(self, made: Generator[SamplingStep, Any, Result], what: str) -> Result:
-        """Run a transfer or a generation to its end, with a progress bar. DDIM inversion is a bar before."""
+    def sample(self, run: Generator[SamplingStep, Any, Result], what: str) -> Result:
+        """Run a transfer or a generation to its end, with a progress bar. DDIM inversion counts from 0 before it."""
         from inst.runs import complete
 
-        with self.progress(what) as move:
-            return complete(made, lambda step: move(step.index + 1, step.total, _NOTES.get(step.phase, "")))
+        with self.progress(what) as update:
+            return complete(run, lambda step: update(step.index + 1, step.total, _NOTES.get(step.phase, "")))
 
     def report(self, lines: Sequence[str], **facts: Any) -> None:
-        """Say on stdout what was done: lines for people, or one JSON object of the facts."""
+        """Print the result on stdout: the lines, or with --json one JSON object of the facts."""
         if self.as_json:
             typer.echo(json.dumps(facts, default=str))
         elif not self.quiet:
@@ -174,33 +177,36 @@ class Session:
                 typer.echo(line)
 
     def note(self, line: str) -> None:
-        """Say something on the side, on stderr."""
+        """Print a note on stderr."""
         if not self.quiet:
             self._screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def left_out(self, line: str) -> None:
-        """Say on stderr what was left out. A line that says by itself that it "is left out" is printed as it is."""
+    def note_left_out(self, line: str) -> None:
+        """Print on stderr that something was left out. A line that contains "is left out" gets no prefix."""
         self.note(line if re.search("(is|are) left out", line) else f"Left out: {line}")
 
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Session`; its argument `session` gets what they say.
+    """Add the options of `Session` to a command, and pass their values as its argument `session`.
 
-    An option that the command declares itself is its own, with its own default and help.
+    An option that the command declares itself is not replaced: its own default and help stay.
     """
     own = inspect.signature(command, eval_str=True)
     hints = get_type_hints(Session, include_extras=True)
     shared = [
         inspect.Parameter(
-            one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=_in_panel(hints[one.name])
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=option.default,
+            annotation=_in_panel(hints[option.name]),
         )
-        for one in fields(Session)
-        if one.init and one.name not in own.parameters
+        for option in fields(Session)
+        if option.init and option.name not in own.parameters
     ]
 
     @wraps(command)
-    def run(**given: Any) -> None:
-        command(session=Session(**{one.name: given.pop(one.name) for one in shared}), **given)
+    def run(**values: Any) -> None:
+        command(session=Session(**{option.name: values.pop(option.name) for option in shared}), **values)
 
     kept = [parameter for name, parameter in own.parameters.items() if name != "session"]
     signature = own.replace(parameters=[*kept, *shared])
@@ -216,21 +222,29 @@ def _in_panel(hint: Any) -> Any:
     return Annotated[kind, option]
 
 
-def read_styles(backbone: Backbone, given: Sequence[str]) -> dict[str, Style]:
-    """Read the styles of `--style` by placeholder. Raises as `style_places`, and InstError for a file of no use."""
+def read_styles(backbone: Backbone, values: Sequence[str]) -> dict[str, Style]:
+    """Read the styles of `--style`, by placeholder.
+
+    Raises:
+        UsageError: two styles have the same name.
+        InstError: a file cannot be used.
+    """
     from inst.learning.instant import read_style
 
-    return {name: read_style(backbone, place) for name, place in style_places(given).items()}
+    return {name: read_style(backbone, path) for name, path in style_paths(values).items()}
 
 
-def style_places(given: Sequence[str]) -> dict[str, Path]:
-    """Read `--style`, by placeholder: FILE is `[C]`, and C1=FILE is `[C1]`. Raises UsageError for two of one name."""
-    places: dict[str, Path] = {}
-    for text in given:
-        name, equals, place = text.partition("=")
+def style_paths(values: Sequence[str]) -> dict[str, Path]:
+    """Return the paths of `--style` by placeholder: FILE is `[C]`, and C1=FILE is `[C1]`.
+
+    Raises UsageError if two styles have the same name.
+    """
+    paths: dict[str, Path] = {}
+    for text in values:
+        name, equals, path = text.partition("=")
         if not equals or not name.isidentifier() or Path(text).exists():
-            name, place = "C", text
-        if f"[{name}]" in places:
-            raise UsageError(f"Two styles are called [{name}]", "name them, such as --style C1=FILE --style C2=FILE")
-        places[f"[{name}]"] = Path(place)
-    return places
+            name, path = "C", text
+        if f"[{name}]" in paths:
+            raise UsageError(f"Two styles are called [{name}]", "give names, such as --style C1=FILE --style C2=FILE")
+        paths[f"[{name}]"] = Path(path)
+    return paths

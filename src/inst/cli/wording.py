@@ -1,4 +1,4 @@
-"""What the command line calls the arguments and functions that remedies name."""
+"""Names of the package's arguments and functions on the command line, for the remedies in error messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shlex
 from inst.errors import Argument, Call
 
 _COMMANDS = {"import_style": "style import", "export_style": "style export", "create_study": "study create"}
-"""The commands of functions that are called otherwise."""
+"""Commands whose name differs from the name of their function."""
 
 _OPTIONS = {"encoder": "--clip"}
-"""The options of arguments that are called otherwise."""
+"""Options whose name differs from the name of their argument."""
 
 
-def on_the_command_line(named: Argument | Call) -> str:
-    """The option of an argument, with its value, or the command of a function."""
+def command_line_wording(named: Argument | Call) -> str:
+    """Return the option of an argument, with its value, or the command of a function."""
     if isinstance(named, Call):
         return f"`inst {_COMMANDS.get(named.name, named.name)}`"
     option = _OPTIONS.get(named.name, f"--{named.name.replace('_', '-')}")

@@ -1,4 +1,4 @@
-"""The components of a diffusers pipeline for InST: how they are loaded, taken over, moved and saved."""
+"""The components of the diffusers pipeline for InST: load, reuse, move and save them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 
 
 class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
-    """The components of `inst.diffusers.InSTPipeline`: loading, moving and saving them, and the backbone they make."""
+    """Base class of `inst.diffusers.InSTPipeline`: it loads, moves and saves the components, and makes the backbone."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
     _optional_components = ["text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor", "inversion"]  # noqa: RUF012
@@ -61,15 +61,16 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
             inversion=inversion,
         )
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
-        self._made_of: list[Any] = []
+        self._backbone_sources: list[Any] = []
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a pipeline as diffusers' do, and the inversion module where the model has one.
+        """Load a pipeline as diffusers does, and its inversion module if the model has one.
 
         Args:
-            pretrained_model_name_or_path: a folder or a repository in the diffusers layout; or "mini", the bundled one.
-            kwargs: diffusers' options, such as `dtype`. `use_safetensors` is True by default: no pickles.
+            pretrained_model_name_or_path: a folder or a repository in the diffusers layout; or "mini", the bundled
+                model.
+            kwargs: options of diffusers, such as `dtype`. `use_safetensors` is True by default, so no pickle is read.
         """
         place = BUNDLED.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
@@ -82,18 +83,18 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | Path:
-        """Download what `from_pretrained` needs into the cache, and return its folder there."""
+        """Download the files that `from_pretrained` needs into the cache, and return their folder."""
         folder: str | Path = super().download(pretrained_model_name, **kwargs)
-        if "inversion" not in kwargs:  # a folder that the model's index does not name, because diffusers knows it not
+        if "inversion" not in kwargs:  # diffusers does not know this folder, so the model index does not list it
             options = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
             snapshot_download(pretrained_model_name, allow_patterns=["inversion/*"], **options)
         return folder
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Take over the components of another pipeline, which both then share.
+        """Make a pipeline from the components of another pipeline. The two pipelines share the components.
 
-        They keep their precision; without `dtype` diffusers would turn them to float32, for both.
+        The components keep their precision. Without `dtype`, diffusers would convert them to float32 in both pipelines.
         """
         if not kwargs.keys() & {"torch_dtype", "dtype"}:
             kwargs["dtype"] = pipeline.unet.dtype
@@ -101,23 +102,23 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
         return shared
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move the pipeline to a device or a precision, as diffusers' do. The inversion module stays in float32."""
-        with self._inversion_apart() as inversion:
+        """Move the pipeline to a device or a precision, as diffusers does. The inversion module stays in float32."""
+        with self._without_inversion() as inversion:
             super().to(*args, **kwargs)
             if inversion is not None:
                 inversion.to(self.device)
         return self
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write the pipeline's components into a folder, as diffusers' do, and the inversion module among them."""
-        with self._inversion_apart() as inversion:
+        """Write the components of the pipeline to a folder, as diffusers does, with the inversion module."""
+        with self._without_inversion() as inversion:
             if inversion is not None:
                 inversion.save_pretrained(Path(save_directory) / "inversion")
             super().save_pretrained(save_directory, *args, **kwargs)
 
     @contextmanager
-    def _inversion_apart(self) -> Iterator[Inversion | None]:
-        """Hide the inversion module from diffusers, which would round it, and knows not how to save it."""
+    def _without_inversion(self) -> Iterator[Inversion | None]:
+        """Hide the inversion module from diffusers, which would convert its precision and cannot save it."""
         inversion = self.inversion
         self.register_modules(inversion=None)
         try:
@@ -127,17 +128,19 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def backbone(self) -> Backbone:
-        """The components as what `inst.transfer` and all else in the package takes. They are shared, not copied.
+        """The components as a backbone, for `inst.transfer` and the other functions. They are shared, not copied.
 
-        They are not frozen, as somebody may be training them: to learn styles, `inst.Backbone.load` is better.
+        The components are not frozen, because other code may be training them. To learn styles, `inst.Backbone.load`
+        is better.
         """
         components, device = self.components, self._execution_device
-        made_of = [*components.values(), device, self.unet.dtype]
-        if len(made_of) != len(self._made_of) or any(a is not b for a, b in zip(made_of, self._made_of, strict=True)):
+        sources = [*components.values(), device, self.unet.dtype]
+        cached = self._backbone_sources
+        if len(sources) != len(cached) or any(a is not b for a, b in zip(sources, cached, strict=True)):
             parts = parts_of(**components, **self.parameters)
             name = Path(self.config.get("_name_or_path") or "").name or "this pipeline"
             check_fit(parts, name)
-            # Not `Backbone.of`, which would freeze and move what others may be using.
+            # `Backbone.of` would freeze and move the components, which other code may be using.
             self._backbone = Backbone(**vars(parts), device=device, dtype=self.unet.dtype, name=name)
-            self._made_of = made_of
+            self._backbone_sources = sources
         return self._backbone

@@ -1,4 +1,4 @@
-"""InST as a pipeline of the diffusers library, on top of `inst.transfer` and `inst.generate`.
+"""InST as a pipeline of the diffusers library. It calls `inst.transfer` and `inst.generate`.
 
 Example:
 
@@ -24,41 +24,42 @@ from torch import Tensor
 from inst.diffusers.components import InSTComponents
 from inst.diffusers.inputs import (
     CALLBACK_TENSORS,
-    Look,
     Picture,
+    StyleInput,
     check_call,
-    in_a_pipeline,
-    noise_source,
-    read_looks,
+    pipeline_wording,
+    read_generators,
     read_mask_image,
     read_photos,
-    refuse,
+    read_styles,
+    reject_arguments,
     repeated,
 )
-from inst.errors import InstError, UsageError, in_the_words_of
+from inst.errors import Argument, InstError, UsageError, use_wording
 from inst.sampling.control import Control
 from inst.sampling.solvers import Sampling, StopSampling
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 
 Callback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Tensor] | None]
-"""(pipeline, number of the step, timestep, tensors by name) -> the tensors to go on with, or None."""
+"""(pipeline, number of the step, timestep, tensors by name) -> the tensors to continue with, or None."""
 
 
 class InSTPipeline(InSTComponents):
-    """Paint photos, and make pictures from prompts, in the style of a painting.
+    """Transfer a style to photos, and generate pictures from prompts, in the style of a painting.
 
-    The components are those of diffusers' Stable Diffusion pipelines, so that `from_pretrained` reads their folders and
-    repositories, and `from_pipe` takes over a pipeline that is loaded, with its LoRA weights and without a copy.
+    The components are those of the Stable Diffusion pipelines of diffusers. So `from_pretrained` reads their folders
+    and repositories. `from_pipe` uses the components of a loaded pipeline, with its LoRA weights and without a copy.
 
     Args:
         vae, text_encoder, tokenizer, unet: the frozen model.
-        scheduler: its noise schedule and kind of prediction are used; how steps are taken is said by `solver`.
-        text_encoder_2, tokenizer_2: of models like Stable Diffusion XL.
-        image_encoder, feature_extractor: CLIP's image encoder, which looks at paintings.
-        inversion: the pretrained inversion module, for instant styles: the folder `inversion` beside the others, which
-            `from_pretrained` reads and `save_pretrained` writes. It stays in float32.
-        force_zeros_for_empty_prompt: with two text encoders, whether the UNet knows zeros as an empty prompt.
+        scheduler: gives the noise schedule and the kind of prediction. The steps are those of `solver`.
+        text_encoder_2, tokenizer_2: for models like Stable Diffusion XL.
+        image_encoder, feature_extractor: the image encoder of CLIP, which embeds paintings.
+        inversion: the pretrained inversion module, for instant styles. It is the folder `inversion` next to the other
+            components; `from_pretrained` reads it, `save_pretrained` writes it. It stays in float32.
+        force_zeros_for_empty_prompt: whether the UNet was trained with zeros as the empty prompt; for models with two
+            text encoders.
     """
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)  # noqa: RUF012
@@ -67,21 +68,21 @@ class InSTPipeline(InSTComponents):
 
     @property
     def num_timesteps(self) -> int:
-        """The number of steps of sampling, while it runs."""
+        """The number of sampling steps, while sampling runs."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether sampling is to end after this step. Set `_interrupt` in a callback, as with diffusers' pipelines."""
+        """Whether sampling ends after this step. Set `_interrupt` in a callback, as in the pipelines of diffusers."""
         return self._interrupt
 
     @torch.no_grad()
-    @in_the_words_of(in_a_pipeline)
+    @use_wording(pipeline_wording)
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
         image: Picture | Sequence[Picture] | None = None,
-        style: Look | Mapping[str, Look] | None = None,
+        style: StyleInput | Mapping[str, StyleInput] | None = None,
         *,
         strength: float | None = None,
         num_inference_steps: int | None = None,
@@ -104,44 +105,47 @@ class InSTPipeline(InSTComponents):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Paint photos in a style (`inst.transfer`), or without any make pictures from prompts (`inst.generate`).
+        """Transfer a style to photos (`inst.transfer`); without a photo, generate from prompts (`inst.generate`).
 
-        What is None is left at the default of that function, whose documentation says more of every argument.
+        None takes the default of that function. Its documentation describes every argument in more detail.
 
         Args:
-            prompt: a text or one for each picture. With a photo it may be left out, or not name the style.
-            image: a photo or several of one size: PIL images; or arrays [H, W, 3] or tensors [3, H, W] in [0, 1].
-            style: a style or a style file; or a painting (an image, or its file) or several of one style, where the
-                pipeline has an inversion module; or any of these by placeholder, `{"[C1]": one, "[C2]": other}`.
-            strength, inversion: for photos.
+            prompt: one text, or one text for each picture. With a photo the prompt is optional, and need not name the
+                style.
+            image: one photo, or several photos of one size: PIL images; or arrays [H, W, 3] or tensors [3, H, W] in
+                [0, 1].
+            style: a style or a style file; or, if the pipeline has an inversion module, a painting (an image, or its
+                file) or several of one style; or any of these by placeholder, `{"[C1]": one, "[C2]": other}`.
+            strength, inversion: for photos only.
             num_inference_steps, guidance_scale: `steps` and `guidance`.
-            negative_prompt: one text for all.
-            num_images_per_prompt: pictures of each prompt, or of each photo.
-            generator: draws the noise of all pictures, or one generator for each. On the CPU it draws the same for
-                every device, and with the seed s what `seed=s` does in `inst.transfer`. None is PyTorch's own.
-            height, width: of pictures made from prompts, both or none.
-            size: short side of painted photos, in pixels. They keep their proportions.
-            mask_image: white where the style goes; of the photo's size.
-            solver, tone, style_weight, tile: as they are there.
-            control: a ControlNet of diffusers, on the pipeline's device, and what it is to hold on to
+            negative_prompt: one text for all pictures.
+            num_images_per_prompt: number of pictures for each prompt, or for each photo.
+            generator: one generator that draws the noise of all pictures, or one for each. A CPU generator gives the
+                same noise for every device; with the seed s, its noise is that of `seed=s` in `inst.transfer`. None is
+                PyTorch's default generator.
+            height, width: size of generated pictures; both or neither.
+            size: short side of the results for photos, in pixels. Photos keep their proportions.
+            mask_image: white where the style is applied; it has the size of the photo.
+            solver, tone, style_weight, tile: the arguments of that function.
+            control: a ControlNet of diffusers on the device of the pipeline, and its control picture
                 (`inst.sampling.control.Control`).
-            output_type: "pil", "np" [B, H, W, 3] or "pt" [B, 3, H, W], both in [0, 1]; or "latent" [B, C, h, w] after
-                the last step, where no tone or mask is still to be applied to it.
-            return_dict: False gives a tuple with the pictures.
-            callback_on_step_end: called after each step with the pipeline, the step's number, its timestep, and a dict
-                of tensors; from "latents" in the dict it returns, sampling goes on. Where it sets `_interrupt`,
-                sampling ends and the latents are decoded as they are. The steps of DDIM inversion do not count.
-            callback_on_step_end_tensor_inputs: what the dict holds: "latents" after the step, and "clean", the z_0
-                predicted in it. Changes to the latter, and to prompts, are not possible.
+            output_type: "pil", "np" [B, H, W, 3] or "pt" [B, 3, H, W], both in [0, 1]; or "latent" [B, C, h, w], the
+                latents after the last step. "latent" is not possible if a tone or a mask is applied after that step.
+            return_dict: False returns a tuple with the pictures.
+            callback_on_step_end: called after each step with the pipeline, the number of the step, its timestep, and a
+                dict of tensors. If it returns a dict with "latents", sampling continues with these. If it sets
+                `_interrupt`, sampling ends and the current latents are decoded. It is not called in DDIM inversion.
+            callback_on_step_end_tensor_inputs: the tensors in that dict: "latents" after the step, and "clean", the z_0
+                predicted in the step. The callback cannot change "clean" or the prompts.
 
         Raises:
-            UsageError: an argument that cannot be used; it is a ValueError.
+            UsageError: an argument cannot be used. It is a ValueError.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt, negative_prompt)
         if style is None:
-            raise UsageError("No style is given", "give one as style, such as a style file or a painting")
+            raise UsageError("No style is given", "give ", Argument("style"), ", such as a style file or a painting")
         texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
@@ -155,44 +159,45 @@ class InSTPipeline(InSTComponents):
         }
         for_photos = {"strength": strength, "inversion": inversion, "size": size, "mask_image": mask_image}
         if image is None:
-            refuse(for_photos, "give a photo as image")
+            reject_arguments(for_photos, "give a photo as image")
             if None in texts:
-                raise UsageError("There is nothing to paint", "give a prompt, or a photo as image")
+                raise UsageError("No prompt and no photo is given", "give a prompt, or a photo as image")
             if (height is None) != (width is None):
-                raise UsageError("Give both height and width, or neither.")
+                raise UsageError("Only one of height and width is given", "give both, or neither")
             settings["size"] = None if width is None else (width, height)
             subject: Any = repeated(texts, num_images_per_prompt)
         else:
-            refuse({"height": height, "width": width}, "a photo keeps its proportions: give size")
+            reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
             photos = read_photos(image)
             photos = photos.expand(len(texts), -1, -1, -1) if len(photos) == 1 else photos
             subject = photos.repeat_interleave(num_images_per_prompt, dim=0)
             settings |= {"strength": strength, "inversion": inversion, "size": size}
             settings["mask"] = None if mask_image is None else read_mask_image(mask_image)
             settings["prompt"] = texts[0] if len(texts) == 1 else repeated(texts, num_images_per_prompt)
-        finished_later = "photo" if image is not None else "painting"
-        if output_type == "latent" and (tone == finished_later or mask_image is not None or strength == 0):
+        late_tone = "photo" if image is not None else "painting"
+        if output_type == "latent" and (tone == late_tone or mask_image is not None or strength == 0):
             raise UsageError(
-                f'The output_type "latent" is what the last step leaves: not with the tone "{finished_later}" or a '
-                f"mask_image, which come after it, and not with a strength of 0."
+                f'The output_type "latent" cannot be used with the tone "{late_tone}", with a mask_image or with a '
+                f"strength of 0",
+                "leave these out, or use another output_type",
             )
         backbone = self.backbone
         sampling = (transfer if image is not None else generate)(
             backbone,
             subject,
-            read_looks(backbone, style),
-            seed=noise_source(generator, len(subject)),
+            read_styles(backbone, style),
+            seed=read_generators(generator, len(subject)),
             **{name: value for name, value in settings.items() if value is not None},
         )
         with self._precise_autoencoder():
-            found = self._follow(sampling, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            images = self._run_sampling(sampling, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=found) if return_dict else (found,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _follow(
+    def _run_sampling(
         self, sampling: Sampling, output_type: str, callback: Callback | None, tensor_inputs: Sequence[str]
     ) -> Any:
-        """Run to the end, with a progress bar for each phase and the callback after each step of sampling."""
+        """Run the sampling to its end, with a progress bar for each phase and the callback after each sampling step."""
         self._interrupt, changed, bar = False, None, None
         try:
             while True:
@@ -204,8 +209,8 @@ class InSTPipeline(InSTComponents):
                     continue
                 self._num_timesteps, latents = step.total, step.latents
                 if callback is not None:
-                    offered = {name: getattr(step, name) for name in tensor_inputs}
-                    changed = (callback(self, step.index, step.timestep, offered) or {}).get("latents")
+                    tensors = {name: getattr(step, name) for name in tensor_inputs}
+                    changed = (callback(self, step.index, step.timestep, tensors) or {}).get("latents")
                     latents = latents if changed is None else changed
                 if output_type == "latent" and (self._interrupt or step.index + 1 == step.total):
                     return latents
@@ -228,7 +233,7 @@ class InSTPipeline(InSTComponents):
 
     @contextmanager
     def _precise_autoencoder(self) -> Iterator[None]:
-        """Let an autoencoder that overflows in float16, as Stable Diffusion XL's does, work in float32 meanwhile."""
+        """Run the autoencoder in float32 if it overflows in float16, like the one of Stable Diffusion XL."""
         overflows = self.text_encoder_2 is not None and self.vae.config.force_upcast
         if not (overflows and self.vae.dtype == torch.float16):
             yield

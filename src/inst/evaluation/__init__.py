@@ -1,5 +1,5 @@
-"""How good pictures are: the metrics and the networks behind them, and whole evaluations of folders.
+"""Evaluation of pictures: the metrics, their networks, and the evaluation of whole folders.
 
-`collection.collect` finds pictures with their photos and paintings, `metrics.load_metrics` loads what measures them,
-`evaluate.evaluate` judges, and `report.write_reports` and `page.write_page` write what came out.
+`collection.collect` finds pictures with their photos and paintings, `metrics.table.load_metrics` loads the metrics,
+`evaluate.evaluate` computes the scores, and `report.write_reports` and `page.write_page` write the results.
 """

@@ -1,4 +1,4 @@
-"""Confidence intervals of means by bootstrap, over photos and paintings rather than over single pictures."""
+"""Compute confidence intervals of means by bootstrap over photos and paintings, not over single pictures."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ def mean_intervals(
     replicates: int = 2000,
     seed: int = 0,
 ) -> list[tuple[float, float]] | None:
-    """The 95 % percentile intervals of means by the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007).
+    """Return 95 % percentile intervals of means by the pigeonhole bootstrap (Owen, Annals of Applied Statistics 2007).
 
-    Pictures that share a photo or a painting are alike, so drawing pictures one by one would promise too much. Each
-    replicate draws the photos with replacement, and the paintings likewise; a picture counts as often as its photo was
-    drawn times as often as its painting was. Where every photo goes with one painting only (or every painting with one
-    photo only), the larger groups alone are drawn; with one photo to a painting it is the ordinary bootstrap.
+    Pictures that share a photo or a painting are alike, so drawing single pictures would give too narrow intervals.
+    Each replicate draws the photos with replacement, and the paintings too. The weight of a picture is the number of
+    draws of its photo times the number of draws of its painting. If every photo goes with one painting only (or every
+    painting with one photo only), only the larger groups are drawn. With one photo for each painting it is the ordinary
+    bootstrap.
 
     Args:
-        values: [N, K] figures of N pictures, K of each.
-        photos, paintings: [N] numbers of the photo and of the painting that each picture belongs to.
-        replicates: how many times to draw.
-        seed: of the draws.
+        values: [N, K] scores of N pictures, K scores each.
+        photos, paintings: [N] numbers of the photo and of the painting of each picture.
+        replicates: number of bootstrap draws.
+        seed: random seed of the draws.
 
     Returns:
-        The lower and the upper end for each of the K; None where there is one photo and one painting only.
+        The lower and upper end for each of the K scores; None if there is only one photo and one painting.
     """
     factors = _factors(photos, paintings)
     if not factors:
@@ -49,7 +50,7 @@ def mean_intervals(
 
 
 def _factors(photos: NDArray[np.int64], paintings: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """What is drawn: for each factor the number of every picture's group, counted from 0 without gaps."""
+    """Return the factors to draw: for each factor the group number of every picture, from 0 without gaps."""
     (photo_names, photo), (painting_names, painting) = (
         np.unique(labels, return_inverse=True) for labels in (photos, paintings)
     )

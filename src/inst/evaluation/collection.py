@@ -1,4 +1,4 @@
-"""What is to be judged: pictures named after their photo and painting, found in folders and matched by name."""
+"""Collect the pictures to evaluate: find them in folders and match them by name with their photos and paintings."""
 
 from __future__ import annotations
 
@@ -15,44 +15,49 @@ from inst.errors import Argument, InstError, UsageError
 from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in
 
 SEPARATOR = "__"
-"""Between the photo's and the painting's name in a picture's: `PHOTO__PAINTING.png`."""
+"""Text between the name of the photo and the name of the painting: `PHOTO__PAINTING.png`."""
 PHOTOS, PAINTINGS = "photos", "paintings"
 NOT_METHODS = frozenset({PHOTOS, PAINTINGS, "styles", "sheets", "figures"})
-"""The folders of a comparison's folder that hold no method's pictures."""
+"""Subfolders of a comparison that are not folders of a method."""
 CURVES = "curves.json"
-"""What makes a folder that of learning curves."""
-_COMPLETE = 0.5
-"""From this share of all photos x paintings on, the other combinations count as missing rather than not wanted."""
+"""The file that marks a folder of learning curves."""
+_COMPLETE_SHARE = 0.5
+"""If at least this share of all photos x paintings exists, the other combinations are reported as missing."""
 
 
 def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
-    """Check what results are named by: photos' and paintings' files, whose names without endings count, or methods.
+    """Check the names of photos, paintings or methods, because they become the names of results.
+
+    Args:
+        what: the word for error messages: "photos", "paintings" or "methods".
+        named: files of photos or paintings, whose names count without endings; or names of methods.
 
     Raises:
-        UsageError: there are none, two of one name, or a photo or painting with `SEPARATOR` in its name.
+        UsageError: there are none, two have the same name, or a photo or painting has `SEPARATOR` in its name.
     """
     if not named:
         raise UsageError(f"No {what} are given", "give at least one")
     names = [one.stem if isinstance(one, Path) else one for one in named]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"Two {what} are called {twice[0]}: results are named by them, so rename one.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"Two {what} are called {repeated[0]}", "rename one, because results are named after them")
     for one in named:
         if isinstance(one, Path) and SEPARATOR in one.stem:
             raise UsageError(
-                f"{one.name} has {SEPARATOR} in its name, which parts photo and painting in results' names", "rename it"
+                f"{one.name} has {SEPARATOR} in its name, which separates photo and painting in names of results",
+                "rename it",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A photo and a painting, and what the methods made of them.
+    """A photo and a painting, and the methods' results for them.
 
     Attributes:
         name: `PHOTO__PAINTING`.
-        photo: its file; None where pictures have none because they were generated from text.
-        painting: its file.
-        results: each method's picture.
-        prompt: what the picture was asked to show, or None.
+        photo: the photo's file; None for pictures that were generated from text.
+        painting: the painting's file.
+        results: the picture of each method.
+        prompt: the prompt of the picture, or None.
     """
 
     name: str
@@ -64,10 +69,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Collection:
-    """Pairs ordered by painting and then by photo, the methods in the order of their names, and what is amiss.
+    """The pictures to evaluate.
 
     Attributes:
-        problems: what had to be left out, one line each, that names the file.
+        methods: names of the methods, in order.
+        pairs: pairs of photo and painting, ordered by painting and then by photo.
+        problems: what was left out, one line each; each line names the file.
     """
 
     methods: tuple[str, ...]
@@ -76,7 +83,7 @@ class Collection:
 
 
 class _Place(NamedTuple):
-    """Where a method's pictures are, and how they end; `stem` is None for pictures that are called as their pair is."""
+    """Folder and file ending of a method's pictures; `stem` is None if pictures have the name of their pair."""
 
     folder: Path
     ending: str
@@ -84,9 +91,9 @@ class _Place(NamedTuple):
 
 
 class _Results(Mapping[str, Path]):
-    """Each method's picture of a pair. The paths are put together when they are asked for.
+    """The picture of each method for a pair. The paths are built on access.
 
-    There may be a hundred thousand pairs, so what they have in common, `places`, is shared by them.
+    There may be a hundred thousand pairs, so pairs with the same `places` share one mapping to save memory.
     """
 
     __slots__ = ("_name", "_places")
@@ -116,38 +123,39 @@ class _Finder:
     def add(self, method: str, folder: Path, name: str) -> None:
         stem, ending = os.path.splitext(name)
         places = [i for i in range(len(stem)) if stem.startswith(SEPARATOR, i)]
-        read = [(sys.intern(stem[place + len(SEPARATOR) :]), sys.intern(stem[:place])) for place in places]
-        fitting = [(painting, photo) for painting, photo in read if self._knows(painting, photo)]
-        made = self.found.get(fitting[0], {}) if fitting else {}
-        if not fitting:
-            self.problems.append(f"{folder / name}: {self._why_not(stem)}")
-        elif len(fitting) > 1 and self.photos is not None:
+        splits = [(sys.intern(stem[place + len(SEPARATOR) :]), sys.intern(stem[:place])) for place in places]
+        matches = [(painting, photo) for painting, photo in splits if self._exists(painting, photo)]
+        results = self.found.get(matches[0], {}) if matches else {}
+        if not matches:
+            self.problems.append(f"{folder / name}: {self._mismatch(stem)}")
+        elif len(matches) > 1 and self.photos is not None:
             self.problems.append(
                 f"{folder / name}: its name stands for several pairs of photo and painting: rename one of them"
             )
-        elif method in made:
-            self.problems.append(f"{folder / name}: {stem}{made[method].ending} has the same name; that one is taken")
+        elif method in results:
+            self.problems.append(f"{folder / name}: {stem}{results[method].ending} has the same name and is used")
         else:
-            made = {**made, method: _Place(folder, ending)}
-            self.found[fitting[0]] = self._shared.setdefault(tuple(made.items()), made)
+            results = {**results, method: _Place(folder, ending)}
+            self.found[matches[0]] = self._shared.setdefault(tuple(results.items()), results)
 
     def add_method(self, method: str, folder: Path, names: Sequence[str]) -> bool:
-        """Take in a method's pictures; where not one of them fits, say so in one line, and return False."""
-        said = len(self.problems)
+        """Add a method's pictures. If none of them matches, replace their problems by one line and return False."""
+        earlier = len(self.problems)
         for name in names:
             self.add(method, folder, name)
-        if any(method in made for made in self.found.values()):
+        if any(method in results for results in self.found.values()):
             return True
-        self.problems[said:] = [
+        self.problems[earlier:] = [
             f"{method} is left out: none of its pictures ({len(names)}) belongs to these photos and paintings; "
-            f"the first, {self.problems[said]}"
+            f"the first, {self.problems[earlier]}"
         ]
         return False
 
-    def _knows(self, painting: str, photo: str) -> bool:
+    def _exists(self, painting: str, photo: str) -> bool:
         return painting in self.paintings and (self.photos is None or photo in self.photos)
 
-    def _why_not(self, stem: str) -> str:
+    def _mismatch(self, stem: str) -> str:
+        """Return why a file name matches no pair."""
         photo, separator, painting = stem.rpartition(SEPARATOR)
         if not separator:
             return "its name is not PHOTO__PAINTING: rename it after its photo and painting"
@@ -166,64 +174,64 @@ def collect(
     """Find pictures and match them with their photos and paintings.
 
     Args:
-        results: a folder of pictures `PHOTO__PAINTING.png` (any format; the names are those of the files without their
+        results: a folder of pictures `PHOTO__PAINTING.png` (any format; PHOTO and PAINTING are file names without
             endings); or a folder with one such folder for each method, and `photos` and `paintings`, as `inst compare`
-            makes it; or a single picture of whatever name, with one photo and one painting.
+            makes it; or a single picture of any name, with one photo and one painting.
         paintings: a folder, or a file; by default the folder `paintings` in `results`.
-        photos: likewise; without photos, pictures `NAME__PAINTING` are judged against the paintings alone.
+        photos: a folder, or a file; by default the folder `photos` in `results`. Without photos, pictures
+            `NAME__PAINTING` are only compared with the paintings.
         prompts: see `read_prompts`.
-        methods: folders of `results` to take; None is all that hold pictures.
+        methods: folders of `results` to use; None uses all that contain pictures.
 
     Raises:
-        UsageError: no paintings are given, or a method that is not there.
-        InstError: a folder is missing or empty, or nothing fits together.
+        UsageError: no paintings are given, or a method does not exist.
+        InstError: a folder is missing or empty, or no picture matches a photo and a painting.
     """
     results = Path(results)
     if not results.exists():
-        raise InstError(f"{results}: no such folder or picture.")
-    inside = {name: results / name for name in (PHOTOS, PAINTINGS) if (results / name).is_dir()}
-    paintings, photos = paintings or inside.get(PAINTINGS), photos or inside.get(PHOTOS)
+        raise InstError(f"{results}: no such folder or picture", "check the path")
+    subfolders = {name: results / name for name in (PHOTOS, PAINTINGS) if (results / name).is_dir()}
+    paintings, photos = paintings or subfolders.get(PAINTINGS), photos or subfolders.get(PHOTOS)
     if paintings is None:
-        raise UsageError(
-            f"{results} has no folder {PAINTINGS}", "say with ", Argument("paintings"), " where the paintings are"
-        )
+        raise UsageError(f"{results} has no folder {PAINTINGS}", "give the paintings with ", Argument("paintings"))
     problems: list[str] = []
     finder = _Finder(
         None if photos is None else _by_name(Path(photos), problems), _by_name(Path(paintings), problems), problems
     )
     if results.is_file():
         _add_single(finder, results)
-        there = [results.stem]
+        used_methods = [results.stem]
     else:
         found = _methods(results, methods, problems)
-        there = [method for method, folder, names in found if finder.add_method(method, folder, names)]
+        used_methods = [method for method, folder, names in found if finder.add_method(method, folder, names)]
     if not finder.found:
-        raise InstError(problems[-1] if problems else f"{results} holds no picture named PHOTO{SEPARATOR}PAINTING.")
-    problems += _missing(finder, there)
-    return Collection(tuple(there), _pairs(finder, prompts), tuple(problems))
+        raise InstError(problems[-1] if problems else f"{results} contains no picture named PHOTO{SEPARATOR}PAINTING.")
+    problems += _missing(finder, used_methods)
+    return Collection(tuple(used_methods), _pairs(finder, prompts), tuple(problems))
 
 
 def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
-    said = {} if prompts is None else read_prompts(prompts)
+    prompt_by_name = {} if prompts is None else read_prompts(prompts)
 
     def prompt_of(name: str, photo: str, painting: str) -> str | None:
-        return next((said[key] for key in (name, photo, painting, "") if key in said), None)
+        keys = (name, photo, painting, "")
+        return next((prompt_by_name[key] for key in keys if key in prompt_by_name), None)
 
     pairs = []
-    for (painting, photo), made in sorted(finder.found.items()):
+    for (painting, photo), places in sorted(finder.found.items()):
         name = f"{photo}{SEPARATOR}{painting}" if photo else painting
-        source = None if finder.photos is None else finder.photos[photo]
+        photo_file = None if finder.photos is None else finder.photos[photo]
         prompt = prompt_of(name, photo, painting)
-        if said and prompt is None:
+        if prompt_by_name and prompt is None:
             finder.problems.append(f'{prompts}: it has no prompt for "{name}"')
-        pairs.append(Pair(name, source, finder.paintings[painting], _Results(name, made), prompt))
+        pairs.append(Pair(name, photo_file, finder.paintings[painting], _Results(name, places), prompt))
     return tuple(pairs)
 
 
 def _add_single(finder: _Finder, result: Path) -> None:
     photos = [("", Path())] if finder.photos is None else list(finder.photos.items())
     paintings = list(finder.paintings)
-    if len(paintings) > 1 or len(photos) > 1:  # folders: the name has to say which
+    if len(paintings) > 1 or len(photos) > 1:  # folders: only the name tells which photo and painting
         finder.add(result.stem, result.parent, result.name)
     else:
         place = _Place(result.parent, result.suffix, result.stem)
@@ -231,55 +239,55 @@ def _add_single(finder: _Finder, result: Path) -> None:
 
 
 def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -> list[tuple[str, Path, Sequence[str]]]:
-    """Each method with its folder and its pictures' names."""
+    """Return each method with its folder and the names of its pictures."""
     direct = picture_names(results)
-    folders = [one for one in sorted(results.iterdir()) if one.is_dir() and not one.name.startswith(".")]
-    folders = [one for one in folders if one.name not in NOT_METHODS]
+    folders = [path for path in sorted(results.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = [folder for folder in folders if folder.name not in NOT_METHODS]
     if any(SEPARATOR in os.path.splitext(name)[0] for name in direct) or not folders:
         if not direct:
-            raise InstError(f"{results} holds no picture", f"give a folder of pictures PHOTO{SEPARATOR}PAINTING.png")
+            raise InstError(f"{results} contains no picture", f"give a folder of pictures PHOTO{SEPARATOR}PAINTING.png")
         return [(results.resolve().name, results, direct)]
     if wanted is not None:
-        names = [one.name for one in folders]
-        if strange := [one for one in wanted if one not in names]:
-            raise UsageError(f"{results} holds no method {strange[0]}: it has {', '.join(names)}.")
-        folders = [one for one in folders if one.name in wanted]
+        names = [folder.name for folder in folders]
+        if unknown := [name for name in wanted if name not in names]:
+            raise UsageError(f"{results} has no method {unknown[0]}", f"choose from {', '.join(names)}")
+        folders = [folder for folder in folders if folder.name in wanted]
     methods: list[tuple[str, Path, Sequence[str]]] = []
     for folder in folders:
         if pictures := picture_names(folder):
             methods.append((folder.name, folder, pictures))
-        elif wanted is not None or not any(folder.iterdir()):  # what holds other things, such as reports, is no method
-            problems.append(f"{folder} holds no picture: the method is left out")
+        elif wanted is not None or not any(folder.iterdir()):  # skip folders of other files, such as reports
+            problems.append(f"{folder} contains no picture: the method is left out")
     return methods
 
 
 def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
-    """The pictures of a folder, or the one file, by their names without endings."""
+    """Return the pictures of a folder, or the single file, by names without endings."""
     if place.is_file():
         return {place.stem: place}
     if not place.is_dir():
-        raise InstError(f"{place}: no such folder or picture.")
+        raise InstError(f"{place}: no such folder or picture", "check the path")
     named: dict[str, Path] = {}
     for path in pictures_in(place):
         if path.stem in named:
-            problems.append(f"{path}: {named[path.stem].name} has the same name; that one is taken")
+            problems.append(f"{path}: {named[path.stem].name} has the same name and is used")
         else:
             named[path.stem] = path
     if not named:
-        raise InstError(f"{place} holds no picture ({', '.join(sorted(PICTURE_ENDINGS))})", "give another folder")
+        raise InstError(f"{place} contains no picture ({', '.join(sorted(PICTURE_ENDINGS))})", "give another folder")
     return named
 
 
 def _missing(finder: _Finder, methods: Sequence[str]) -> list[str]:
-    """Combinations that should be there: those another method has, and where most are there, all of them.
+    """Report missing combinations: those that another method has; if most combinations exist, all of them.
 
-    A photo or painting that no method has a picture of is named once, instead of its combinations.
+    A photo or painting without any picture is reported once, not in each combination.
     """
     used = {photo for _, photo in finder.found}
     paintings = {painting for painting, _ in finder.found}
     photos = used if finder.photos is None else finder.photos.keys()
     expected = sorted(finder.found)
-    if len(finder.found) >= _COMPLETE * len(photos) * len(finder.paintings):
+    if len(finder.found) >= _COMPLETE_SHARE * len(photos) * len(finder.paintings):
         expected = [(painting, photo) for painting in sorted(paintings) for photo in sorted(used)]
     return [
         *(
@@ -288,37 +296,38 @@ def _missing(finder: _Finder, methods: Sequence[str]) -> list[str]:
             for painting, photo in expected
             if method not in finder.found.get((painting, photo), {})
         ),
-        *(f'no picture was made in the style of "{one}"' for one in sorted(finder.paintings.keys() - paintings)),
-        *(f'no picture was made of the photo "{one}"' for one in sorted(photos - used)),
+        *(f'no picture was made in the style of "{name}"' for name in sorted(finder.paintings.keys() - paintings)),
+        *(f'no picture was made of the photo "{name}"' for name in sorted(photos - used)),
     ]
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
-    """Read prompts by the name of a pair, a photo or a painting (which is looked for in this order).
+    """Read prompts by the name of a pair, a photo or a painting (`collect` looks them up in this order).
 
-    The file is a JSON object {"NAME": "prompt"}; or lines `NAME<tab>prompt`; or one line without a tab, which is the
-    prompt of all pictures and comes back under the name "".
+    The file is a JSON object {"NAME": "prompt"}; or lines `NAME<tab>prompt`; or one line without a tab. The single line
+    is the prompt of all pictures; its key is "".
 
     Raises:
-        InstError: the file cannot be read or is none of these.
+        InstError: the file cannot be read, or has another format.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InstError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'}).") from None
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InstError(f"{path} cannot be read ({reason})", "check the path and the encoding") from None
     if path.suffix.lower() == ".json":
         try:
-            said = json.loads(text)
+            prompts = json.loads(text)
         except ValueError as error:
-            raise InstError(f"{path} is no JSON ({error}).") from None
-        if not isinstance(said, dict) or not all(isinstance(one, str) for one in said.values()):
-            raise InstError(f'{path} is no object of prompts by name, such as {{"castle": "a castle"}}.')
-        return said
+            raise InstError(f"{path} is not valid JSON ({error})", "correct it") from None
+        if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+            raise InstError(f"{path} is not a JSON object of prompts by name", 'write it like {"castle": "a castle"}')
+        return prompts
     lines = [row for row in csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE) if any(row)]
     if len(lines) == 1 and len(lines[0]) == 1:
         return {"": lines[0][0].strip()}
     wrong = next((number for number, row in enumerate(lines, 1) if len(row) != 2), None)
     if wrong is not None or not lines:
-        raise InstError(f"{path}: line {wrong or 1} is not NAME, a tab, and a prompt.")
+        raise InstError(f"{path}: line {wrong or 1} is not NAME, a tab, and a prompt", "correct the line")
     return {name.strip(): prompt.strip() for name, prompt in lines}

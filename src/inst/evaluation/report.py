@@ -1,4 +1,4 @@
-"""An evaluation as JSON, CSV and Markdown; the page of pictures is in `inst.evaluation.page`."""
+"""Write an evaluation as JSON, CSV and Markdown; `inst.evaluation.page` writes the HTML page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from inst.evaluation.metrics.table import Column
-from inst.evaluation.results import Evaluation, Figure
+from inst.evaluation.results import Evaluation, Score
 from inst.files.csv_tables import csv_lines
 from inst.files.writing import write_bytes_atomically
 
-FIGURES, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
+JSON, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
 
 
 def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """Write figures.json, figures.csv, pictures.csv and figures.md into a folder that exists, each whole or not at all.
+    """Write figures.json, figures.csv, pictures.csv and figures.md into an existing folder, each atomically.
 
     pictures.csv has a line for each picture in each row of the table. Returns the files.
 
@@ -26,21 +26,27 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     texts: dict[str, Iterable[str]] = {
-        FIGURES: [json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"],
+        JSON: [json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"],
         TABLE: csv_lines(_table(evaluation)),
         PICTURES: csv_lines(_picture_lines(evaluation)),
         MARKDOWN: [as_markdown(evaluation)],
     }
-    return [write_bytes_atomically(folder / name, (one.encode() for one in text)) for name, text in texts.items()]
+    return [write_bytes_atomically(folder / name, (part.encode() for part in text)) for name, text in texts.items()]
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Plain values: columns, rows with their figures, settings, notes and problems."""
+    """Return the columns, the rows with their scores, settings, notes and problems as plain JSON values."""
     return {
         "settings": dict(evaluation.settings),
         "columns": [
-            {"key": one.key, "title": one.title, "better": one.better, "against": one.against, "means": one.means}
-            for one in evaluation.columns
+            {
+                "key": column.key,
+                "title": column.title,
+                "better": column.better,
+                "against": column.against,
+                "means": column.means,
+            }
+            for column in evaluation.columns
         ],
         "rows": [
             {
@@ -49,8 +55,8 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
                 "method": row.method,
                 "pictures": len(row.pairs),
                 "figures": {
-                    key: {"value": figure.value, "low": figure.low, "high": figure.high}
-                    for key, figure in row.figures.items()
+                    key: {"value": score.value, "low": score.low, "high": score.high}
+                    for key, score in row.scores.items()
                 },
             }
             for row in evaluation.rows
@@ -61,65 +67,65 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def as_markdown(evaluation: Evaluation) -> str:
-    """One table with intervals, what its columns mean, and what is to be known."""
+    """Return a Markdown table with intervals, the meaning of its columns, the notes and the problems."""
     columns = used_columns(evaluation)
     arrows = {"lower": "↓", "higher": "↑"}
-    head = ["", "pictures", *(f"{one.title} {arrows[one.better]}" for one in columns)]
-    lines = [_cells(head), _cells(["---", *["---:"] * (len(head) - 1)])]
+    head = ["", "pictures", *(f"{column.title} {arrows[column.better]}" for column in columns)]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in evaluation.rows:
-        figures = [spell(row.figures.get(one.key)) for one in columns]
-        lines.append(_cells([row.label if row.kind == "method" else f"*{row.label}*", str(len(row.pairs)), *figures]))
+        scores = [format_score(row.scores.get(column.key)) for column in columns]
+        lines.append(_line([row.label if row.kind == "method" else f"*{row.label}*", str(len(row.pairs)), *scores]))
     lines += [
         "",
         "↓ lower is better, ↑ higher is better. In brackets: 95 % intervals by bootstrap over photos and paintings.",
     ]
-    lines += ["", *(f"- {one.title}: {one.means}" for one in columns)]
-    for title, said in (("Notes", evaluation.notes), ("Left out", evaluation.problems)):
-        if said:
-            lines += ["", f"{title}:", "", *(f"- {one}" for one in said)]
+    lines += ["", *(f"- {column.title}: {column.means}" for column in columns)]
+    for title, remarks in (("Notes", evaluation.notes), ("Left out", evaluation.problems)):
+        if remarks:
+            lines += ["", f"{title}:", "", *(f"- {remark}" for remark in remarks)]
     return "\n".join(lines) + "\n"
 
 
 def used_columns(evaluation: Evaluation) -> list[Column]:
-    """The columns that some row has a figure in."""
-    return [one for one in evaluation.columns if any(one.key in row.figures for row in evaluation.rows)]
+    """Return the columns in which at least one row has a score."""
+    return [column for column in evaluation.columns if any(column.key in row.scores for row in evaluation.rows)]
 
 
-def spell(figure: Figure | None) -> str:
-    """A figure with three significant digits, and its interval in brackets; a dash for none."""
-    if figure is None:
+def format_score(score: Score | None) -> str:
+    """Return a score with three significant digits and its interval in brackets; a dash if there is no score."""
+    if score is None:
         return "-"
-    if figure.low is None or figure.high is None:
-        return number(figure.value)
-    return f"{number(figure.value)} [{number(figure.low)}, {number(figure.high)}]"
+    if score.low is None or score.high is None:
+        return format_number(score.value)
+    return f"{format_number(score.value)} [{format_number(score.low)}, {format_number(score.high)}]"
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent: 0.0123, 1.23, 123, 12346; at most six behind the point."""
+def format_number(value: float) -> str:
+    """Return three significant digits without an exponent: 0.0123, 1.23, 123, 12346; at most six decimal places."""
     if abs(value) < 5e-7:
         return "0"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
 
 
-def _cells(cells: list[str]) -> str:
+def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _table(evaluation: Evaluation) -> Iterator[list[Any]]:
     columns = used_columns(evaluation)
-    yield ["row", "kind", "pictures", *(f"{one.key}{end}" for one in columns for end in ("", " low", " high"))]
+    yield ["row", "kind", "pictures", *(f"{column.key}{end}" for column in columns for end in ("", " low", " high"))]
     for row in evaluation.rows:
-        figures = [row.figures.get(one.key) for one in columns]
-        ends = [end for one in figures for end in ((one.value, one.low, one.high) if one else (None,) * 3)]
-        yield [row.label, row.kind, len(row.pairs), *ends]
+        scores = [row.scores.get(column.key) for column in columns]
+        cells = [cell for one in scores for cell in ((one.value, one.low, one.high) if one else (None,) * 3)]
+        yield [row.label, row.kind, len(row.pairs), *cells]
 
 
 def _picture_lines(evaluation: Evaluation) -> Iterator[list[Any]]:
-    yield ["row", "kind", "picture", "photo", "painting", *(one.key for one in evaluation.picture_columns)]
+    yield ["row", "kind", "picture", "photo", "painting", *(column.key for column in evaluation.picture_columns)]
     for row in evaluation.rows:
         for index, values in zip(row.pairs, row.values, strict=True):
             pair = evaluation.collection.pairs[index]
             photo = "" if pair.photo is None else pair.photo.name
-            figures = [value if math.isfinite(value) else None for value in values.tolist()]
-            yield [row.label, row.kind, pair.name, photo, pair.painting.name, *figures]
+            scores = [value if math.isfinite(value) else None for value in values.tolist()]
+            yield [row.label, row.kind, pair.name, photo, pair.painting.name, *scores]

@@ -1,4 +1,4 @@
-"""What an evaluation comes to: rows of figures with their intervals, kept as compactly as the pictures are many."""
+"""The results of an evaluation: rows of scores with their intervals, stored compactly for many pictures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from inst.evaluation.bootstrap import mean_intervals
 from inst.evaluation.collection import Collection, Pair
-from inst.evaluation.metrics.fid import FeatureFile, FrechetFigures, ReferenceSet, art_fid
+from inst.evaluation.metrics.fid import FeatureFile, FrechetScores, ReferenceSet, art_fid
 from inst.evaluation.metrics.table import Column
 
 Kind = Literal["method", "photo", "painting", "wrong"]
-"""Of a row: a method, or a control: the photo unchanged, the painting unchanged, a wrong painting's style."""
+"""The kind of a row: a method, or a control (the unchanged photo, the unchanged painting, a wrong painting)."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A mean over pictures with its 95 % interval, or the figure of a set, which has none."""
+class Score:
+    """A number in a table of metrics: a mean over pictures with its 95 % interval, or a score of a set without one."""
 
     value: float
     low: float | None = None
@@ -35,33 +35,33 @@ class Row:
     """A method or a control.
 
     Attributes:
-        label: what to call it.
-        kind: "method", or which control.
-        method: whose pictures; None where they are nobody's.
-        figures: by the column's key; a column that says nothing here is not among them.
-        pairs: [n] which of the collection's pairs, in the order of `values`.
-        values: [n, K] figures of the single pictures, for the columns that are not of sets; NaN for none.
+        label: the name of the row.
+        kind: "method", or the kind of the control.
+        method: the method that made the pictures; None for unchanged photos and paintings.
+        scores: the scores by the column's key; a column without a score in this row is missing.
+        pairs: [n] indices of the collection's pairs, in the order of `values`.
+        values: [n, K] scores of the single pictures, for the columns that do not compare sets; NaN means no score.
     """
 
     label: str
     kind: Kind
     method: str | None
-    figures: Mapping[str, Figure]
+    scores: Mapping[str, Score]
     pairs: NDArray[np.int64]
     values: NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The outcome.
+    """The result of an evaluation.
 
     Attributes:
-        collection: what was judged.
-        columns: of the table.
+        collection: the pictures that were evaluated.
+        columns: the columns of the table.
         rows: methods, then controls.
-        problems: what was left out, one line each: not empty means that the figures are of less than was asked for.
-        notes: what a reader should know.
-        settings: what the figures depend on.
+        problems: what was left out, one line each; if not empty, the scores cover less than was asked for.
+        notes: remarks for the reader of the table.
+        settings: the settings that the scores depend on.
     """
 
     collection: Collection
@@ -73,13 +73,13 @@ class Evaluation:
 
     @property
     def picture_columns(self) -> tuple[Column, ...]:
-        """The columns that single pictures have figures in: those of `Row.values`."""
+        """Return the columns in which single pictures have scores: the columns of `Row.values`."""
         return tuple(column for column in self.columns if column.against != "set")
 
 
 @dataclass(eq=False)
 class Tally:
-    """A row under way: takes the figures of batches, and features for FID."""
+    """An unfinished row: collects the scores of batches, and the features for FID."""
 
     label: str
     kind: Kind
@@ -89,59 +89,62 @@ class Tally:
     features: FeatureFile | None = None
     reference: ReferenceSet | None = None
 
-    def add(self, pairs: Sequence[int], figures: Tensor) -> None:
-        """Take in the figures [n, K], float64, of the pairs with these numbers."""
+    def add(self, pairs: Sequence[int], scores: Tensor) -> None:
+        """Add the scores [n, K], float64, of the pairs with these indices."""
         self.pairs.extend(pairs)
-        self.values.frombytes(figures.numpy().tobytes())
+        self.values.frombytes(scores.numpy().tobytes())
 
     def add_features(self, features: Tensor, painting: str, painting_features: Tensor) -> None:
-        """Take in Inception's features [n, D] of pictures, and [D] of the painting that they were made after."""
+        """Add the Inception features [n, D] of pictures, and [D] of the painting whose style they have."""
         if self.features is None or self.reference is None:
             self.features, self.reference = FeatureFile(features.shape[1]), ReferenceSet(features.shape[1])
         self.features.append(features)
         self.reference.add(painting, painting_features, len(features))
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         if self.features is not None:
             self.features.close()
 
     def row(self, collection: Collection, columns: Sequence[Column], replicates: int, seed: int) -> Row:
-        """The finished row: means, intervals by bootstrap, and the figures of the set."""
+        """Return the finished row: means, bootstrap intervals, and the scores of the set."""
         keys = [column.key for column in columns if column.against != "set"]
-        pairs = np.asarray(self.pairs)  # which share the memory
+        pairs = np.asarray(self.pairs)  # without a copy, to save memory
         values = np.asarray(self.values).reshape(len(pairs), len(keys))
-        photos, paintings = _labels([collection.pairs[number] for number in pairs])
+        photos, paintings = _group_numbers([collection.pairs[index] for index in pairs])
         finite = np.isfinite(values)
-        figures: dict[str, Figure] = {}
+        scores: dict[str, Score] = {}
         for known in np.unique(finite.T, axis=0):
-            if known.any():  # columns that know the same pictures are drawn together
+            if known.any():  # columns with scores for the same pictures share the bootstrap draws
                 places = np.flatnonzero((finite == known[:, None]).all(axis=0))
-                some = values[known][:, places]
-                ends = mean_intervals(some, photos[known], paintings[known], replicates=replicates, seed=seed)
+                known_values = values[known][:, places]
+                intervals = mean_intervals(
+                    known_values, photos[known], paintings[known], replicates=replicates, seed=seed
+                )
                 for index, place in enumerate(places):
-                    figures[keys[place]] = Figure(float(some[:, index].mean()), *(ends[index] if ends else ()))
-        figures |= self._figures_of_set({column.key for column in columns}, figures.get("lpips-alex"), seed)
-        return Row(self.label, self.kind, self.method, figures, pairs, values)
+                    interval = intervals[index] if intervals else ()
+                    scores[keys[place]] = Score(float(known_values[:, index].mean()), *interval)
+        scores |= self._set_scores({column.key for column in columns}, scores.get("lpips-alex"), seed)
+        return Row(self.label, self.kind, self.method, scores, pairs, values)
 
-    def _figures_of_set(self, wanted: set[str], lpips: Figure | None, seed: int) -> dict[str, Figure]:
+    def _set_scores(self, wanted: set[str], lpips: Score | None, seed: int) -> dict[str, Score]:
         reference = None if self.reference is None else self.reference.reference()
         if self.features is None or reference is None:
             return {}
-        found = FrechetFigures.of(self.features, reference, seed)
-        if found is None:
+        frechet = FrechetScores.of(self.features, reference, seed)
+        if frechet is None:
             return {}
-        figures: dict[str, Figure] = {}
-        for suffix, fid in (("", found.fid), ("-inf", found.fid_infinity)):
+        scores: dict[str, Score] = {}
+        for suffix, fid in (("", frechet.fid), ("-inf", frechet.fid_infinity)):
             if fid is not None:
-                figures[f"fid{suffix}"] = Figure(fid)
+                scores[f"fid{suffix}"] = Score(fid)
                 if lpips is not None and "artfid" in wanted:
-                    figures[f"artfid{suffix}"] = Figure(art_fid(lpips.value, fid))
-        return figures
+                    scores[f"artfid{suffix}"] = Score(art_fid(lpips.value, fid))
+        return scores
 
 
-def _labels(pairs: Sequence[Pair]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each pair's photo and painting by number. Pictures without a photo are each their own."""
+def _group_numbers(pairs: Sequence[Pair]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the number of each pair's photo and of its painting. Each pair without a photo gets its own number."""
     photos: dict[str, int] = {}
     paintings: dict[Path, int] = {}
     return (

@@ -1,1 +1,1 @@
-"""The disk: files written whole or not at all, listed, and described by where they come from."""
+"""Files on the disk: write them completely or not at all, list them, and record where they come from."""

@@ -1,4 +1,4 @@
-"""Tables as CSV, which people open in spreadsheets."""
+"""Tables as CSV text, for spreadsheet programs."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""What a text begins with that a spreadsheet may run (OWASP, "CSV Injection"); the last four are full-width."""
+"""A spreadsheet may run a text that starts with one of these (OWASP, "CSV Injection"). The last four are full-width."""
 
 
 def to_csv(rows: Iterable[Sequence[object]]) -> str:
     """Return a table as CSV text.
 
-    Names are chosen by others: a text that a spreadsheet would take for a formula gets an apostrophe before it.
+    A text that a spreadsheet would run as a formula gets an apostrophe before it, because the names in a table can come
+    from other people.
 
     Args:
-        rows: the heading first; of texts, numbers, and None for an empty cell. Numbers stay as they are.
+        rows: the header row, then the data. A cell is a text, a number, or None if it is empty. Numbers stay as they
+            are.
     """
     return "".join(csv_lines(rows))
 
 
 def csv_lines(rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """The lines of `to_csv`, one by one, for tables that are not to be in memory as a whole."""
-    writer = csv.writer(_Passing(), lineterminator="\n")
+    """Yield the lines of `to_csv` one by one, so that a large table is never in memory as a whole."""
+    writer = csv.writer(_LineReturner(), lineterminator="\n")
     return (writer.writerow([_quoted(cell) for cell in row]) for row in rows)
 
 
-class _Passing:
-    """A file for `csv.writer`, whose `writerow` returns what the file's `write` does: the line."""
+class _LineReturner:
+    """A file-like object for `csv.writer`: `writerow` returns the line, because it returns the result of `write`."""
 
     def write(self, line: str) -> str:
         return line

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures."""
+"""Find the picture files in a folder."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from pathlib import Path
 from inst.errors import InstError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""Endings of the files in a folder that are taken for pictures, in lower case."""
+"""A file in a folder counts as a picture if its name has one of these endings, in lower or upper case."""
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The files in a folder that are pictures by their endings, by name.
+    """Return the files in a folder that have a picture's ending, sorted by name.
 
-    Hidden ones are left out: macOS puts a file `._shot.jpg`, which is no picture, beside `shot.jpg` on other disks.
+    Hidden files are left out: on disks of other systems, macOS adds a file `._shot.jpg` to `shot.jpg`, and it is not a
+    picture.
     """
     return [folder / name for name in picture_names(folder)]
 
 
 def picture_names(folder: Path) -> list[str]:
-    """The names of what `pictures_in` finds: of a hundred thousand pictures they take a fifth of the paths' memory."""
-    with os.scandir(folder) as found:
-        # No `Path` of each: it would have Python remember the name as one that comes up often.
-        named = (one for one in found if os.path.splitext(one.name)[1].lower() in PICTURE_ENDINGS)
-        return sorted(one.name for one in named if not one.name.startswith(".") and not one.is_dir())
+    """Return the names of the files of `pictures_in`. For 100,000 files, names need a fifth of the memory of paths."""
+    with os.scandir(folder) as entries:
+        # No `Path` for each file: Python would intern the name and keep it in memory.
+        found = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in PICTURE_ENDINGS)
+        return sorted(entry.name for entry in found if not entry.name.startswith(".") and not entry.is_dir())
 
 
 def pictures_of(places: Sequence[Path]) -> list[Path]:
-    """Return the files, and of each folder the pictures in it by name. Raises InstError where a folder has none."""
+    """Return the given files, and the pictures in the given folders. Raises InstError if a folder has no picture."""
     files: list[Path] = []
     for place in places:
         if not place.is_dir():
             files.append(place)
             continue
-        inside = pictures_in(place)
-        if not inside:
+        pictures = pictures_in(place)
+        if not pictures:
             raise InstError(
-                f"{place} holds no picture ({', '.join(PICTURE_ENDINGS)})", "give another folder, or a file"
+                f"{place} contains no picture ({', '.join(PICTURE_ENDINGS)})", "give another folder, or a file"
             )
-        files += inside
+        files += pictures
     return files

@@ -1,7 +1,7 @@
-"""Arrays and tensors out of other people's pickles, without running anything that a pickle asks for.
+"""Read arrays and tensors from pickles of unknown origin, without running any code in them.
 
-A pickle is a program: it names functions and calls them. The readers here answer every name from a short allow-list,
-with a stand-in of their own wherever the thing itself is not needed, and refuse every other name.
+A pickle is a program: it names functions and calls them. The readers here accept only the names on a short allow-list
+and refuse every other name. If the named object itself is not needed, they use a harmless replacement.
 """
 
 import io
@@ -22,18 +22,18 @@ Array = NDArray[np.float32]
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """The pickle names something outside the allow-list, or holds something other than what its reader takes."""
+    """The pickle names an object that is not on the allow-list, or contains data that the reader does not accept."""
 
 
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
-    """Nested dicts of pickled float32 arrays as one flat dict; the keys are joined with dots."""
+    """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots."""
     return _load(_NumpyUnpickler(io.BytesIO(data)), "the pickle")
 
 
 def read_torchscript_tensors(data: bytes) -> dict[str, Array]:
-    """The float32 tensors of a TorchScript archive (a zip file), by attribute path such as `net.conv.weight`.
+    """Read the float32 tensors of a TorchScript archive (a zip file), by attribute path such as `net.conv.weight`.
 
-    Only `data.pkl` and the raw storages under `data/` are read; the archive's code is not looked at.
+    Only `data.pkl` and the raw storages under `data/` are read; the archive's code is ignored.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -52,13 +52,13 @@ def _load(unpickler: pickle.Unpickler, what: str) -> dict[str, Array]:
         return _flatten(unpickler.load())
     except pickle.UnpicklingError:
         raise
-    # A damaged pickle can fail in any way; whichever it is, nothing was executed and nothing can be used.
+    # A damaged pickle can raise any exception. No code was run, and the data cannot be used.
     except Exception as error:
         raise UnsafePickleError(f"{what} cannot be read: {error}") from error
 
 
 def _flatten(value: object, path: str = "") -> dict[str, Array]:
-    """Arrays of nested dicts and module stand-ins; other leaves (flags, strides, paddings) are dropped."""
+    """Collect the arrays of nested dicts and modules; other leaves (flags, strides, paddings) are dropped."""
     if isinstance(value, _PickledArray):
         return {path: value.array()}
     if isinstance(value, np.ndarray):
@@ -81,11 +81,11 @@ def _refuse(module: str, name: str) -> NoReturn:
 
 
 class _NumpyType:
-    """Stands in for the name `numpy.ndarray`, which numpy's pickles pass around but never need called."""
+    """Replaces `numpy.ndarray`, which numpy's pickles name but never need to call."""
 
 
 class _PickledDType:
-    """Stands in for `numpy.dtype`: keeps what the pickle says about it."""
+    """Replaces `numpy.dtype`: stores the type code and the byte order in the pickle."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = code, "?"
@@ -95,7 +95,7 @@ class _PickledDType:
 
 
 class _PickledArray:
-    """Stands in for an array under construction."""
+    """Replaces an array while it is built."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -105,12 +105,12 @@ class _PickledArray:
 
     def array(self) -> Array:
         if len(self.state) != 5:
-            raise UnsafePickleError("the pickle holds an array without contents")
+            raise UnsafePickleError("the pickle contains an array without data")
         _, shape, dtype, fortran, raw = self.state
         if not isinstance(dtype, _PickledDType) or (dtype.code, dtype.order) != ("f4", "<"):
-            raise UnsafePickleError("the pickle holds something other than little-endian float32 arrays")
+            raise UnsafePickleError("the pickle contains data other than little-endian float32 arrays")
         if not isinstance(raw, bytes) or len(raw) != 4 * math.prod(shape):
-            raise UnsafePickleError("the pickle holds an array whose bytes do not fit its shape")
+            raise UnsafePickleError("the pickle contains an array with the wrong number of bytes for its shape")
         flat = np.frombuffer(raw, dtype="<f4")
         return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32)
 
@@ -131,18 +131,18 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 class _Module:
-    """Stands in for every module class of the archive: a bag of attributes."""
+    """Replaces every module class of the archive; only stores attributes."""
 
 
 class _FloatStorage:
-    """Stands in for `torch.FloatStorage`, a marker in the archive's references to its storages."""
+    """Replaces `torch.FloatStorage`, a marker in the archive's references to its storages."""
 
 
 def _build_tensor(storage: Array, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Array:
-    """What `torch._utils._rebuild_tensor_v2` does, for contiguous tensors."""
+    """Replaces `torch._utils._rebuild_tensor_v2`, for contiguous tensors only."""
     contiguous = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if tuple(stride) != contiguous:
-        raise UnsafePickleError("the archive holds a tensor that is not contiguous")
+        raise UnsafePickleError("the archive contains a tensor that is not contiguous")
     return storage[offset : offset + math.prod(shape)].reshape(shape).copy()
 
 
@@ -176,7 +176,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
             case ("storage", storage_type, str(key), str(), int(count)) if storage_type is _FloatStorage:
                 raw = self._archive.read(f"{self._root}data/{key}")
                 if len(raw) != 4 * count:
-                    raise UnsafePickleError(f"the archive's storage {key} does not have the size it should have")
+                    raise UnsafePickleError(f"the archive's storage {key} has the wrong size")
                 return np.frombuffer(raw, dtype="<f4").astype(np.float32)
         raise UnsafePickleError("the archive refers to something other than a float32 storage")
 
@@ -184,10 +184,10 @@ class _TorchScriptUnpickler(pickle.Unpickler):
 # --- torch.save -------------------------------------------------------------------------------------------------------
 
 
-class _Inert:
-    """Stands in for what a training program left beside its weights: takes everything, keeps and does nothing."""
+class _Ignored:
+    """Replaces the objects that a training program stored with the weights: accepts any data and discards it."""
 
-    def __new__(cls, *_: object) -> "_Inert":
+    def __new__(cls, *_: object) -> "_Ignored":
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
@@ -197,7 +197,7 @@ class _Inert:
         pass
 
 
-_BESIDE_THE_WEIGHTS = (
+_LIGHTNING_NAMES = (
     "pytorch_lightning.callbacks.ModelCheckpoint",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -207,37 +207,37 @@ _BESIDE_THE_WEIGHTS = (
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
 )
-"""What Lightning's checkpoints name: its callbacks' state, and the scores that they watched."""
+"""Names in Lightning's checkpoints: the state of its callbacks, and the scores that they monitored."""
 
 
-LIGHTNING: Mapping[str, type] = dict.fromkeys(_BESIDE_THE_WEIGHTS, _Inert)
-"""Inert stand-ins for Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name."""
+LIGHTNING: Mapping[str, type] = dict.fromkeys(_LIGHTNING_NAMES, _Ignored)
+"""Replacements for Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name."""
 
 
-def read_torch_pickle(path: Path, stand_ins: Mapping[str, type]) -> object:
-    """What `torch.save` wrote, through torch's weights-only reader; the tensors stay in the file until they are used.
+def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:
+    """Read a file of `torch.save` with torch's weights-only reader. Tensors stay in the file until they are used.
 
     Args:
         path: the file.
-        stand_ins: the classes to make in the place of those that the pickle names: their libraries are not imported,
-            nor need be installed.
+        replacements: the classes to use instead of those that the pickle names. The libraries of the named classes are
+            not imported and need not be installed.
 
     Raises:
-        UnsafePickleError: the pickle asks for anything else; nothing of it was run.
-        Exception: whatever torch raises over a damaged file.
+        UnsafePickleError: the pickle names another object; no code was run.
+        Exception: any exception that torch raises for a damaged file.
     """
-    classes: Any = [(stand_in, name) for name, stand_in in stand_ins.items()]
+    classes: Any = [(replacement, name) for name, replacement in replacements.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(classes):
-            warnings.simplefilter("ignore")  # of pickle protocols that torch does not write, before refusing them
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols that it does not write, then refuses them
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             module, _, name = asked[1].rpartition(".")
             _refuse(module or "builtins", name)
-        raise UnsafePickleError("the pickle holds something other than tensors; nothing was run") from None
+        raise UnsafePickleError("the pickle contains data other than tensors; nothing was run") from None
 
 
-def holds_numbers(tensor: torch.Tensor) -> bool:
-    """Whether a tensor out of a pickle is an ordinary array: not sparse, not nested, and not without contents."""
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor from a pickle is an ordinary array: not sparse, not nested, and not without data."""
     return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta

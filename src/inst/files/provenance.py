@@ -1,6 +1,6 @@
-"""What is written down about where a style or a picture came from: plain values, hashes, and no folder names.
+"""Record where a style or a picture came from: plain values and hashes, without folder names.
 
-Nothing here imports PyTorch.
+This module does not import PyTorch.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from inst.errors import InstError, first_line
 from inst.version import __version__
 
 KEYWORD = "inst"
-"""The keyword of the PNG text chunk that says what made a picture."""
+"""The keyword of the PNG text chunk with the record of how a picture was made."""
 
 FORMAT = 1
-"""The version of what this package writes there, and the newest that it reads."""
+"""The version of the record's format: the one that this package writes, and the newest that it can read."""
 
-PROSE = frozenset(
+PROSE_KEYS = frozenset(
     {"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note", "title", "labels"}
 )
-"""Keys whose texts are kept to the letter: they may hold a slash, and are no paths."""
+"""Keys with free text as their value. The text is kept unchanged: it may contain a slash, but it is not a path."""
 
 _LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that was used: its base name, without folders, and the sha256 of its bytes in hexadecimal."""
+    """A file that was used: its base name without folders, and the sha256 of its bytes in hexadecimal."""
 
     name: str
     sha256: str
@@ -46,7 +46,7 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: str | Path) -> SourceFile:
-        """Note down a file. Raises InstError where it cannot be read."""
+        """Make the record of a file. Raises InstError if the file cannot be read."""
         try:
             with open(path, "rb") as file:
                 return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())
@@ -55,70 +55,78 @@ class SourceFile:
 
 
 def base_name(path: str | os.PathLike[str]) -> str:
-    """Return the last part of a path, whichever system it comes from. A name that is no path comes back as it is."""
+    """Return the last part of a path of any operating system. A name without a slash is returned unchanged."""
     return re.split(r"[\\/]", os.fspath(path).rstrip("\\/"))[-1]
 
 
-def plain(value: Any, verbatim: frozenset[str] = frozenset()) -> Any:
-    """Copy a value into what JSON can hold exactly: None, bool, int, float, str, lists, and dicts with string keys.
+def to_plain(value: Any, verbatim: frozenset[str] = frozenset()) -> Any:
+    """Convert a value to types that JSON stores exactly: None, bool, int, float, str, lists, dicts with string keys.
 
-    Paths, and strings that look like one, are cut to their base names. Tuples become lists, tensors and arrays the
-    numbers they hold.
+    Paths, and strings that look like paths, are cut to their base names. Tuples become lists; tensors and arrays become
+    numbers or lists of numbers.
 
     Args:
-        verbatim: keys whose strings are kept whole, because they are prose, which may hold a slash.
+        value: the value to copy and convert.
+        verbatim: keys of free text, which may contain a slash; their strings are kept unchanged.
 
     Raises:
-        TypeError: a value of another type.
-        ValueError: a number that is not finite, which JSON has no word for.
+        TypeError: a value has another type.
+        ValueError: a number is not finite, which JSON cannot store.
     """
     match value:
         case None | bool() | int():
             return value
         case float():
             if not math.isfinite(value):
-                raise ValueError(f"{value} cannot be written down: only finite numbers can")
+                raise ValueError(f"{value} cannot be recorded: only finite numbers can")
             return value
         case str() | os.PathLike():
             return base_name(value)
         case Mapping():
             return {
-                str(key): _prose(entry) if key in verbatim else plain(entry, verbatim) for key, entry in value.items()
+                str(key): _prose(entry) if key in verbatim else to_plain(entry, verbatim)
+                for key, entry in value.items()
             }
         case Sequence() if not isinstance(value, bytes | bytearray | memoryview):
-            return [plain(entry, verbatim) for entry in value]
-    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # a tensor, or a number or array of NumPy's
-        return plain(value.tolist())
-    raise TypeError(f"a {type(value).__name__} cannot be written down: {value!r:.80}")
+            return [to_plain(entry, verbatim) for entry in value]
+    if hasattr(value, "tolist") and not isinstance(value, memoryview):  # a tensor, or a NumPy number or array
+        return to_plain(value.tolist())
+    raise TypeError(f"a {type(value).__name__} cannot be recorded: {value!r:.80}")
 
 
-def describe(kind: str, command: str, **made_of: Any) -> dict[str, str]:
-    """Say what a picture is that `inst repeat` does not make again, as the texts of a PNG file.
+def describe(kind: str, command: str, **details: Any) -> dict[str, str]:
+    """Return the PNG texts for a picture that `inst repeat` cannot make again.
 
     Args:
-        kind: what it is, such as "sheet of a comparison".
-        command: what makes it again, such as "inst compare".
-        made_of: what it shows and was made with, as values for `plain`.
+        kind: the kind of picture, such as "sheet of a comparison".
+        command: the command that makes it again, such as "inst compare".
+        details: its contents and settings, as values for `to_plain`.
     """
-    content = {"format": FORMAT, "kind": kind, "command": command, **plain(made_of, PROSE), "versions": versions()}
+    content = {
+        "format": FORMAT,
+        "kind": kind,
+        "command": command,
+        **to_plain(details, PROSE_KEYS),
+        "versions": versions(),
+    }
     return {KEYWORD: json.dumps(content, allow_nan=False)}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of inst, of Python, and of the libraries that compute."""
+    """Return the versions of inst, Python, torch, diffusers and transformers."""
     libraries = {library: version(library) for library in _LIBRARIES}
     return {"inst": __version__, "python": platform.python_version(), **libraries}
 
 
-def entry(content: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Look up a value that was written down. Raises KeyError or TypeError where it is missing or no `kind`."""
+def read_entry(content: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Return a value of a record. Raises KeyError if it is missing, TypeError if it is not of the type `kind`."""
     if not isinstance(content[key], kind):
         raise TypeError(f"{key} is a {type(content[key]).__name__}, not a {kind.__name__}")
     return content[key]
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line what is wrong with something that was written down."""
+    """Return one line that says what is wrong with a record."""
     if isinstance(error, KeyError):
         return f"{error} is missing"
     return first_line(error)
@@ -131,4 +139,4 @@ def _prose(value: Any) -> Any:
         return [_prose(entry) for entry in value]
     if isinstance(value, Mapping):
         return {str(key): _prose(entry) for key, entry in value.items()}
-    return plain(value)
+    return to_plain(value)

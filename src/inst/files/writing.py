@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, names that are still free, and which names are those of pictures."""
+"""Write files completely or not at all, make folders, and find unused file names."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pathlib import Path
 from inst.errors import InstError
 
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
-"""What one of the common systems refuses in a file's name."""
+"""Characters that a common operating system does not allow in a file name."""
 
 _LONGEST_STEM = 200
-"""Bytes of a stem: leaves room for a number and an ending within the 255 bytes that file systems take."""
+"""Largest stem in bytes: file systems allow names of 255 bytes, and a number and an ending must fit too."""
 
 
 def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable[bytes]) -> Path:
-    """Write a file: whole, or not at all. What stood there before stays until the new content is safe on the disk.
+    """Write a file completely or not at all, and return `path`. An old file stays until the new data is on the disk.
 
-    Several pieces of `data` are written one after the other, so that they need not be in memory all at once.
+    `data` can be an iterable of pieces. They are written one by one and need not be in memory together.
 
-    A link is followed, so that it stays a link; a file that is replaced keeps its permissions. Returns `path`.
+    A link is followed and stays a link. A file that is replaced keeps its permissions.
 
     Raises:
-        InstError: the folder does not exist or may not be written to, the disk is full, or `path` is a folder, a
-            device, or protected from writing.
+        InstError: the folder does not exist or is not writable, the disk is full, or `path` is a folder, a device or
+            write-protected.
     """
     path = Path(path)
     try:
         target = Path(os.path.realpath(path))
         if target.exists():
             if not target.is_file():
-                kind = "a folder" if target.is_dir() else "no ordinary file"
+                kind = "a folder" if target.is_dir() else "not a regular file"
                 raise InstError(f"{path} cannot be written: it is {kind}", "choose another name")
             if not os.access(target, os.W_OK):
-                # Renaming needs the folder's permission only, and would take no notice of the file's own.
-                raise PermissionError(errno.EACCES, "the file is protected from writing")
+                # Renaming needs only the folder's permission and would ignore the permission of the file.
+                raise PermissionError(errno.EACCES, "the file is write-protected")
         unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with unfinished.open("xb") as file:
@@ -56,7 +56,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
             raise
     except FileNotFoundError:
         raise InstError(
-            f"{path} cannot be written: the folder {path.parent} does not exist", "make it, or choose another place"
+            f"{path} cannot be written: the folder {path.parent} does not exist", "create it, or choose another folder"
         ) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
@@ -64,28 +64,29 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make a folder, and those above it, unless it is there. Returns `path`; raises InstError where that cannot be."""
+    """Create a folder and its parents if they are missing; return `path`. Raises InstError if it cannot be created."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InstError(f"{path} cannot be made ({error.strerror or error})", "give another folder") from None
+        raise InstError(f"{path} cannot be created ({error.strerror or error})", "give another folder") from None
     return path
 
 
 def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
-    """Claim a file name that nothing has: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
+    """Reserve an unused file name: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
 
-    The file is made, empty, in the same step that finds the name free: two processes never get the same one, and no
-    file is ever overwritten. Writing to it replaces the claim; see `reserve_path`, which takes an unused claim back.
+    An empty file is created in the same step that finds the name unused. So two processes never get the same name, and
+    no file is ever overwritten. Write the content to the returned path. `reserve_path` deletes the empty file if
+    nothing is written.
 
     Args:
-        folder: is made where it is missing.
-        stem: any text; what cannot stand in a file's name becomes `_`, and what is too long is cut.
+        folder: created if it is missing.
+        stem: any text. Characters that are not allowed in a file name become `_`; a long text is cut.
         suffix: the ending with its dot, such as ".png".
 
     Raises:
-        InstError: the folder cannot be made or written to.
+        InstError: the folder cannot be created or is not writable.
     """
     folder = Path(folder)
     stem = _NO_FILE_NAME.sub("_", stem).encode()[:_LONGEST_STEM].decode(errors="ignore").strip(" .") or "picture"
@@ -94,11 +95,11 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise InstError(f"{folder} is a file", "choose another place, which is a folder") from None
+            raise InstError(f"{folder} is a file", "choose a folder") from None
         while True:
             path = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
             try:
-                path.open("xb").close()  # O_CREAT and O_EXCL: fails where anything has the name, a broken link too
+                path.open("xb").close()  # O_CREAT and O_EXCL: fails if the name exists, even as a broken link
             except FileExistsError:
                 number += 1
             else:
@@ -109,7 +110,7 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
-    """Claim a name as `free_path` does, and take the claim back where nothing was written to it in the end."""
+    """Reserve a name as `free_path` does, and delete the empty file at the end if nothing was written to it."""
     path = free_path(folder, stem, suffix)
     try:
         yield path
@@ -120,5 +121,5 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
 
 
 def _cannot_write(path: Path, error: OSError) -> InstError:
-    remedy = "make room on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
+    remedy = "free space on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
     return InstError(f"{path} cannot be written ({error.strerror or error})", remedy)

@@ -1,1 +1,1 @@
-"""From paintings to a style (paper sec. 3.2)."""
+"""Learning: make a style from paintings (paper sec. 3.2)."""

@@ -1,4 +1,4 @@
-"""What learning computes once and not in every step: latents of crops, picture tokens, caption tokens, validation."""
+"""The data that learning computes once: latents of crops, picture tokens, caption tokens, and validation data."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from inst.backbone.inversion import Inversion
 from inst.backbone.model import Backbone
-from inst.backbone.offload import put_away
+from inst.backbone.offload import offload_part
 from inst.backbone.text import TextEmbedding
 from inst.backbone.tokens import TokenizedPrompts
 from inst.pictures.io import Photo, resize
 from inst.sampling.noise import add_noise
 
 CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
-"""What is said about a painting: `[C]` alone half of the time, else a sentence, so that the word works in prompts."""
+"""Captions of a painting. Half of the time `[C]` alone is used, otherwise a sentence: the word must work in prompts."""
 
 _SMALLEST_CROP = 0.6  # of the short side
-_ENLARGED = 1.25  # what a small painting may be enlarged by, so that there is anything to choose from
-_VIEWS, _ALL_VIEWS, _STEP_VIEWS = 8, 64, 4  # of a painting; of all; of them in a step
-_TOGETHER = 4  # pictures that are encoded together
+_MAX_ENLARGEMENT = 1.25  # small paintings are enlarged up to this factor; otherwise only one crop would be possible
+_VIEWS_PER_PAINTING, _MAX_VIEWS, _VIEWS_PER_STEP = 8, 64, 4
+_ENCODER_BATCH = 4  # pictures
 _VALIDATION_PAIRS, _VALIDATION_CROPS = 16, 4
 
 
 @dataclass(frozen=True)
 class Square:
-    """A square of a picture, in pixels; mirrored left to right or not."""
+    """A square crop of a picture, in pixels. It may be mirrored left to right."""
 
     top: int
     left: int
@@ -37,46 +37,57 @@ class Square:
     mirrored: bool = False
 
     def cut(self, picture: Tensor, size: int) -> Tensor:
-        """[3, H, W] -> [3, size, size]."""
-        square = picture[:, self.top : self.top + self.side, self.left : self.left + self.side]
-        square = resize(square, (size, size))
-        return square.flip(-1) if self.mirrored else square
+        """Cut the square out of a picture [3, H, W], and resize it to [3, size, size]."""
+        crop = picture[:, self.top : self.top + self.side, self.left : self.left + self.side]
+        crop = resize(crop, (size, size))
+        return crop.flip(-1) if self.mirrored else crop
 
 
 def random_square(height: int, width: int, size: int, generator: torch.Generator) -> Square:
-    """Draw a square of 60 to 100 % of the short side, mirrored half of the time, that need not be enlarged much.
+    """Draw a square of 60 to 100 % of the short side, mirrored half of the time.
+
+    In a small picture the square is larger, so that it is enlarged by a factor of 1.25 at most, if possible.
 
     Args:
-        height: of the picture, in pixels.
-        width: likewise.
-        size: the side in pixels that the square is going to have.
-        generator: draws side, place and mirroring.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
+        size: side of the square in pixels after it is resized.
+        generator: draws side, position and mirroring.
     """
     short = min(height, width)
-    smallest = min(1.0, max(_SMALLEST_CROP, size / _ENLARGED / short))
+    smallest = min(1.0, max(_SMALLEST_CROP, size / _MAX_ENLARGEMENT / short))
     scale, down, right, mirror = torch.rand(4, generator=generator).tolist()
     side = max(1, round(short * (smallest + (1 - smallest) * scale)))
     return Square(round((height - side) * down), round((width - side) * right), side, mirror < 0.5)
 
 
-def views(height: int, width: int, size: int, count: int) -> list[Square]:
-    """The `count` squares, always the same, that a painting's word is the mean word of. As `random_square`.
+def view_squares(height: int, width: int, size: int, count: int) -> list[Square]:
+    """Return the `count` squares of a painting that its word is computed from (the mean of their words).
 
-    Measured with mini's pretrained module on 10 held-out paintings against the centre alone, with 24 pairs of timestep
-    and noise: the mean of 8 such squares has a loss lower by 0.09 % (on 10 of 10), and of paintings cut to 2 : 1 by
-    0.18 % (on 9 of 10); the two squares that just cover the latter, 0.08 % higher; the whole squashed, 0.55 % higher.
-    For comparison, 200 steps of learning lower it by 0.4 to 0.8 %.
+    The squares are those of `random_square`, with a fixed seed.
+
+    Measured with mini's pretrained module on 10 held-out paintings, with 24 pairs of timestep and noise. The loss is
+    compared with that of the centre square alone:
+
+        mean of 8 such squares                                0.09 % lower (on 10 of 10 paintings)
+        the same, with paintings cropped to 2 : 1             0.18 % lower (on 9 of 10)
+        the two squares that just cover a 2 : 1 painting      0.08 % higher
+        the whole painting, squeezed into a square            0.55 % higher
+
+    For comparison, 200 steps of learning lower the loss by 0.4 to 0.8 %.
     """
     generator = torch.Generator().manual_seed(0)
     return [random_square(height, width, size, generator) for _ in range(count)]
 
 
 def denoising_loss(backbone: Backbone, text: TextEmbedding, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """The latent diffusion loss of each sample: mean (eps - eps_theta(z_t, t, text))^2, [B] (paper sec. 3.2, eq. 1).
+    """Compute the latent diffusion loss of each sample, [B]: mean (eps - eps_theta(z_t, t, text))^2.
+
+    Source: paper sec. 3.2, eq. 1.
 
     Args:
-        backbone: predicts the noise; one that predicts v is converted.
-        text: of B prompts, or of one for all.
+        backbone: predicts the noise; a v prediction is converted.
+        text: text embedding of B prompts, or of one prompt for all.
         clean: z_0, [B, C, h, w].
         noise: eps, [B, C, h, w].
         timesteps: t, [B], on the CPU.
@@ -85,10 +96,13 @@ def denoising_loss(backbone: Backbone, text: TextEmbedding, clean: Tensor, noise
     return (backbone.predict_noise(noisy, timesteps, text) - noise).square().mean(dim=(1, 2, 3))
 
 
-def word_of(inversion: Callable[[Tensor, Tensor], Any], pooled: Tensor, tokens: Tensor) -> Tensor:
-    """The pseudo-word [n, d] of several views: the mean of their words. pooled [V, P], tokens [V, N, W].
+def mean_word(inversion: Callable[[Tensor, Tensor], Any], pooled: Tensor, tokens: Tensor) -> Tensor:
+    """Compute the pseudo-word [n, d] of several views: the mean of their words.
 
-    `inversion` is the module, or gives what it would give.
+    Args:
+        inversion: the inversion module, or a function with the same inputs and outputs.
+        pooled: [V, P], pooled embeddings of the views.
+        tokens: [V, N, W], patch tokens of the views.
     """
     words: Tensor = inversion(pooled, tokens)
     return words.mean(dim=0)
@@ -96,14 +110,15 @@ def word_of(inversion: Callable[[Tensor, Tensor], Any], pooled: Tensor, tokens: 
 
 @dataclass(frozen=True, eq=False)
 class LearningData:
-    """The paintings as learning sees them. K crops, V views, N patch tokens; all on one device.
+    """The paintings as data for learning: K crops, V views, N patch tokens; all on one device.
 
     Attributes:
-        mean: [K, C, h, w], mean of the posterior of each crop's latents.
-        std: [K, C, h, w], its standard deviation.
-        pooled: [V, P] pooled embeddings of the views that the word is computed from (P = 0 where it is not).
-        tokens: [V, N, W] their patch tokens.
-        captions: `CAPTIONS` for each text encoder.
+        mean: [K, C, h, w], mean of the posterior of the latents of each crop.
+        std: [K, C, h, w], standard deviation of this posterior.
+        pooled: [V, P], pooled embeddings of the views that the word is computed from. P is 0 if the word is not
+            computed from views.
+        tokens: [V, N, W], patch tokens of the views.
+        captions: tokens of `CAPTIONS` for each text encoder.
     """
 
     mean: Tensor
@@ -113,19 +128,19 @@ class LearningData:
     captions: tuple[TokenizedPrompts, ...]
 
     def latents(self, crops: Tensor, noise: Tensor) -> Tensor:
-        """Samples [B, C, h, w] of the posteriors of `crops` [B], by Gaussian noise [B, C, h, w]."""
+        """Draw samples [B, C, h, w] from the posteriors of `crops` [B], with Gaussian noise [B, C, h, w]."""
         crops = crops.to(self.mean.device)
         return self.mean[crops] + self.std[crops] * noise.to(self.mean)
 
-    def some_views(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The pooled embeddings and patch tokens of 4 views at random; of all where there are no more."""
-        if len(self.pooled) <= _STEP_VIEWS:
+    def random_views(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the pooled embeddings and patch tokens of 4 random views, or of all views if there are 4 or fewer."""
+        if len(self.pooled) <= _VIEWS_PER_STEP:
             return self.pooled, self.tokens
-        chosen = torch.randperm(len(self.pooled), generator=generator)[:_STEP_VIEWS].to(self.pooled.device)
+        chosen = torch.randperm(len(self.pooled), generator=generator)[:_VIEWS_PER_STEP].to(self.pooled.device)
         return self.pooled[chosen], self.tokens[chosen]
 
     def embed_captions(self, backbone: Backbone, word: Tensor, captions: Tensor) -> TextEmbedding:
-        """The text that `captions` [B] make with the word's vectors [n, d]; gradients flow to the word."""
+        """Encode `captions` [B] (indices of `CAPTIONS`) with the word's vectors [n, d]. Gradients flow to the word."""
         captions = captions.to(self.mean.device)
         return backbone.encode_tokens(
             [tokens[captions] for tokens in self.captions], word.expand(len(captions), -1, -1)
@@ -134,13 +149,13 @@ class LearningData:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """Fixed pairs of timestep and noise, on crops that are not learned from (M pairs).
+    """The validation data: M fixed pairs of timestep and noise, on crops that learning does not use.
 
     Attributes:
-        clean: [M, C, h, w] latents z_0, the posterior's mean.
+        clean: [M, C, h, w], latents z_0: the mean of the posterior.
         noise: [M, C, h, w].
         timesteps: [M], evenly spread, on the CPU.
-        captions: [M] numbers of `CAPTIONS`, on the CPU.
+        captions: [M], indices of `CAPTIONS`, on the CPU.
     """
 
     clean: Tensor
@@ -149,78 +164,79 @@ class Validation:
     captions: Tensor
 
     def loss(self, backbone: Backbone, data: LearningData, word: Tensor) -> float:
-        """The mean denoising loss of a word [n, d]."""
+        """Compute the mean denoising loss of a word [n, d]."""
         texts = data.embed_captions(backbone, word, torch.arange(len(CAPTIONS)))
         losses = [
             denoising_loss(backbone, texts[captions.to(clean.device)], clean, noise, timesteps)
             for clean, noise, timesteps, captions in zip(
-                *(part.split(_TOGETHER) for part in (self.clean, self.noise, self.timesteps, self.captions)),
+                *(part.split(_ENCODER_BATCH) for part in (self.clean, self.noise, self.timesteps, self.captions)),
                 strict=True,
             )
         ]
         return float(torch.cat(losses).mean())
 
 
-def look_at(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Tensor, Tensor]:
-    """The pooled embeddings [V, P] and patch tokens [V, N, W] of the views of all paintings, as many of each.
+def embed_paintings(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Tensor, Tensor]:
+    """Compute the pooled embeddings [V, P] and patch tokens [V, N, W] of the views of all paintings.
 
-    The image encoder, which the rest of a learning or transfer does without, leaves the accelerator again.
+    Every painting has the same number of views. At the end the image encoder is moved off the accelerator, because the
+    rest of learning or transfer does not need it.
 
     Raises:
         InstError: the backbone has no image encoder.
     """
     size = backbone.native_size if backbone.feature_extractor is None else backbone.feature_extractor.size
-    count = max(1, min(_VIEWS, _ALL_VIEWS // len(paintings)))
-    cut = [
+    count = max(1, min(_VIEWS_PER_PAINTING, _MAX_VIEWS // len(paintings)))
+    crops = [
         square.cut(painting.picture, size)
         for painting in paintings
-        for square in views(*_size(painting.picture), size, count)
+        for square in view_squares(*_size(painting.picture), size, count)
     ]
-    seen = [backbone.embed_picture(torch.stack(some)) for some in _batches(cut)]
-    put_away(backbone.image_encoder)
-    return torch.cat([pooled for pooled, _ in seen]), torch.cat([tokens for _, tokens in seen])
+    embedded = [backbone.embed_picture(torch.stack(batch)) for batch in _batches(crops)]
+    offload_part(backbone.image_encoder)
+    return torch.cat([pooled for pooled, _ in embedded]), torch.cat([tokens for _, tokens in embedded])
 
 
 def prepare(
     backbone: Backbone, paintings: Sequence[Photo], inversion: Inversion, crops: int, generator: torch.Generator
 ) -> tuple[LearningData, Validation]:
-    """Compute what learning needs of the paintings.
+    """Compute the learning data and the validation data from the paintings.
 
     Args:
-        backbone: encodes.
-        paintings: one or more of one style.
-        inversion: says how many vectors the word has, and whether pictures are looked at.
-        crops: how many squares are cut out of the paintings in turn, at least one of each (K in all), whose latents are
-            kept: in a step nothing is encoded. They are random, and others are drawn for validation; but 1 stands for
-            the paintings' centres, which then also validate.
-        generator: draws the crops and the validation's noise.
+        backbone: its autoencoder and image encoder encode the paintings.
+        paintings: one or more paintings of one style.
+        inversion: the module; it gives the number of vectors and says whether views are needed.
+        crops: number of random square crops, taken from the paintings in turn, at least one of each (K in all). Their
+            latents are kept, so no step encodes anything. Validation uses other crops. 1 takes the centre of each
+            painting, for learning and for validation.
+        generator: draws the crops and the noise for validation.
     """
     pictures = [painting.picture for painting in paintings]
     size = backbone.native_size
     if crops == 1:
         squares = [(picture, _centre(*_size(picture))) for picture in pictures]
-        apart = squares[:_VALIDATION_CROPS]
+        validation_squares = squares[:_VALIDATION_CROPS]
     else:
         crops = max(crops, len(pictures))
-        turns = [pictures[i % len(pictures)] for i in range(crops + _VALIDATION_CROPS)]
-        drawn = [(picture, random_square(*_size(picture), size, generator)) for picture in turns]
-        squares, apart = drawn[:crops], drawn[crops:]
-    cut = [square.cut(picture, size) for picture, square in (*squares, *apart)]
-    moments = [backbone.encode_moments(torch.stack(some)) for some in _batches(cut)]
+        in_turn = [pictures[i % len(pictures)] for i in range(crops + _VALIDATION_CROPS)]
+        drawn = [(picture, random_square(*_size(picture), size, generator)) for picture in in_turn]
+        squares, validation_squares = drawn[:crops], drawn[crops:]
+    cropped = [square.cut(picture, size) for picture, square in (*squares, *validation_squares)]
+    moments = [backbone.encode_moments(torch.stack(batch)) for batch in _batches(cropped)]
     mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
 
     if inversion.config.pooled_width:
-        pooled, tokens = look_at(backbone, paintings)
+        pooled, tokens = embed_paintings(backbone, paintings)
     else:
         pooled, tokens = mean.new_zeros(1, 0), mean.new_zeros(1, 0, 0)
     device = backbone.device
     captions = backbone.tokenize(CAPTIONS, {"[C]": inversion.config.vectors})
     data = LearningData(
-        mean[: len(squares)], std[: len(squares)], pooled, tokens, tuple(one.to(device) for one in captions)
+        mean[: len(squares)], std[: len(squares)], pooled, tokens, tuple(prompts.to(device) for prompts in captions)
     )
 
     pairs = torch.arange(_VALIDATION_PAIRS)
-    clean = mean[len(squares) :][(pairs % len(apart)).to(device)]
+    clean = mean[len(squares) :][(pairs % len(validation_squares)).to(device)]
     total = len(backbone.alphas_cumprod)
     validation = Validation(
         clean=clean,
@@ -232,9 +248,9 @@ def prepare(
 
 
 def draw_captions(count: int, generator: torch.Generator) -> Tensor:
-    """Numbers of `CAPTIONS`, [count] on the CPU: half of them the first, the others evenly."""
-    other = torch.randint(1, len(CAPTIONS), (count,), generator=generator)
-    return other * (torch.rand(count, generator=generator) < 0.5)
+    """Draw indices of `CAPTIONS`, [count] on the CPU: the first half of the time, otherwise the others evenly."""
+    sentence = torch.randint(1, len(CAPTIONS), (count,), generator=generator)
+    return sentence * (torch.rand(count, generator=generator) < 0.5)
 
 
 def _size(picture: Tensor) -> tuple[int, int]:
@@ -248,4 +264,4 @@ def _centre(height: int, width: int) -> Square:
 
 
 def _batches(pictures: list[Tensor]) -> list[list[Tensor]]:
-    return [pictures[i : i + _TOGETHER] for i in range(0, len(pictures), _TOGETHER)]
+    return [pictures[i : i + _ENCODER_BATCH] for i in range(0, len(pictures), _ENCODER_BATCH)]

@@ -1,4 +1,4 @@
-"""The instant style, without learning; and a style from a style file or a painting."""
+"""Make an instant style, without learning; and read a style from a style file or a painting."""
 
 from __future__ import annotations
 
@@ -11,59 +11,58 @@ import torch
 from inst.arguments import check_type, checked
 from inst.backbone.model import Backbone
 from inst.errors import Call, InstError, UsageError
-from inst.files.listing import pictures_of
-from inst.learning.data import look_at, word_of
-from inst.learning.start import about_style, style_name
-from inst.pictures.given import FORMS, Picture, read_several
+from inst.learning.data import embed_paintings, mean_word
+from inst.learning.start import default_style_name, style_provenance
+from inst.pictures.given import FORMS, Picture, to_paintings
 from inst.pictures.io import make_thumbnail
 from inst.styles.style import Style
 
 
 def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], name: str | None = None) -> Style:
-    """The style that the backbone's pretrained inversion module sees in paintings, without any learning.
+    """Compute the style of paintings with the pretrained inversion module of the backbone, without learning.
 
     Args:
-        backbone: has an inversion module and an image encoder.
-        paintings: a painting, or several of one style, whose words are averaged, as for `inst.learn`.
-        name: the style's name; None takes the first painting's.
+        backbone: a backbone with an inversion module and an image encoder.
+        paintings: a painting, or several of one style, in the forms of `inst.learn`. Their words are averaged.
+        name: name of the style; None takes the name of the first painting.
 
     Raises:
-        UsageError: no painting.
+        UsageError: there is no painting.
         InstError: the backbone has no pretrained inversion module.
     """
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
-    read = read_several(paintings, "painting")
+    loaded = to_paintings(paintings)
     name = None if name is None else checked("name", name, "str")
     if backbone.inversion is None:
         raise InstError(
             f"The backbone {backbone.name} has no pretrained inversion module, which an instant style needs",
             "learn the style with ",
             Call("learn"),
-            ", and give that",
+            ", and give the learned style",
         )
     with torch.inference_mode():
-        vectors = word_of(backbone.inversion, *look_at(backbone, read))
+        vectors = mean_word(backbone.inversion, *embed_paintings(backbone, loaded))
     return Style(
         vectors=vectors,
         widths=backbone.text_widths,
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
-        about=about_style(name or style_name(read[0]), backbone, read, "instant", 0),
-        thumbnail=make_thumbnail(read[0].picture),
+        about=style_provenance(name or default_style_name(loaded[0]), backbone, loaded, "instant", 0),
+        thumbnail=make_thumbnail(loaded[0].picture),
     )
 
 
 def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -> Style:
-    """Read a style: a style as it is, a style file; or the instant style of a painting, or of several.
+    """Return a style: the given style, the style of a style file, or the instant style of one or more paintings.
 
     Args:
-        backbone: has an inversion module where a painting is given.
+        backbone: the backbone; it needs an inversion module if a painting is given.
         given: a style; the path of a style file (.safetensors), of a painting, or of a folder of paintings of one
             style; or paintings in any other form (`inst.pictures.given.Picture`).
 
     Raises:
-        UsageError: something else.
-        InstError: a file that cannot be read, or the backbone has no inversion module.
+        UsageError: `given` is something else.
+        InstError: a file cannot be read, or the backbone has no inversion module.
     """
     if isinstance(given, Style):
         return given
@@ -71,9 +70,9 @@ def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -
         place = Path(given)
         if place.suffix.lower() == ".safetensors":
             return Style.load(place)
-        return instant_style(backbone, pictures_of([place]), place.stem)
+        return instant_style(backbone, place, place.stem)
     paintings = given if isinstance(given, Sequence) else [given]
-    if not all(isinstance(one, FORMS) for one in paintings):
+    if not all(isinstance(painting, FORMS) for painting in paintings):
         raise UsageError(
             f"A style of the type {type(given).__name__} cannot be used",
             "give an inst.Style, the path of a style file, or a painting as a path, a PIL image, an array or a tensor",

@@ -1,4 +1,4 @@
-"""Learning a style: the pseudo-word of one painting, or of several of one style (paper sec. 3.2)."""
+"""Learn a style: the pseudo-word of one painting, or of several paintings of one style (paper sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from torch import Tensor
 
 from inst.arguments import check_choice, check_type, checked
 from inst.backbone.inversion import VARIANTS
-from inst.backbone.loading.image_encoder import how_to_give
+from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.run import LearningDiverged as LearningDiverged
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
-from inst.learning.start import check_start, style_name
+from inst.learning.start import check_start, default_style_name
 from inst.learning.state import LearningState as LearningState
-from inst.pictures.given import Picture, read_several
+from inst.pictures.given import Picture, to_paintings
 from inst.pictures.io import Photo
 from inst.styles.style import Style
 
 
 @dataclass(frozen=True, eq=False)
 class LearningStep:
-    """One step of learning, after it was taken.
+    """A finished step of learning.
 
     Attributes:
         step: 1-based number of the step.
-        total: number of steps, if learning does not stop early.
-        loss: the mean squared error of the predicted noise in this step's batch.
+        total: number of steps if learning does not stop early.
+        loss: the mean squared error of the predicted noise in the batch of this step.
         smoothed: the exponential average of the losses.
         lr: the learning rate of this step.
-        seconds: since the start, with those before an interrupt.
-        remaining: seconds until `total`, by the mean speed since the start or the interrupt.
-        validation: the validation loss after this step; None where it was not computed.
-        best: whether that is the lowest so far.
-        preview: [3, H, W] in [-1, 1], a picture made from "[C]" with always the same noise; None in other steps.
+        seconds: time since the start, including the time before an interruption.
+        remaining: estimated seconds until `total`, from the mean speed since the start or the interruption.
+        validation: the validation loss after this step; None if it was not computed.
+        best: whether this validation loss is the lowest so far.
+        preview: [3, H, W] in [-1, 1], a picture made from "[C]", always with the same noise; None if this step makes no
+            preview.
     """
 
     step: int
@@ -54,26 +55,29 @@ class LearningStep:
     _run: LearningRun = field(repr=False)
 
     def style(self, *, with_module: bool = False) -> Style:
-        """The style as it is after this step; with the inversion module on request, to learn on from it.
+        """Return the style after this step; with the inversion module on request, to continue learning from it.
 
         Raises:
-            RuntimeError: the learning has gone on since: ask before the next step.
+            RuntimeError: a later step has begun. Call this before the next step.
         """
-        self._run.check_at(self.step)
+        self._run.check_step(self.step)
         return self._run.style(self.validation, with_module=with_module)
 
     def best_style(self, *, with_module: bool = False) -> Style:
-        """The style of the lowest validation loss so far, at any time; without validation, the latest."""
+        """Return the style with the lowest validation loss so far; without validation, the latest style.
+
+        It can be called at any time.
+        """
         return self._run.best_style(with_module=with_module)
 
     def state(self) -> LearningState:
-        """What an interrupted learning goes on from. Raises RuntimeError as `style` does."""
-        self._run.check_at(self.step)
+        """Return the state from which an interrupted learning can resume. Raises RuntimeError like `style`."""
+        self._run.check_step(self.step)
         return self._run.state()
 
 
 Learning = Generator[LearningStep, None, Style]
-"""Yields every step and returns the best style."""
+"""A generator that yields every step and returns the best style."""
 
 
 def learn(
@@ -96,53 +100,55 @@ def learn(
     name: str | None = None,
     resume: LearningState | None = None,
 ) -> Learning:
-    """Learn a style. The backbone stays as it is; what is learned is the inversion module.
+    """Learn a style. Learning trains the inversion module; the backbone does not change.
 
-    Every random number is drawn on the CPU from one generator, so that the same seed gives the same style on the same
-    device, and going on from a `LearningState` gives what never stopping would have given. The generator may be closed
-    at any step.
+    All random numbers come from one generator on the CPU. So the same seed gives the same style on the same device, and
+    resuming from a `LearningState` gives the same result as learning without interruption. The returned generator may
+    be closed at any step.
 
     Args:
-        backbone: any; one without image encoder allows the variant "direct" only.
+        backbone: any backbone; without image encoder only the variant "direct" is possible.
         paintings: a painting, or several of one style: a path, a PIL image, an array, a tensor or an `inst.Photo`
-            (`inst.pictures.given.Picture`). Their opacity does not count.
-        steps: at most this many; see `patience`. The rate falls with them (`inst.learning.run.learning_rate`).
-        lr: Adam's learning rate of the network's weights, reached after a short warm-up; the vectors' free parts learn
-            `inst.backbone.inversion.FREE_RATE` times as fast.
-        batch_size: noisy latents in a step.
-        variant: one of `inst.backbone.inversion.VARIANTS`; None is "attention" where the backbone has an image encoder,
-            else "direct".
-        layers: cross-attention layers; None takes the pretrained module's, or 3.
-        dropout: rate in every layer.
-        vectors: number n of pseudo-word vectors; None takes the pretrained module's, or 8.
-        pretrained: start from the backbone's pretrained module; None does so where it has one that fits the variant,
-            layers and vectors asked for.
-        crops: random squares cut out of the paintings, at least one of each, whose latents are computed once; the
-            validation loss is of others. 1 takes each painting's centre, as much of it as a square can hold, which then
-            validates too.
-        validate_every: steps between two computations of the validation loss, which is of fixed timesteps, noise and
-            crops; 0 never does.
-        patience: validations without a new best after which learning stops.
-        preview_every: steps between two previews; 0 makes none.
-        seed: of all random numbers.
-        name: the style's name; None takes the first painting's.
-        resume: go on from here, with the same other arguments (steps, patience and previews may differ).
+            (`inst.pictures.given.Picture`). Their opacity is ignored.
+        steps: maximum number of steps; see `patience`. The learning rate falls over these steps
+            (`inst.learning.run.learning_rate`).
+        lr: Adam's learning rate for the weights of the network, reached after a short warm-up. The free parts of the
+            vectors learn `inst.backbone.inversion.FREE_RATE` times as fast.
+        batch_size: number of noisy latents in a step.
+        variant: one of `inst.backbone.inversion.VARIANTS`; None is "attention" if the backbone has an image encoder,
+            otherwise "direct".
+        layers: number of cross-attention layers; None takes the number of the pretrained module, or 3.
+        dropout: dropout rate in every layer.
+        vectors: number n of pseudo-word vectors; None takes the number of the pretrained module, or 8.
+        pretrained: start from the pretrained module of the backbone. None does so if the backbone has one that fits the
+            given variant, layers and vectors.
+        crops: number of random square crops of the paintings, at least one of each. Their latents are computed once.
+            The validation loss uses other crops. 1 takes the largest centre square of each painting, for learning and
+            for validation.
+        validate_every: number of steps between two validations. The validation loss uses fixed timesteps, noise and
+            crops. 0 means no validation.
+        patience: learning stops after this many validations without a new best loss.
+        preview_every: number of steps between two previews; 0 means no previews.
+        seed: random seed; the same seed gives the same result.
+        name: name of the style; None takes the name of the first painting.
+        resume: the state to resume from. The other arguments must be the same as before (steps, patience and previews
+            may differ).
 
     Returns:
-        A generator of every step, which returns the style of the lowest validation loss, be it that of the start;
-        without validation, the last.
+        A generator that yields every step and returns the style with the lowest validation loss, which may be that of
+        the start; without validation, it returns the last style.
 
     Raises:
-        UsageError: an argument out of range, or one that does not fit the backbone or `resume`.
-        LearningDiverged: while iterating: the loss is no number any more.
+        UsageError: an argument is out of range, or does not fit the backbone or `resume`.
+        LearningDiverged: during iteration, if the loss is not finite any more.
 
     Warns:
-        InstWarning: the variant is "direct" because there is no image encoder, not because it was asked for.
+        InstWarning: the variant "direct" is used because the backbone has no image encoder, and `variant` is None.
     """
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
-    read = read_several(paintings, "painting")
+    loaded = to_paintings(paintings)
     if resume is not None:
-        check_type("A state to go on from", resume, LearningState, "read one with inst.LearningState.load")
+        check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")
     layers = None if layers is None else checked("layers", layers, "int")
     vectors = None if vectors is None else checked("vectors", vectors, "int")
     pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
@@ -153,9 +159,9 @@ def learn(
             warnings.warn(
                 InstWarning(
                     f"{backbone.name or 'This backbone'} has no image encoder, so free vectors are learned, without "
-                    "a look at the painting as a whole",
-                    *how_to_give(backbone.text_encoder.config),
-                    ", or ask for this (",
+                    "an embedding of the whole painting",
+                    *image_encoder_remedy(backbone.text_encoder.config),
+                    ", or choose this variant (",
                     Argument("variant", "direct"),
                     ")",
                 ),
@@ -163,14 +169,14 @@ def learn(
             )
     check_choice("variant", variant, VARIANTS)
     if variant == "direct" and layers:
-        raise UsageError(f"The variant direct has no layers, but {layers} are asked for", "leave them out")
+        raise UsageError(f"The variant direct has no layers, but {layers} are given", "leave out ", Argument("layers"))
     preview_every = checked("steps between previews", preview_every, "int")
     if preview_every < 0:
-        raise UsageError(f"Previews every {preview_every} steps are not possible", "give 0 (none) or more")
+        raise UsageError(f"Previews every {preview_every} steps are not possible", "give 0 (no previews) or more")
     if pretrained is None:
-        pretrained = _misfit(backbone, variant, layers, vectors) is None
-    elif pretrained and (misfit := _misfit(backbone, variant, layers, vectors)):
-        raise UsageError(f"{misfit}", "learn from scratch instead")
+        pretrained = _pretrained_mismatch(backbone, variant, layers, vectors) is None
+    elif pretrained and (mismatch := _pretrained_mismatch(backbone, variant, layers, vectors)):
+        raise UsageError(mismatch, "learn from scratch instead")
     start = backbone.inversion.config if pretrained and backbone.inversion else None
     settings = LearningSettings(
         steps=steps,
@@ -186,8 +192,8 @@ def learn(
         patience=patience,
         seed=seed,
     )
-    check_start(backbone, read, settings, resume)
-    return _learn(backbone, read, settings, preview_every, name or style_name(read[0]), resume)
+    check_start(backbone, loaded, settings, resume)
+    return _learn(backbone, loaded, settings, preview_every, name or default_style_name(loaded[0]), resume)
 
 
 def _learn(
@@ -228,16 +234,16 @@ def _learn(
     return run.best_style(with_module=False)
 
 
-def _misfit(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:
-    """Say why the backbone's pretrained module is not what is asked for; None if it is."""
+def _pretrained_mismatch(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:
+    """Return why the backbone's pretrained module does not fit the given arguments; None if it fits."""
     if backbone.inversion is None:
         return f"The backbone {backbone.name} has no pretrained inversion module"
     config = backbone.inversion.config
-    for what, there, asked in (
+    for label, actual, wanted in (
         ("the variant", config.variant, variant),
         ("layers:", config.layers, layers),
         ("vectors:", config.vectors, vectors),
     ):
-        if asked is not None and asked != there:
-            return f"The pretrained inversion module has {what} {there}, not {asked}"
+        if wanted is not None and wanted != actual:
+            return f"The pretrained inversion module has {label} {actual}, not {wanted}"
     return None

@@ -1,4 +1,4 @@
-"""LearningRun: what changes in the course of learning. `inst.learning.loop.learn` is the loop around it."""
+"""`LearningRun` holds everything that changes during learning. `inst.learning.loop.learn` is the loop around it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from inst.backbone.devices import be_gentle, deterministic
+from inst.backbone.devices import allow_nondeterminism, deterministic
 from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
 from inst.errors import InstError
-from inst.learning.data import denoising_loss, draw_captions, prepare, word_of
+from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
 from inst.learning.settings import LearningSettings
-from inst.learning.start import about_style, belongings, start_module
+from inst.learning.start import resume_requirements, start_module, style_provenance
 from inst.learning.state import LearningState, Progress
 from inst.pictures.io import Photo, make_thumbnail
 from inst.runs import complete
@@ -30,30 +30,30 @@ _FLOAT16_SCALE = 2.0**16
 
 
 class LearningDiverged(InstError):
-    """The loss, or its gradient, is no number any more.
+    """The loss or its gradient is not finite any more.
 
     Attributes:
         step: the step in which it happened.
-        last_good: the best style before.
+        last_good: the best style before that step.
     """
 
     def __init__(self, message: str, step: int, last_good: Style) -> None:
         super().__init__(message)
-        self.step = step
-        self.last_good = last_good
+        self.args = message, step, last_good  # what copies and pickles are made from
+        self.step, self.last_good = step, last_good
 
 
 class LearningRun:
-    """A learning between two steps: module, optimiser, generator, progress, and the best so far.
+    """The module, optimiser, generator and progress of a learning, and its best parameters so far.
 
     Args:
-        backbone: frozen; nothing of it is changed.
-        paintings: what is learned from.
-        settings: how.
-        name: the style's.
-        resume: the state to go on from.
+        backbone: the frozen model; it does not change.
+        paintings: the paintings to learn from.
+        settings: the learning settings.
+        name: name of the style.
+        resume: the state to resume from, or None.
 
-    `inst.learning.start.check_start` says before whether they fit together.
+    Call `inst.learning.start.check_start` first: it checks whether the arguments fit together.
     """
 
     @torch.inference_mode(False)
@@ -68,19 +68,19 @@ class LearningRun:
         self.backbone, self.settings, self.name = backbone, settings, name
         self.paintings = paintings
         self.thumbnail = make_thumbnail(paintings[0].picture)
-        # All randomness comes from this one generator, in this order, so that a resumed run finds the same data.
+        # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.module = start_module(backbone, settings, self.generator).train()
         self.module.draw_dropout_from(self.generator)
         with torch.no_grad(), deterministic(backbone.device):
             self.data, self.validation = prepare(backbone, paintings, self.module, settings.crops, self.generator)
-        self.first_time = torch.rand((), generator=self.generator).item()
+        self.timestep_offset = torch.rand((), generator=self.generator).item()
         self.parameters = dict(self.module.named_parameters())
         free = [value for key, value in self.parameters.items() if key == "moved"]
         network = [value for key, value in self.parameters.items() if key != "moved"]
         groups = [{"params": group, "speed": speed} for group, speed in ((network, 1.0), (free, FREE_RATE)) if group]
         self.adam = torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)
-        self.best = _copies(self.parameters)
+        self.best = _copy_tensors(self.parameters)
         self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
@@ -98,28 +98,30 @@ class LearningRun:
         """Take one step, and return its loss.
 
         Raises:
-            LearningDiverged: the loss or its gradient is no number.
+            LearningDiverged: the loss or its gradient is not finite.
         """
         self.between_steps = False
         state = self.generator.get_state()
         try:
-            value = self._descend()
+            value = self._take_step()
         except RuntimeError as error:
-            if not be_gentle(self.backbone.device, error):
+            if not allow_nondeterminism(self.backbone.device, error):
                 raise
             self.generator.set_state(state)
-            value = self._descend()
-        self.progress = self.progress.after(value)
+            value = self._take_step()
+        self.progress = self.progress.after_step(value)
         self.between_steps = True
         return value
 
-    def _descend(self) -> float:
-        """Draw a batch, and change the parameters by the gradient of its loss, which is returned."""
+    def _take_step(self) -> float:
+        """Draw a batch, update the parameters with the gradient of its loss, and return the loss."""
         step, data = self.progress.step, self.data
         crops, captions, noise, sampling_noise = self._draw()
-        timesteps = spread_timesteps(step * len(crops), len(crops), len(self.backbone.alphas_cumprod), self.first_time)
+        timesteps = spread_timesteps(
+            step * len(crops), len(crops), len(self.backbone.alphas_cumprod), self.timestep_offset
+        )
         with deterministic(self.backbone.device):
-            word = word_of(self.module, *data.some_views(self.generator))
+            word = mean_word(self.module, *data.random_views(self.generator))
             text = data.embed_captions(self.backbone, word, captions)
             clean = data.latents(crops, sampling_noise)
             loss = denoising_loss(self.backbone, text, clean, noise.to(clean), timesteps).mean()
@@ -127,7 +129,7 @@ class LearningRun:
             if not math.isfinite(value):
                 raise self._diverged()
             if not self.settings.validate_every:
-                self.best = _copies(self.parameters)  # they gave a finite loss
+                self.best = _copy_tensors(self.parameters)  # these parameters gave a finite loss
             self.adam.zero_grad(set_to_none=True)
             (loss * self.progress.loss_scale).backward()
             self._update()
@@ -136,34 +138,34 @@ class LearningRun:
     @torch.inference_mode(False)
     @torch.no_grad()
     def validate(self) -> float:
-        """Compute the validation loss, and keep the state if it is the best so far."""
+        """Compute the validation loss, and keep the parameters if it is the lowest so far."""
         with deterministic(self.backbone.device):
             loss = self.validation.loss(self.backbone, self.data, self._word(self.parameters))
         if not math.isfinite(loss):
             raise self._diverged()
-        self.progress = self.progress.validated(loss)
+        self.progress = self.progress.after_validation(loss)
         if self.progress.stale == 0:
-            self.best = _copies(self.parameters)
+            self.best = _copy_tensors(self.parameters)
         return loss
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def preview(self) -> Tensor:
-        """A picture [3, S, S] in [-1, 1] of the backbone's native size, made from "[C]" with always the same noise."""
+        """Make a picture [3, S, S] in [-1, 1] from "[C]", in the backbone's native size, always with the same noise."""
         style = self.style(with_module=False)
         return complete(generate(self.backbone, style=style, **preview_settings(self.settings.seed)))[0].cpu()
 
-    def check_at(self, step: int) -> None:
+    def check_step(self, step: int) -> None:
         """Raise RuntimeError unless exactly `step` steps were taken."""
         if not self.between_steps or self.progress.step != step:
-            raise RuntimeError(f"learning has gone on since step {step}: ask a step before the next one is taken")
+            raise RuntimeError(f"learning has continued after step {step}: use a step before the next one begins")
 
     def style(self, loss: float | None = None, *, with_module: bool) -> Style:
-        """The style as it is now; `loss` is its validation loss, where known."""
+        """Return the current style. `loss` is its validation loss if known."""
         return self._make_style(self.parameters, self.progress.step, loss, with_module)
 
     def best_style(self, *, with_module: bool) -> Style:
-        """The style of the lowest validation loss so far; without validation, the latest whose loss was finite."""
+        """Return the style with the lowest validation loss so far; without validation, the last with a finite loss."""
         progress = self.progress
         if not self.settings.validate_every:
             if self.between_steps:
@@ -172,14 +174,14 @@ class LearningRun:
         return self._make_style(self.best, progress.best_step, progress.best_loss, with_module)
 
     def state(self) -> LearningState:
-        """A snapshot on the CPU."""
+        """Return a snapshot on the CPU, from which learning can resume."""
         tensors: dict[str, Tensor] = {f"module.{key}": value for key, value in self.parameters.items()}
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
         for index, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         tensors["generator"] = self.generator.get_state()
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        about = belongings(self.backbone, self.paintings, self.settings.variant)
+        about = resume_requirements(self.backbone, self.paintings, self.settings.variant)
         return LearningState(self.progress, asdict(self.settings), about, tensors)
 
     def _restore(self, state: LearningState) -> None:
@@ -191,13 +193,13 @@ class LearningRun:
                 self.best[key].copy_(value)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in state.part("adam").items():
-            index, _, what = key.partition(".")
-            moments.setdefault(int(index), {})[what] = value
+            index, _, moment = key.partition(".")
+            moments.setdefault(int(index), {})[moment] = value
         self.adam.load_state_dict({"state": moments, "param_groups": self.adam.state_dict()["param_groups"]})
         self.generator.set_state(state.tensors["generator"])
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Crops [B], captions [B], noise and the noise of the posteriors' samples, both [B, C, h, w]; on the CPU."""
+        """Draw crops [B], captions [B], and the noises for z_t and for the posteriors, [B, C, h, w]; all on the CPU."""
         batch, shape = self.settings.batch_size, self.data.mean.shape
         return (
             torch.randint(shape[0], (batch,), generator=self.generator),
@@ -207,12 +209,12 @@ class LearningRun:
         )
 
     def _update(self) -> None:
-        """Let Adam change the parameters by their gradients, which the loss was scaled for."""
+        """Update the parameters with Adam. The gradients are those of the scaled loss."""
         scale = self.progress.loss_scale
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            # float16 overflows now and then: this step's gradient is lost.
-            self.progress = self.progress.overflowed()
+            # float16 overflows sometimes: the gradient of this step is lost.
+            self.progress = self.progress.after_overflow()
             if self.progress.loss_scale < 1:
                 raise self._diverged()
             return
@@ -221,17 +223,17 @@ class LearningRun:
         for group in self.adam.param_groups:
             group["lr"] = self.rate * group["speed"]
         self.adam.step()
-        self.progress = self.progress.fitted(self.largest_scale)
+        self.progress = self.progress.after_finite_gradient(self.largest_scale)
 
     def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The word [n, d] that the module makes of all views with these parameters, without dropout."""
+        """Compute the word [n, d] of all views with these parameters, without dropout."""
 
         def inversion(*views: Tensor) -> Any:
             return functional_call(self.module, dict(parameters), views)
 
         self.module.eval()
         try:
-            return word_of(inversion, self.data.pooled, self.data.tokens)
+            return mean_word(inversion, self.data.pooled, self.data.tokens)
         finally:
             self.module.train()
 
@@ -241,7 +243,7 @@ class LearningRun:
         settings = asdict(self.settings)
         variant, seed = settings.pop("variant"), settings.pop("seed")
         measured = {"seed": seed, "settings": settings, "loss": loss, "start_loss": self.progress.start_loss}
-        about = about_style(self.name, self.backbone, self.paintings, variant, step) | measured
+        about = style_provenance(self.name, self.backbone, self.paintings, variant, step) | measured
         return Style(
             vectors=self._word(parameters),
             widths=self.backbone.text_widths,
@@ -254,35 +256,38 @@ class LearningRun:
         )
 
     def _diverged(self) -> LearningDiverged:
-        step = self.progress.step + (not self.between_steps)  # one that is not finished has not been counted
+        step = self.progress.step + (not self.between_steps)  # an unfinished step is not counted yet
         return LearningDiverged(
-            f"The loss is not finite any more at step {step}: learn more slowly than with the rate "
-            f"{self.settings.lr:g}, or with the backbone in float32.",
+            f"The loss is not finite any more at step {step}: use a learning rate below {self.settings.lr:g}, or the "
+            f"backbone in float32.",
             step,
             self.best_style(with_module=False),
         )
 
 
 def preview_settings(seed: int) -> dict[str, Any]:
-    """The arguments of `inst.generate` that make a preview of a learning with this seed, besides backbone and style."""
+    """Return the arguments of `inst.generate`, except backbone and style, for a preview of learning with this seed."""
     return {"prompt": "[C]", "steps": 8, "guidance": 4.0, "seed": seed}
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: a linear warm-up, then half a cosine down to a tenth."""
+    """Return the learning rate of step `step` (from 0) of `steps`.
+
+    The rate has a linear warm-up, and then falls to a tenth along half a cosine.
+    """
     progress = min(1.0, step / steps)
     return peak * min(1.0, (step + 1) / _WARM_UP) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def spread_timesteps(first: int, count: int, total: int, offset: float) -> Tensor:
-    """The timesteps [count] of samples number `first` and following: uniform over [0, total), on the CPU.
+    """Return timesteps [count], uniform over [0, total), on the CPU, for the samples from number `first` on.
 
-    Steps of the golden ratio fill the range evenly from wherever they begin, so that neighbouring batches do not
-    differ by the noise levels that happened to be drawn. A uniform `offset` in [0, 1) makes each of them uniform.
+    Consecutive samples differ by the golden ratio, which fills the range evenly from any start. So the noise levels of
+    neighbouring batches do not differ by chance. With a uniform `offset` in [0, 1), each timestep is uniform.
     """
     numbers = torch.arange(first, first + count, dtype=torch.float64)
     return ((offset + numbers * _GOLDEN) % 1 * total).long()
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""How to learn: the settings of `learn`, checked, and presets of them."""
+"""The settings of `learn`, with checks, and presets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from inst.errors import UsageError
 
 @dataclass(frozen=True)
 class LearningSettings:
-    """How to learn: the arguments of `inst.learning.loop.learn` of the same names, with what was left open filled in.
+    """The learning settings: arguments of `inst.learning.loop.learn` with the same names, and without None.
 
     Raises:
-        UsageError: a value of another type, or out of range.
+        UsageError: a value has the wrong type or is out of range.
     """
 
     steps: int
@@ -33,9 +33,9 @@ class LearningSettings:
     seed: int
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value = checked(one.name.replace("_", " "), getattr(self, one.name), str(one.type))
-            object.__setattr__(self, one.name, value)
+        for setting in fields(self):
+            value = checked(setting.name.replace("_", " "), getattr(self, setting.name), str(setting.type))
+            object.__setattr__(self, setting.name, value)
         check_at_least(1, steps=self.steps, batch_size=self.batch_size, crops=self.crops, patience=self.patience)
         if self.validate_every < 0:
             raise UsageError(f"Validation every {self.validate_every} steps is not possible", "give 0 (never) or more")
@@ -46,4 +46,4 @@ class LearningSettings:
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"paper": {"lr": 1e-3, "batch_size": 1, "dropout": 0.05}}
-"""Arguments of `learn` by name. "paper": those of its sec. 3.2 and 4."""
+"""Presets: arguments of `learn`, by preset name. "paper" has the values of the paper, sec. 3.2 and 4."""

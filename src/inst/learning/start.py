@@ -1,4 +1,4 @@
-"""What a learning starts from: a module that fits the backbone, fresh or pretrained, and whether all fits together."""
+"""The start of learning: check the inputs, and make a fresh or pretrained module that fits the backbone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of
 from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion
-from inst.backbone.loading.image_encoder import how_to_give
+from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.backbone.text import coarse_word
 from inst.errors import Argument, UsageError
@@ -27,44 +27,47 @@ from inst.version import __version__
 def check_start(
     backbone: Backbone, paintings: Sequence[Photo], settings: LearningSettings, resume: LearningState | None
 ) -> None:
-    """Check what `LearningRun` is given, without computing anything.
+    """Check the arguments of `LearningRun`, without computing anything.
 
     Raises:
-        UsageError: the settings allow no module, or none that fits the backbone; the word is too long for a caption; or
-            `resume` belongs to something else.
+        UsageError: no module with these settings fits the backbone; the word is too long for a caption; or `resume`
+            comes from another learning.
     """
     backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings).vectors})
     if resume is not None:
-        resume.check(settings, belongings(backbone, paintings, settings.variant))
+        resume.check(settings, resume_requirements(backbone, paintings, settings.variant))
 
 
-def style_name(painting: Photo) -> str:
-    """What to call a style that nobody named: after its (first) painting."""
+def default_style_name(painting: Photo) -> str:
+    """Return the default name of a style: the name of its (first) painting."""
     return Path(painting.name).stem or "unnamed"
 
 
-def about_style(name: str, backbone: Backbone, paintings: Sequence[Photo], variant: str, steps: int) -> dict[str, Any]:
-    """The provenance that every style has which comes from paintings (`Style.about`)."""
+def style_provenance(
+    name: str, backbone: Backbone, paintings: Sequence[Photo], variant: str, steps: int
+) -> dict[str, Any]:
+    """Return the provenance of a style that comes from paintings (`Style.about`)."""
     return {
         "name": name,
         "backbone": backbone.name,
         "variant": variant,
         "steps": steps,
-        "paintings": [{"name": one.name, "sha256": one.sha256} for one in paintings],
+        "paintings": [{"name": painting.name, "sha256": painting.sha256} for painting in paintings],
         "inst": __version__,
     }
 
 
-def belongings(backbone: Backbone, paintings: Sequence[Photo], variant: str) -> dict[str, Any]:
-    """What a state belongs to: going on with anything else would not give what never stopping would have given.
+def resume_requirements(backbone: Backbone, paintings: Sequence[Photo], variant: str) -> dict[str, Any]:
+    """Return what must be the same to resume a learning: fingerprints of the models, precision, and paintings.
 
-    The variant "direct" looks at no painting: of it, the image encoder is no part.
+    With anything else, the result would differ from that of a learning without interruption. The image encoder is
+    included only if it is used: the variant "direct" does not use it.
     """
     about = {
         "text space": backbone.fingerprint,
         "denoiser": backbone.denoiser_fingerprint,
         "precision": str(backbone.dtype).removeprefix("torch."),
-        "set of paintings": [_digest(one) for one in paintings],
+        "set of paintings": [_digest(painting) for painting in paintings],
     }
     if variant != "direct" and backbone.image_encoder is not None:
         weights = backbone.image_encoder.state_dict()
@@ -73,15 +76,15 @@ def belongings(backbone: Backbone, paintings: Sequence[Photo], variant: str) -> 
 
 
 def _configure(backbone: Backbone, settings: LearningSettings) -> InversionConfig:
-    """The configuration of the module that learning starts from: the pretrained one's, or a fresh one."""
+    """Return the configuration of the module that learning starts from: that of the pretrained module, or a new one."""
     if settings.pretrained and backbone.inversion is not None:
         return replace(backbone.inversion.config, dropout=settings.dropout, free=True)
     return fresh_config(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
 
 
 def start_module(backbone: Backbone, settings: LearningSettings, generator: torch.Generator) -> Inversion:
-    """The module that learning starts from: a copy of the pretrained one, or a fresh one."""
-    with torch.random.fork_rng(devices=()):  # modules draw their first weights from the caller's generator
+    """Make the module that learning starts from: a copy of the pretrained module, or a fresh module."""
+    with torch.random.fork_rng(devices=()):  # new modules draw weights; the caller's generator must not change
         if settings.pretrained and backbone.inversion is not None:
             module = build_inversion(_configure(backbone, settings))
             module.load_state_dict({"moved": module.moved, **backbone.inversion.state_dict()})
@@ -93,25 +96,25 @@ def start_module(backbone: Backbone, settings: LearningSettings, generator: torc
 def fresh_config(
     backbone: Backbone, variant: str = "attention", vectors: int = 8, layers: int = 3, dropout: float = 0.05
 ) -> InversionConfig:
-    """Configure a module with free parts that fits a backbone, to learn from scratch.
+    """Return the configuration of a module with free parts that fits a backbone, to learn from scratch.
 
     Args:
-        backbone: gives the widths and the token table.
+        backbone: gives the widths.
         variant: one of `VARIANTS`.
         vectors: number n of pseudo-word vectors.
         layers: number of cross-attention layers; "direct" has none.
         dropout: dropout rate in every layer.
 
     Raises:
-        UsageError: a value out of range, or a network where the backbone has no image encoder.
+        UsageError: a value is out of range, or the variant needs an image encoder and the backbone has none.
     """
     width, encoder = backbone.text_width, backbone.image_encoder
     if variant == "direct":
         return InversionConfig(0, 0, width, vectors, 0, 1, 0.0, variant, free=True)
     if encoder is None:
         raise UsageError(
-            f'{backbone.name or "This backbone"} has no image encoder, which the variant "{variant}" looks through',
-            *how_to_give(backbone.text_encoder.config),
+            f'{backbone.name or "This backbone"} has no image encoder, which the variant "{variant}" needs',
+            *image_encoder_remedy(backbone.text_encoder.config),
             ", or learn without one (",
             Argument("variant", "direct"),
             ")",
@@ -132,13 +135,13 @@ def fresh_config(
 def fresh_inversion(
     backbone: Backbone, variant: str = "attention", vectors: int = 8, layers: int = 3, dropout: float = 0.05
 ) -> AttentionInversion | DirectInversion:
-    """Make the module that `fresh_config` describes, which stands where the coarse word does, to learn from scratch.
+    """Make the module that `fresh_config` describes, to learn from scratch. Its first word is the coarse word.
 
     Returns:
-        The module in fp32 on the backbone's device. Its weights are drawn from the CPU's default generator.
+        The module in float32 on the device of the backbone. Its weights are drawn from the CPU's default generator.
 
     Raises:
-        UsageError: as `fresh_config` does.
+        UsageError: for the same reasons as `fresh_config`.
     """
     module = build_inversion(fresh_config(backbone, variant, vectors, layers, dropout)).to(backbone.device)
     module.start_at(coarse_word(backbone), backbone.token_table, backbone.text_widths)

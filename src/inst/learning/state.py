@@ -1,4 +1,4 @@
-"""How to learn (LearningSettings), and all that an interrupted learning goes on from, exactly (LearningState)."""
+"""`LearningState`: everything that an interrupted learning needs to resume exactly, and its file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
 
 AVERAGING = 0.98
-"""Weight of what was before in the exponential average of the losses."""
+"""Weight of the previous losses in their exponential average."""
 
 GROWTH_INTERVAL = 50
-"""Steps after which a loss's scale that was halved is doubled, as `torch.amp.GradScaler` does it after 2000: by then
-most learnings are over."""
+"""Number of steps after which a halved loss scale is doubled. `torch.amp.GradScaler` waits 2000 steps, which is longer
+than most learnings."""
 
 _KEY = "inst_learning"
 _MAY_CHANGE = frozenset({"steps", "patience"})
@@ -30,18 +30,18 @@ _MAY_CHANGE = frozenset({"steps", "patience"})
 
 @dataclass(frozen=True)
 class Progress:
-    """How far learning is: plain numbers, which the file keeps exactly.
+    """The progress of learning, as plain numbers, which the file stores exactly.
 
     Attributes:
-        step: steps taken.
-        seconds: time spent on them.
+        step: number of steps taken.
+        seconds: time spent on these steps.
         average: exponential average of the losses (see `smoothed`).
-        loss_scale: what the loss is multiplied by before its gradient is computed (float16 only).
-        steady: steps since the scale last changed.
-        start_loss: validation loss before the first step, or None where nothing is validated.
-        best_loss: the lowest validation loss, or None likewise.
-        best_step: the step after which the best state stood.
-        stale: validations since then.
+        loss_scale: factor on the loss before its gradient is computed (float16 only).
+        steady: number of steps since the scale last changed.
+        start_loss: validation loss before the first step; None without validation.
+        best_loss: the lowest validation loss; None without validation.
+        best_step: the step after which the validation loss was lowest.
+        stale: number of validations since then.
     """
 
     step: int = 0
@@ -56,27 +56,30 @@ class Progress:
 
     @property
     def smoothed(self) -> float:
-        """The average loss, corrected for its start at 0 as Adam's moments are."""
+        """The average loss, with the same bias correction as Adam's moments, because the average starts at 0."""
         return self.average / (1 - AVERAGING**self.step) if self.step else math.nan
 
-    def after(self, loss: float) -> Progress:
-        """One step later."""
+    def after_step(self, loss: float) -> Progress:
+        """Return the progress after one more step with this loss."""
         return replace(self, step=self.step + 1, average=AVERAGING * self.average + (1 - AVERAGING) * loss)
 
-    def overflowed(self) -> Progress:
-        """After a gradient that the loss's scale made infinite: the next ones are scaled less."""
+    def after_overflow(self) -> Progress:
+        """Return the progress after a gradient that is not finite: the loss scale is halved."""
         return replace(self, loss_scale=self.loss_scale / 2, steady=0)
 
-    def fitted(self, largest: float) -> Progress:
-        """After a gradient that was finite: after `GROWTH_INTERVAL` of them the scale doubles, up to `largest`."""
+    def after_finite_gradient(self, largest: float) -> Progress:
+        """Return the progress after a finite gradient: every `GROWTH_INTERVAL` of them, the scale doubles.
+
+        The scale grows to `largest` at most.
+        """
         if self.loss_scale >= largest:
             return self
         if self.steady + 1 < GROWTH_INTERVAL:
             return replace(self, steady=self.steady + 1)
         return replace(self, loss_scale=2 * self.loss_scale, steady=0)
 
-    def validated(self, loss: float) -> Progress:
-        """After the validation loss was computed: is it the best so far?"""
+    def after_validation(self, loss: float) -> Progress:
+        """Return the progress after a validation with this loss."""
         if self.best_loss is None:
             return replace(self, start_loss=loss, best_loss=loss)
         if loss < self.best_loss:
@@ -86,15 +89,17 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class LearningState:
-    """A snapshot of a learning between two steps. Going on from it gives the same bits as never having stopped.
+    """A snapshot of a learning between two steps.
+
+    A learning that resumes from it gives the same bits as a learning without interruption.
 
     Attributes:
-        progress: how far it is.
-        settings: what it was called with, by argument of `learn`; `learn(backbone, paintings, **settings,
-            resume=state)` goes on.
-        about: what it belongs to: fingerprints of text space and denoiser, the precision, digests of the paintings.
-        tensors: the module's parameters ("module.*"), the best so far ("best.*"), Adam's moments ("adam.*") and the
-            generator's state ("generator"), on the CPU.
+        progress: the progress.
+        settings: the arguments of `learn`. `learn(backbone, paintings, **settings, resume=state)` resumes.
+        about: what must be the same to resume: fingerprints of the text space, the UNet and the image encoder if it is
+            used, the precision, and digests of the paintings.
+        tensors: parameters of the module ("module.*"), the best parameters so far ("best.*"), Adam's moments
+            ("adam.*") and the state of the generator ("generator"), on the CPU.
     """
 
     progress: Progress
@@ -103,30 +108,30 @@ class LearningState:
     tensors: Mapping[str, Tensor] = field(repr=False)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under a name: "module", "best" or "adam"."""
+        """Return the tensors under a name: "module", "best" or "adam"."""
         start = f"{name}."
         return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
 
     def check(self, settings: LearningSettings, about: Mapping[str, Any]) -> None:
-        """Raise UsageError where it was made with other settings (steps and patience may change) or of other things."""
+        """Raise UsageError if the settings or `about` differ from those of the state. Steps and patience may change."""
         for key, value in asdict(settings).items():
             before = self.settings.get(key)
             if key not in _MAY_CHANGE and before != value:
                 raise UsageError(
-                    f"The learning to go on with has {key.replace('_', ' ')} {before}, not {value}",
-                    "give the same, or start again",
+                    f"The learning to resume has {key.replace('_', ' ')} {before}, not {value}",
+                    "give the same value, or start again",
                 )
         for key, value in about.items():
             before = self.about.get(key)
             if before != value:
                 difference = f" ({before}, not {value})" if isinstance(value, str) else ""
                 raise UsageError(
-                    f"The learning to go on with was begun with a different {key}{difference}",
-                    "give the same, or start again",
+                    f"The learning to resume was started with a different {key}{difference}",
+                    f"give the same {key}, or start again",
                 )
 
     def save(self, path: str | Path) -> Path:
-        """Write the state as a safetensors file, complete or not at all. Raises InstError where it cannot be."""
+        """Write the state as a safetensors file, completely or not at all. Raises InstError if that fails."""
         content = {"progress": asdict(self.progress), "settings": dict(self.settings), "about": dict(self.about)}
         return write_bytes_atomically(
             path, safetensors.torch.save(dict(self.tensors), {_KEY: json.dumps(content, sort_keys=True)})
@@ -134,10 +139,10 @@ class LearningState:
 
     @classmethod
     def load(cls, path: str | Path) -> LearningState:
-        """Read what `save` wrote.
+        """Read a state file that `save` wrote.
 
         Raises:
-            InstError: the file is missing, damaged, or something else.
+            InstError: the file is missing, damaged, or not a state file.
         """
         path = Path(path)
         try:
@@ -146,16 +151,16 @@ class LearningState:
                 if content is None:
                     raise InstError(
                         f"{path} holds no interrupted learning",
-                        "give the file that was written when learning was interrupted",
+                        "give the state file that was written when learning was interrupted",
                     )
                 parts = json.loads(content)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            known = {one.name for one in fields(Progress)}
+            known = {number.name for number in fields(Progress)}
             if set(parts["progress"]) != known:
-                raise ValueError("another version's")
+                raise ValueError("written by another version of inst")
             return cls(Progress(**parts["progress"]), parts["settings"], parts["about"], tensors)
         except FileNotFoundError:
-            raise InstError(f"{path}: no such file.") from None
+            raise InstError(f"{path}: no such file", "check the path, or start again") from None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InstError(
                 f"{path} is damaged or holds no interrupted learning ({first_line(error)})", "start again"

@@ -1,1 +1,1 @@
-"""Pictures: files to tensors and back, colours, edges, sheets."""
+"""Pictures: read and write files, convert colours, find edges, make sheets."""

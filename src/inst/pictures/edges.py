@@ -1,4 +1,4 @@
-"""The edges of pictures, as the ControlNets for edges were trained with."""
+"""Edge detection for pictures, as in the training of ControlNets for edges."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from inst.pictures.io import to_image
 def canny(photos: Tensor, low: float = 100, high: float = 200) -> Tensor:
     """Find the edges of photos (Canny 1986).
 
-    By OpenCV, because the ControlNets for edges were trained with its edges and these thresholds; another detector's
-    are thinner or fewer. Whoever has no use for them need not install it.
+    OpenCV is used because the ControlNets for edges were trained with its edges and these thresholds; other detectors
+    find thinner or fewer edges. OpenCV is an optional dependency.
 
     Args:
         photos: [..., 3, H, W] in [-1, 1].
-        low, high: thresholds of the gradient, in levels of 8 bits: edges start above `high`, and go on above `low`.
+        low, high: thresholds of the gradient, in 8-bit levels: edges start above `high` and continue above `low`.
 
     Returns:
-        The same shape: 1 at edges, else -1.
+        A tensor of the same shape: 1 at edges, -1 elsewhere.
 
     Raises:
         InstError: OpenCV is not installed.
@@ -36,12 +36,12 @@ def canny(photos: Tensor, low: float = 100, high: float = 200) -> Tensor:
 
 
 def find_opencv() -> Any:
-    """Import OpenCV. Raises InstError where it is not installed."""
+    """Import OpenCV. Raises InstError if it is not installed."""
     try:
         import cv2
     except ImportError:
         raise InstError(
-            "Edges are found with OpenCV, which is not installed",
-            "pip install 'inst[control]', or give a control picture",
+            "Edge detection needs OpenCV, which is not installed",
+            "run pip install 'inst[control]', or give a control picture",
         ) from None
     return cv2

@@ -1,6 +1,6 @@
-"""Reading and writing pictures. Nothing else in the package opens a picture file.
+"""Read and write picture files. Only this module of the package opens picture files.
 
-Whatever a file holds, what comes out is upright, sRGB, 8 bits a channel; as a tensor [3, H, W] in [-1, 1].
+A picture from any file is returned upright, in sRGB, with 8 bits per channel; as a tensor, [3, H, W] in [-1, 1].
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from inst.arguments import check_path, checked
-from inst.errors import InstError, UsageError, first_line
+from inst.errors import Argument, InstError, UsageError, first_line
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""The formats that pictures can be written in, by the ending of the file's name."""
+"""The formats in which pictures can be written, by the ending of the file name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A picture and where it came from: a photo to transfer to, or a painting to learn from.
+    """A picture and its source file: a photo to transfer a style to, or a painting to learn from.
 
     Attributes:
         picture: [3, H, W] float32 in [-1, 1].
-        alpha: [H, W] float32 in [0, 1], 1 = opaque; None where every pixel is. The picture is not multiplied by it.
-        name: the file's base name, without folders; empty for a picture that was never a file.
-        sha256: of the file's bytes, in hexadecimal; empty likewise.
+        alpha: [H, W] float32 in [0, 1], 1 = opaque; None if every pixel is opaque. The picture is not multiplied by it.
+        name: the file's base name, without folders; empty if the picture does not come from a file.
+        sha256: sha256 of the file's bytes, in hexadecimal; empty if the picture does not come from a file.
     """
 
     picture: Tensor
@@ -49,14 +49,15 @@ class Photo:
 def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Photo:
     """Read a picture file, with its transparency and the hash of its bytes.
 
-    Pixels that are wholly transparent come out in the colours of what shows around them, whatever colour the file hides
-    there: resizing then mixes no foreign colour into the edges of what shows.
+    Fully transparent pixels get the colours of the visible pixels around them, not the hidden colours of the file. So
+    resizing mixes no hidden colour into the edges of the visible part.
 
     Args:
-        flattened: lay the picture over white, as `read_picture` does; `alpha` is None then.
+        path: the picture file.
+        flattened: lay the picture over white, as `read_picture` does; `alpha` is then None.
 
     Raises:
-        InstError: as `open_picture` does.
+        InstError: an error of `open_picture`.
     """
     check_path("A picture", path)
     path = Path(path)
@@ -71,28 +72,39 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Phot
 
 
 def read_painting(path: str | os.PathLike[str]) -> Photo:
-    """Read a picture file as paintings are looked at: laid over white where it is transparent.
+    """Read the picture file of a painting; transparent parts are laid over white.
 
     Raises:
-        InstError: as `open_picture` does.
+        InstError: an error of `open_picture`.
     """
     return read_photo(path, flattened=True)
 
 
+def read_image(image: Image.Image, what: str = "The picture") -> Photo:
+    """Convert a PIL image of any mode as `read_painting` does a file. The image itself does not change.
+
+    Raises:
+        InstError: the image cannot be decoded; the message calls it by its file name, or `what`.
+    """
+    name = Path(getattr(image, "filename", "") or "").name
+    with translate_errors(name or what):
+        return Photo(to_tensor(flatten(*to_srgb(ImageOps.exif_transpose(image)))), name=name)
+
+
 def read_picture(path: str | Path) -> Tensor:
-    """Read a picture file into [3, H, W] float32 in [-1, 1]. Raises InstError as `open_picture` does."""
+    """Read a picture file as [3, H, W] float32 in [-1, 1]. Raises InstError as `open_picture` does."""
     return to_tensor(open_picture(path))
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture file into an sRGB image of mode RGB.
+    """Read a picture file as an sRGB image of mode RGB.
 
-    EXIF orientation is applied, an embedded colour profile converted, transparency flattened on white, 16 bits reduced
-    to 8, CMYK, grey and palettes converted. Of an animation, the first frame is taken.
+    The EXIF orientation is applied, an embedded colour profile is converted, transparent parts are laid over white, 16
+    bits are reduced to 8, and CMYK, grey and palettes are converted. An animation gives its first frame.
 
     Raises:
-        InstError: the file is missing, empty, truncated, no picture, or too large to be harmless (Pillow's limit of 179
-            million pixels).
+        InstError: the file is missing, empty, truncated, not a picture, or larger than Pillow's safety limit of 179
+            million pixels.
     """
     check_path("A picture", path)
     with _open(Path(path)) as (_, image):
@@ -100,18 +112,18 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Read a mask: [H, W] float32 in [0, 1], 1 (white) where the style is wanted.
+    """Read a mask: [H, W] float32 in [0, 1]. The style is applied where it is 1 (white).
 
-    The grey levels count as they are stored, without colour management. Of a picture with transparency, the grey levels
-    over black; where everything that shows is of one colour, its opacity, which is what a cut-out or a brush on an
-    empty layer leaves.
+    The stored grey levels are used, without colour management. A picture with transparency is laid over black. If all
+    its visible pixels have one colour, as in a cut-out or a brush on an empty layer, its opacity is the mask.
 
     Args:
-        size: (height, width) of the photo. The mask is resized to it where its proportions agree.
+        path: the mask file.
+        size: (height, width) of the photo. The mask is resized to it if it has the same proportions.
 
     Raises:
-        InstError: as `open_picture` does.
-        UsageError: the mask's proportions are not those of `size`.
+        InstError: an error of `open_picture`.
+        UsageError: the mask's proportions differ from those of `size`.
     """
     check_path("A mask", path)
     path = Path(path)
@@ -121,56 +133,60 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def mask_of(image: Image.Image) -> Tensor:
-    """The mask [H, W] in [0, 1] that an image of any mode stands for; see `read_mask`."""
+    """Convert an image of any mode to a mask [H, W] in [0, 1]; see `read_mask`."""
     colours, alpha = split_alpha(image)
     grey = torch.from_numpy(np.array(colours.convert("L"))).float() / 255
     if alpha is None:
         return grey
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
-    showing = np.asarray(colours.convert("RGB"))[np.asarray(alpha) > 0]
-    one_colour = bool((showing == showing[:1]).all())
+    visible = np.asarray(colours.convert("RGB"))[np.asarray(alpha) > 0]
+    one_colour = bool((visible == visible[:1]).all())
     return opacity if one_colour else grey * opacity
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Read the texts that a PNG file carries, by keyword; none for a picture of another format.
+    """Read the texts in a PNG file, by keyword. The result is empty for a picture of another format.
 
     Raises:
-        InstError: as `open_picture` does, and over texts too large to be harmless (Pillow's limits).
+        InstError: an error of `open_picture`, or a text is larger than Pillow's safety limits.
     """
     with _file(Path(path)) as file, Image.open(file) as image:
         return dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else {}
 
 
 def decode_picture(data: bytes, name: str) -> Tensor:
-    """Decode a picture held in memory, such as a thumbnail: [3, H, W] float32 in [-1, 1].
+    """Decode the bytes of a picture file, such as a thumbnail, to [3, H, W] float32 in [-1, 1].
 
     Raises:
-        InstError: as `open_picture` does; the message calls the picture `name`.
+        InstError: an error of `open_picture`, with `name` as the picture's name in the message.
     """
-    with _translated(name), _load(io.BytesIO(data)) as image:
+    with translate_errors(name), _load(io.BytesIO(data)) as image:
         return to_tensor(flatten(*to_srgb(image)))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> [3, H, W] float32 in [-1, 1]."""
+    """Convert an RGB image to [3, H, W] float32 in [-1, 1]."""
     pixels = torch.from_numpy(np.array(image.convert("RGB")))
     return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
 
 
 def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
-    """[3, H, W] in [-1, 1] (clamped) -> RGB image; with `alpha` [H, W] in [0, 1], RGBA. The inverse of `to_tensor`.
+    """Convert [3, H, W] or [1, 3, H, W] in [-1, 1] (clamped) to an RGB image; the inverse of `to_tensor`.
+
+    With `alpha`, [H, W] in [0, 1], the image is RGBA.
 
     Raises:
-        UsageError: the picture has another shape; a batch [1, 3, H, W] of one will do.
-        InstError: the picture is not finite, which half precision can cause.
+        UsageError: the picture has another shape.
+        InstError: the picture has values that are not finite, which half precision can cause.
     """
     if picture.dim() == 4 and len(picture) == 1:
         picture = picture[0]
     if picture.dim() != 3:
-        raise UsageError(f"A picture of the shape {list(picture.shape)} cannot be used", "give one, [3, H, W]")
+        raise UsageError(f"A picture of the shape {list(picture.shape)} cannot be used", "give one picture [3, H, W]")
     if not picture.isfinite().all():
-        raise InstError("The picture holds values that are not finite", 'load the backbone with dtype "float32"')
+        raise InstError(
+            "The picture has values that are not finite", "load the backbone with ", Argument("dtype", "float32")
+        )
     levels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
     image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
     if alpha is not None:
@@ -181,11 +197,11 @@ def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
 
 
 def picture_format(path: str | Path) -> str:
-    """Return Pillow's name of the format that a file's ending asks for. Raises UsageError for an unknown ending."""
+    """Return Pillow's name of the format for a file's ending. Raises UsageError for an unknown ending."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         ending = f"the ending {path.suffix}" if path.suffix else "no ending"
-        raise UsageError(f"{path} has {ending}: pictures are written as {', '.join(FORMATS)}.")
+        raise UsageError(f"{path} has {ending}", f"use a file name that ends in {', '.join(FORMATS)}")
     return FORMATS[path.suffix.lower()]
 
 
@@ -195,21 +211,21 @@ def save_picture(
     alpha: Tensor | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a picture in the format of the file's ending, complete or not at all.
+    """Write a picture in the format of the file's ending, completely or not at all.
 
-    PNG is exact, and alone carries `texts`, the record of what made the picture: of a JPEG or WebP file, `inst repeat`
-    cannot make the picture again. WebP keeps `alpha`; JPEG has none, and gets the picture laid over white. Both are
-    written at quality 95, JPEG without reducing the colours' resolution.
+    PNG is lossless. Only PNG stores `texts`, the record of how the picture was made; `inst repeat` cannot make the
+    picture of a JPEG or WebP file again. WebP stores `alpha`; for JPEG the picture is laid over white. Both are written
+    at quality 95, JPEG without chroma subsampling.
 
     Args:
         picture: [3, H, W] or [1, 3, H, W] in [-1, 1], or an image.
         path: ends in .png, .jpg, .jpeg or .webp.
         alpha: [H, W] in [0, 1], 1 = opaque.
-        texts: what a PNG file is to carry, by keyword.
+        texts: texts to store in a PNG file, by keyword.
 
     Raises:
-        UsageError: another ending.
-        InstError: the folder does not exist or may not be written to, or the disk is full.
+        UsageError: the file has another ending.
+        InstError: the folder does not exist or is not writable, or the disk is full.
     """
     kind = picture_format(path)
     if kind == "PNG":
@@ -220,7 +236,7 @@ def save_picture(
     encoded = io.BytesIO()
     try:
         image.save(encoded, format=kind, quality=95, **({"subsampling": 0} if kind == "JPEG" else {}))
-    except (ValueError, OSError) as error:  # more pixels than the format can count
+    except (ValueError, OSError) as error:  # the picture is larger than the format allows
         raise InstError(f"{path} cannot be written as {kind} ({error})", "choose the ending .png") from None
     return write_bytes_atomically(path, encoded.getbuffer())
 
@@ -231,13 +247,13 @@ def save_png(
     alpha: Tensor | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write [3, H, W] in [-1, 1], or an image, as a PNG file: complete, or not at all. As `save_picture`."""
+    """Write [3, H, W] in [-1, 1], or an image, as a PNG file. Arguments and errors as `save_picture`."""
     image = to_image(picture, alpha) if isinstance(picture, Tensor) else picture
     return write_bytes_atomically(path, _encode_png(image, texts or {}))
 
 
 def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:
-    """Encode [3, H, W] in [-1, 1] as a PNG of at most `side` pixels a side; a smaller picture keeps its size."""
+    """Encode [3, H, W] in [-1, 1] as a PNG with sides of at most `side` pixels; a smaller picture keeps its size."""
     height, width = picture.shape[-2:]
     scale = min(1.0, side / max(height, width))
     small = resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
@@ -245,10 +261,10 @@ def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:
 
 
 def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return (width, height) of the same proportions, rounded, whose short side is `short_side`."""
-    short_side = checked("size", short_side, "int")  # also because NumPy's smaller integers overflow below
+    """Scale (width, height), rounded, so that the short side is `short_side`. The proportions stay the same."""
+    short_side = checked("size", short_side, "int")  # NumPy's small integer types would overflow below
     if short_side < 1:
-        raise UsageError(f"A short side of {short_side} pixels cannot be made", "give a positive number")
+        raise UsageError(f"A short side of {short_side} pixels is not possible", "give a positive number")
     short = min(width, height)
     return round(width * short_side / short), round(height * short_side / short)
 
@@ -259,13 +275,13 @@ def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
-    """Resize as `resize` does, in its proportions, so that the short side is `short_side` pixels."""
+    """Resize as `resize` does, so that the short side is `short_side` pixels. The proportions stay the same."""
     width, height = fit_size(picture.shape[-1], picture.shape[-2], short_side)
     return resize(picture, (height, width))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize [H, W] in [0, 1], a mask or an opacity, as `resize` does."""
+    """Resize a mask or an opacity, [H, W] in [0, 1], as `resize` does."""
     return _interpolate(mask[None], size)[0].clamp(0, 1)
 
 
@@ -277,13 +293,13 @@ def _interpolate(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fit_mask(name: str, mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a mask to `size` (height, width) of the photo. Raises UsageError where its proportions are others."""
+    """Resize a mask to `size` (height, width) of the photo. Raises UsageError if its proportions differ."""
     (found_height, found_width), (height, width) = mask.shape, size
     # A mask drawn on a smaller copy may be off by a pixel of that copy.
     if abs(found_height * width / height - found_width) > 1 + 0.01 * found_width:
         raise UsageError(
             f"{name} is {found_width} x {found_height} pixels, but the photo is {width} x {height}",
-            "make a mask of the photo's proportions",
+            "make a mask with the photo's proportions",
         )
     return resize_mask(mask, size)
 
@@ -292,7 +308,7 @@ def _encode_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add(b"sRGB", b"\0")
     for keyword, text in texts.items():
-        # Pillow refuses to open a file with a compressed text larger than this; a plain one may be larger.
+        # Pillow does not open a file with a compressed text larger than this; an uncompressed text may be larger.
         info.add_text(keyword, text, zip=len(text.encode()) <= PngImagePlugin.MAX_TEXT_CHUNK)
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", pnginfo=info, icc_profile=None)
@@ -301,14 +317,14 @@ def _encode_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Image.Image]]:
-    """Open a picture file: the file itself, and the first frame, decoded and upright."""
+    """Open a picture file. Yield the file, and its first frame, decoded and upright."""
     with _file(path) as file, _load(file) as image:
         yield file, image
 
 
 @contextlib.contextmanager
 def _file(path: Path) -> Iterator[io.BufferedReader]:
-    with _translated(str(path)):
+    with translate_errors(str(path)):
         if path.stat().st_size == 0:
             raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
         with path.open("rb") as file:
@@ -318,7 +334,7 @@ def _file(path: Path) -> Iterator[io.BufferedReader]:
 @contextlib.contextmanager
 def _load(file: io.BufferedReader | io.BytesIO) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        # Pillow warns of large pictures, which cameras do make (it refuses those of twice that size), and of damaged
+        # Pillow warns of large pictures, which are normal for cameras (it refuses twice that size), and of damaged
         # details that do not matter here.
         warnings.simplefilter("ignore")
         with Image.open(file) as image:
@@ -327,24 +343,24 @@ def _load(file: io.BufferedReader | io.BytesIO) -> Iterator[Image.Image]:
 
 
 @contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Turn whatever a picture file makes Pillow raise into one line."""
+def translate_errors(name: str) -> Iterator[None]:
+    """Convert any error that Pillow raises for a picture file to an InstError of one line."""
     try:
         yield
     except InstError as error:
-        raise (error if name in error.problem else error.about(f"{name} ")) from None
+        raise (error if name in error.problem else error.with_prefix(f"{name} ")) from None
     except FileNotFoundError:
-        raise InstError(f"{name}: no such file.") from None
+        raise InstError(f"{name}: no such file", "check the path") from None
     except IsADirectoryError:
         raise InstError(f"{name} is a folder", "give a picture file") from None
     except PermissionError:
-        raise InstError(f"{name} may not be read", "change its permissions") from None
+        raise InstError(f"{name} cannot be read (permission denied)", "change its permissions") from None
     except UnidentifiedImageError:
-        raise InstError(f"{name} is no picture in a known format", "export it as PNG or JPEG") from None
+        raise InstError(f"{name} is not a picture in a known format", "export it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise InstError(f"{name} has more than {limit} million pixels", "make it smaller") from None
     except MemoryError:
-        raise InstError(f"{name} does not fit into memory", "make it smaller") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more over broken files
+        raise InstError(f"{name} does not fit in memory", "make it smaller") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for broken files
         raise InstError(f"{name} is damaged ({first_line(error)})", "copy or export the picture again") from error

@@ -1,4 +1,4 @@
-"""Oklab: colours as lightness, and two opponent colours, in which a step looks alike everywhere."""
+"""The Oklab colour space: lightness and two opponent colours. Equal distances look like equal differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TO_LAB = (
 
 
 def srgb_to_oklab(pictures: Tensor) -> Tensor:
-    """[..., 3, H, W] sRGB in [-1, 1] -> Oklab: lightness L in [0, 1], and the opponent colours a and b."""
+    """Convert sRGB [..., 3, H, W] in [-1, 1] to Oklab: lightness L in [0, 1] and the opponent colours a and b."""
     levels = (pictures + 1) / 2
     linear = torch.where(levels <= 0.04045, levels / 12.92, ((levels.clamp_min(0) + 0.055) / 1.055) ** 2.4)
     cones = _matmul(pictures.new_tensor(_TO_CONES), linear).clamp_min(0)
@@ -27,20 +27,20 @@ def srgb_to_oklab(pictures: Tensor) -> Tensor:
 
 
 def oklab_to_srgb(lab: Tensor) -> Tensor:
-    """The inverse of `srgb_to_oklab`; colours that sRGB does not have are clamped to [-1, 1]."""
+    """Convert Oklab to sRGB, the inverse of `srgb_to_oklab`. Colours outside sRGB are clamped to [-1, 1]."""
     linear = oklab_to_linear(lab).clamp(0, 1)
     levels = torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
     return levels * 2 - 1
 
 
 def oklab_to_linear(lab: Tensor) -> Tensor:
-    """Oklab [..., 3, H, W] -> linear sRGB, in [0, 1] where sRGB has the colour."""
+    """Convert Oklab [..., 3, H, W] to linear sRGB. The values are in [0, 1] if the colour is inside sRGB."""
     cones = _matmul(torch.linalg.inv(lab.new_tensor(_TO_LAB)), lab) ** 3
     return _matmul(torch.linalg.inv(lab.new_tensor(_TO_CONES)), cones)
 
 
 def in_gamut(linear: Tensor) -> Tensor:
-    """Whether sRGB has each colour of [..., 3, H, W] linear sRGB, to a ten-thousandth: [..., 1, H, W]."""
+    """Return whether each colour of linear sRGB [..., 3, H, W] is inside sRGB, within 1e-4: [..., 1, H, W]."""
     return ((linear >= -1e-4) & (linear <= 1 + 1e-4)).all(dim=-3, keepdim=True)
 
 

@@ -1,4 +1,4 @@
-"""Labelled sheets of pictures, to compare them side by side."""
+"""Sheets of labelled pictures, for a comparison side by side."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BACKGROUND, _INK = "white", "black"
 
 
 def make_sheet(rows: Sequence[Sequence[tuple[str, Tensor] | None]], cell: int = 256) -> Image.Image:
-    """Lay out pictures in rows, each with its label (at most two lines) under it.
+    """Make one image of pictures in rows. Each picture has its label (at most two lines) below it.
 
     Args:
-        rows: each a sequence of (label, picture [3, H, W] in [-1, 1]); None leaves a place empty.
-        cell: pixels of the longest side of a picture on the sheet; none is enlarged.
+        rows: sequences of (label, picture [3, H, W] in [-1, 1]); None leaves a cell empty.
+        cell: longest side of a picture on the sheet, in pixels; smaller pictures are not enlarged.
     """
     font = ImageFont.load_default(13)
-    tiles = [[None if one is None else (one[0], _fit(to_image(one[1]), cell)) for one in row] for row in rows]
+    tiles = [[None if item is None else (item[0], _fit(to_image(item[1]), cell)) for item in row] for row in rows]
     columns = max(len(row) for row in tiles)
     heights = [max(tile[1].height for tile in row if tile) if any(row) else 0 for row in tiles]
     width = columns * (cell + _GAP) + _GAP
@@ -48,7 +48,7 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Break `text` at spaces into at most two lines of `width` pixels; what is left over ends in an ellipsis."""
+    """Break `text` at spaces into at most two lines of `width` pixels. A longer text is cut and ends in "..."."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""From whatever a picture file holds to 8-bit sRGB, and what of it is transparent."""
+"""Convert images of any mode to 8-bit sRGB colours and opacity."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ _SRGB = ImageCms.createProfile("sRGB")
 def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Split an image of any mode into sRGB colours (mode RGB) and opacity (mode L, 255 = opaque).
 
-    An embedded colour profile is converted; without one, or with a broken one, the numbers are taken for sRGB. The
-    opacity is None where every pixel is opaque. The colours are not multiplied by it.
+    An embedded colour profile is converted. If there is none, or it is broken, the values count as sRGB. The opacity is
+    None if every pixel is opaque. The colours are not multiplied by it.
 
     Raises:
-        InstError: 32 bits a channel.
+        InstError: the image has 32 bits per channel.
     """
     colours, alpha = split_alpha(image)
     colours = _apply_profile(colours)
-    colours.info = {}  # the old profile, which no longer holds, and whatever else Pillow would write out again
+    colours.info = {}  # drop the old profile, which is now wrong, and other data that Pillow would write again
     return colours, alpha
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Split an image into colours as they are stored, at most 8 bits a channel, and opacity (None: all opaque)."""
+    """Split an image into stored colours, at most 8 bits per channel, and opacity (None if every pixel is opaque)."""
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise InstError("has 32 bits a channel, whose white is unknown", "export it with 8 or 16 bits")
+        raise InstError("has 32 bits per channel, so its white level is unknown", "export it with 8 or 16 bits")
     if image.mode.startswith("I"):
         image = _reduce_to_8_bits(image)
     if not image.has_transparency_data:
         return image, None
     alpha = image.convert("RGBA").getchannel("A")
-    colours = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")  # a grey profile fits grey levels only
+    colours = image.convert("L" if image.mode in ("L", "LA", "1") else "RGB")  # a grey profile fits only grey levels
     colours.info["icc_profile"] = image.info.get("icc_profile")
     return colours, None if alpha.getextrema() == (255, 255) else alpha
 
 
 def flatten(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    """Lay colours over white."""
+    """Lay the colours over white."""
     if alpha is None:
         return colours
     white = Image.new("RGB", colours.size, "white")
@@ -51,24 +51,25 @@ def flatten(colours: Image.Image, alpha: Image.Image | None) -> Image.Image:
 
 
 def extend(colours: Image.Image, alpha: Image.Image) -> Image.Image:
-    """Let the colours go on where nothing shows, so that no other colour gets into their edges when they are resized.
+    """Fill transparent pixels with nearby visible colours, so that resizing mixes no hidden colour into the edges.
 
-    Each hidden pixel gets the mean colour of the smallest block around it, of 2, 4, 8, ... pixels a side, in which
-    something shows, interpolated between blocks. What shows at all stays as it is. Where nothing does, all is white.
+    Each transparent pixel gets the mean colour of the smallest block around it, with a side of 2, 4, 8, ... pixels,
+    that contains a visible pixel. Colours are interpolated between blocks. Visible pixels do not change. An image
+    without visible pixels becomes white.
 
     Args:
         colours: mode RGB.
         alpha: the opacity, mode L, of the same size.
     """
-    shows = [0] + [255] * 255
+    is_visible = [0] + [255] * 255
     level = colours.convert("RGB")
-    level.putalpha(alpha.point(shows))
+    level.putalpha(alpha.point(is_visible))
     if level.getchannel("A").getbbox() is None:
         return Image.new("RGB", colours.size, "white")
     levels = [level]
     while max(levels[-1].size) > 1:
-        level = levels[-1].reduce(2)  # the mean by opacity
-        level.putalpha(level.getchannel("A").point(shows))
+        level = levels[-1].reduce(2)  # the mean, weighted by opacity
+        level.putalpha(level.getchannel("A").point(is_visible))
         levels.append(level)
     extended = levels.pop()
     for level in reversed(levels):
@@ -77,11 +78,11 @@ def extend(colours: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey -> 8-bit grey: 65535 becomes 255. Pillow's own conversion clips at 255 instead."""
+    """Convert 16-bit grey to 8-bit grey: 65535 becomes 255. Pillow's own conversion would clip at 255."""
     levels = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
     reduced = Image.fromarray(levels.astype(np.uint8))
     reduced.info = dict(image.info)
-    reduced.info.pop("transparency", None)  # a 16-bit level
+    reduced.info.pop("transparency", None)  # it is a 16-bit level
     return reduced
 
 

@@ -1,1 +1,1 @@
-"""Sampling: noise, denoiser, solvers, and how a photo's content goes into the noise (paper sec. 3.3)."""
+"""Sampling: noise, denoiser, solvers, and how the content of a photo goes into the noise (paper sec. 3.3)."""

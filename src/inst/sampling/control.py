@@ -1,6 +1,7 @@
 """Structure control: a ControlNet (Zhang et al. 2023, arXiv 2302.05543) that keeps edges, depth or poses in place.
 
-It looks at the same noisy latents as the UNet, and at a control picture, and adds to what goes on inside of the UNet.
+Its inputs are the noisy latents of the UNet and a control picture. Its outputs are added to the features inside the
+UNet.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from inst.backbone.loading.part import find_folder, load_weights
 from inst.backbone.model import Backbone
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
-from inst.pictures.given import read_one
+from inst.pictures.given import to_photo
 from inst.pictures.io import resize
 from inst.sampling.tiles import pad_to_multiple
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from inst.sampling.denoiser import Denoise
 
 
-COMPUTED = ("canny",)
-"""The kinds of control pictures that are made of the photo; those of others are given."""
+COMPUTED_KINDS = ("canny",)
+"""The kinds of control pictures that inst computes from the photo. The user gives the pictures of all other kinds."""
 
 _SAME_AS_UNET = (
     "in_channels",
@@ -45,15 +46,15 @@ _SAME_AS_UNET = (
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A ControlNet and what it is to hold on to.
+    """A ControlNet and its control picture.
 
     Attributes:
         model: from `load_controlnet`.
-        picture: such as a map of depth, of the photo's (or result's) proportions; a tensor [3, H, W] in [-1, 1], which
-            every other form (`inst.pictures.given.Picture`) is read into. None takes the photo's own edges, for the
-            kind "canny".
-        kind: what the ControlNet was trained with: "canny", "depth", "normal", "pose" and so on.
-        scale: how much it counts; 0 is not at all, 1 as trained.
+        picture: the control picture, such as a depth map, with the proportions of the photo or the result. A tensor
+            [3, H, W] in [-1, 1]; every other form (`inst.pictures.given.Picture`) is converted to it. None: the edges
+            of the photo are used, for the kind "canny".
+        kind: the kind of picture that the ControlNet was trained with: "canny", "depth", "normal", "pose" and so on.
+        scale: strength of the control; 0 is none, 1 as trained.
     """
 
     model: ControlNetModel
@@ -63,56 +64,57 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.picture is not None and not isinstance(self.picture, Tensor):
-            object.__setattr__(self, "picture", read_one(self.picture, "control picture").picture)
+            object.__setattr__(self, "picture", to_photo(self.picture, "control picture").picture)
 
     def check(self, backbone: Backbone, size: tuple[int, int] | None) -> None:
         """Check that the control can be used, without computing anything.
 
         Args:
-            backbone: the model to be controlled.
-            size: (height, width) of the photos or results; None where they take the control picture's proportions.
+            backbone: the model to control.
+            size: (height, width) of the photos or results; None if the result takes the proportions of the control
+                picture.
 
         Raises:
-            UsageError: it cannot: no picture where one is needed or one that does not fit, a scale that is negative or
-                not finite, a ControlNet of another model, or something else than a ControlNet and a tensor.
+            UsageError: `model` is not a ControlNet, or it was made for another model or is on another device; the
+                scale is negative, not finite or too large; or the picture cannot be used or does not fit the size.
         """
         check_type("A ControlNet", self.model, ControlNetModel, "load one with inst.load_controlnet")
         check_controlnet(self.model, backbone)
         if self.model.device.type != backbone.device.type:
             raise UsageError(
                 f"The ControlNet is on {self.model.device}, but the backbone computes on {backbone.device}",
-                "move it there",
+                f"move the ControlNet to {backbone.device}",
             )
-        if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # NaN is not either
+        if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # False for NaN too
             raise UsageError(
                 f"A control scale of {self.scale} cannot be used",
                 f"give 0 (none), 1 (as trained) or more, up to {LARGEST_FACTOR}",
             )
         if self.picture is None:
             return
-        read_one(self.picture, "control picture")  # says what is wrong with shape or values
+        to_photo(self.picture, "control picture")  # checks the shape and the values
         if size is not None:
-            (high, wide), (height, width) = self.picture.shape[1:], size
-            # A map that was made of a smaller copy may be off by a pixel of that copy.
-            if abs(high * width / height - wide) > 1 + 0.01 * wide:
+            (picture_height, picture_width), (height, width) = self.picture.shape[1:], size
+            # A map made from a smaller copy may differ by one pixel of that copy.
+            if abs(picture_height * width / height - picture_width) > 1 + 0.01 * picture_width:
                 raise UsageError(
-                    f"A control picture of {wide} x {high} pixels does not fit {width} x {height}",
-                    "make one of the same proportions",
+                    f"A control picture of {picture_width} x {picture_height} pixels does not fit {width} x {height}",
+                    "give a control picture with the same proportions",
                 )
 
-    def look(self, photos: Tensor | None, size: tuple[int, int], multiple: int) -> Tensor:
-        """Make what the ControlNet looks at.
+    def control_pictures(self, photos: Tensor | None, size: tuple[int, int], multiple: int) -> Tensor:
+        """Make the input pictures of the ControlNet.
 
         Args:
-            photos: [B, 3, H, W] in [-1, 1], to find edges in; None where there is a control picture.
-            size: (H, W), to which the control picture is resized.
-            multiple: both sides are reflected at the right and the bottom up to multiples of it.
+            photos: [B, 3, H, W] in [-1, 1]; their edges are used. None if there is a control picture.
+            size: (H, W); the control picture is resized to it.
+            multiple: the pictures are padded by reflection at the right and the bottom, to multiples of this.
 
         Returns:
             [B or 1, 3, H', W'] in [0, 1].
 
         Raises:
-            InstError: the edges are wanted, but OpenCV is not installed.
+            InstError: the edges are needed, but OpenCV is not installed.
         """
         if self.picture is not None:
             pictures = resize(self.picture[None], size)
@@ -123,84 +125,89 @@ class Control:
 
 
 def check_kind(kind: str, *, given: bool, photo: bool) -> None:
-    """Check that there is a control picture, or that one can be made.
+    """Check that there is a control picture, or that inst can compute one.
 
     Args:
-        kind: of the control.
-        given: whether there is a control picture.
-        photo: whether there is a photo.
+        kind: kind of the control picture.
+        given: whether a control picture is given.
+        photo: whether a photo is given.
 
     Raises:
-        UsageError: one is needed and not given.
-        InstError: it takes OpenCV, which is not installed.
+        UsageError: a control picture is needed, but not given.
+        InstError: OpenCV is needed, but not installed.
     """
     if given:
         return
-    if kind not in COMPUTED:
+    if kind not in COMPUTED_KINDS:
         raise UsageError(
-            f'A control picture of the kind "{kind}" is not made here (only {", ".join(COMPUTED)} is)', "give one"
+            f'inst cannot compute a control picture of the kind "{kind}" (only {", ".join(COMPUTED_KINDS)})',
+            "give a control picture",
         )
     if not photo:
-        raise UsageError("There is no photo whose edges could be taken", "give a control picture")
+        raise UsageError("There is no photo to find edges in", "give a control picture")
     find_opencv()
 
 
 def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
-    """Load a ControlNet for a backbone, onto its device and in its precision. Never from a pickle.
+    """Load a ControlNet for a backbone, on its device and in its precision. Pickles are never read.
 
-    It stays on the device where the backbone was loaded with `low_memory`, too: it runs beside the UNet at every step.
+    The ControlNet stays on the device, also with a backbone of `low_memory`: it runs with the UNet at every step.
 
     Args:
         path: a folder in the diffusers layout, with config.json and diffusion_pytorch_model.safetensors.
-        backbone: what it is to control.
+        backbone: the model to control.
 
     Raises:
-        InstError: the folder is missing, incomplete, broken, or holds something else.
-        UsageError: it was made for another model.
+        InstError: the folder is missing, incomplete or damaged, or does not hold a ControlNet.
+        UsageError: the ControlNet was made for another model.
     """
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     check_path("A ControlNet", path)
     folder = find_folder(path)
     if folder is None:
-        raise InstError(f"{path}: no such folder", "give a ControlNet's folder in the diffusers layout")
+        raise InstError(f"{path}: no such folder", "give the folder of a ControlNet in the diffusers layout")
     model = load_weights(ControlNetModel, folder, backbone.dtype)
     check_controlnet(model, backbone, str(folder))
     return model.requires_grad_(False).to(backbone.device)
 
 
 def check_controlnet(model: ControlNetModel, backbone: Backbone, name: str = "The ControlNet") -> None:
-    """Raise UsageError, which calls the model `name`, unless it was made for models like the backbone."""
-    unet, own = backbone.unet.config, model.config
+    """Raise UsageError unless the ControlNet was made for models like the backbone. `name` names it in the message."""
+    unet, config = backbone.unet.config, model.config
     for key in _SAME_AS_UNET:
-        found, needed = (list(x) if isinstance(x, tuple) else x for x in (own.get(key), unet.get(key)))
+        found, needed = (list(x) if isinstance(x, tuple) else x for x in (config.get(key), unet.get(key)))
         if found != needed:
             raise UsageError(
-                f"{name} was made for another model than {backbone.name or 'this one'}: their {key} ({found} and "
-                f"{needed}) differ. Use a ControlNet for this model."
+                f"{name} was made for another model than {backbone.name or 'this one'} (its {key} is {found}, not "
+                f"{needed})",
+                "use a ControlNet for this model",
             )
-    # Each block of the picture's encoder but the first halves its sides.
-    shrinks = 2 ** (len(own["conditioning_embedding_out_channels"]) - 1)
-    if shrinks != backbone.downscale:
+    # Each block of the ControlNet's picture encoder halves the sides, except the first block.
+    downscale = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
+    if downscale != backbone.downscale:
         raise UsageError(
-            f"{name} takes control pictures {shrinks} times as large as the latents, but the backbone's pictures are "
-            f"{backbone.downscale} times as large",
-            "use another one",
+            f"{name} takes control pictures {downscale} times as large as the latents, but the backbone's pictures "
+            f"are {backbone.downscale} times as large",
+            "use another ControlNet",
         )
-    if own.get("global_pool_conditions"):
-        raise UsageError(f"{name} pools its picture (as those of the kind shuffle do): it holds no structure in place.")
+    if config.get("global_pool_conditions"):
+        raise UsageError(
+            f"{name} pools its picture (as ControlNets of the kind shuffle do), so it keeps no structure in place",
+            "use another ControlNet",
+        )
 
 
-def controlled(backbone: Backbone, control: Control) -> Callable[..., Tensor]:
-    """Let a ControlNet add to what `Backbone.predict_noise` does inside.
+def with_controlnet(backbone: Backbone, control: Control) -> Callable[..., Tensor]:
+    """Return `Backbone.predict_noise` with a ControlNet.
 
-    The latents that the result takes carry the control picture along in more channels (`carrying`), so that whatever
-    cuts them into tiles or puts several of them into a batch does the same to the picture.
+    The latents that it takes have the control picture in extra channels (`with_control_channels`). So code that cuts
+    the latents into tiles, or joins them into a batch, does the same to the picture.
     """
     model, channels = control.model, backbone.latent_channels
 
-    def predict_noise(carried: Tensor, timestep: int, text: TextEmbedding, *, frame: Frame | None = None) -> Tensor:
-        latents = carried[:, :channels]
-        pictures = F.pixel_shuffle(carried[:, channels:], backbone.downscale)
+    def predict_noise(extended: Tensor, timestep: int, text: TextEmbedding, *, frame: Frame | None = None) -> Tensor:
+        latents = extended[:, :channels]
+        pictures = F.pixel_shuffle(extended[:, channels:], backbone.downscale)
         text = text.expand(len(latents))
         residuals = model(
             latents.to(model.dtype),
@@ -216,14 +223,14 @@ def controlled(backbone: Backbone, control: Control) -> Callable[..., Tensor]:
     return predict_noise
 
 
-def carrying(denoise: Denoise, pictures: Tensor, downscale: int) -> Denoise:
-    """Put control pictures [B or 1, 3, H, W] into more channels of the latents [B, C, h, w] that `denoise` is given.
+def with_control_channels(denoise: Denoise, pictures: Tensor, downscale: int) -> Denoise:
+    """Add control pictures [B or 1, 3, H, W] as extra channels to the latents [B, C, h, w] that `denoise` takes.
 
     The `downscale` x `downscale` pixels of each latent position become its 3 `downscale`^2 channels.
     """
-    cells = F.pixel_unshuffle(pictures, downscale)
+    channels = F.pixel_unshuffle(pictures, downscale)
 
-    def denoise_carrying(latents: Tensor, timestep: int) -> Tensor:
-        return denoise(torch.cat([latents, cells.expand(len(latents), -1, -1, -1).to(latents)], dim=1), timestep)
+    def denoise_extended(latents: Tensor, timestep: int) -> Tensor:
+        return denoise(torch.cat([latents, channels.expand(len(latents), -1, -1, -1).to(latents)], dim=1), timestep)
 
-    return denoise_carrying
+    return denoise_extended

@@ -1,4 +1,4 @@
-"""Denoise: noisy latents and a timestep -> the noise in them; with classifier-free guidance."""
+"""The denoiser predicts the noise in noisy latents at a timestep, with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
 
 Denoise = Callable[[Tensor, int], Tensor]
-"""(z_t [B, C, h, w], t) -> the noise epsilon predicted in it, [B, C, h, w] float32."""
+"""(z_t [B, C, h, w], t) -> the noise epsilon predicted in z_t, [B, C, h, w] float32."""
 
 
 def guided(
@@ -23,13 +23,13 @@ def guided(
 ) -> Denoise:
     """Make a denoiser with classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
-    eps = eps(negative) + guidance (eps(text) - eps(negative)), both predicted in one call with a batch of 2 B. A
-    guidance of 1 is eps(text) alone: one call with a batch of B, and `negative` may be None.
+    eps = eps(negative) + guidance (eps(text) - eps(negative)). One call with a batch of 2 B predicts both. A guidance
+    of 1 gives eps(text): one call with a batch of B, and `negative` may be None.
 
     Args:
         predict_noise: such as `Backbone.predict_noise`: (z_t [B, C, h, w], t, text of B prompts) -> epsilon.
-        text: of B prompts, or of one for all.
-        negative: likewise of the negative (or empty) prompts.
+        text: text embedding of B prompts, or of one prompt for all.
+        negative: text embedding of the negative (or empty) prompts, B or one.
         guidance: the guidance scale, any finite number.
 
     Raises:
@@ -40,11 +40,11 @@ def guided(
     if guidance == 1:
         return lambda latents, timestep: predict_noise(latents, timestep, text)
     if negative is None:
-        raise TypeError(f"a guidance of {guidance} needs the text of the negative prompt")
+        raise TypeError(f"a guidance of {guidance} needs the text embedding of the negative prompt")
 
     def denoise(latents: Tensor, timestep: int) -> Tensor:
         both = TextEmbedding.cat([part.expand(len(latents)) for part in (negative, text)])
-        without, with_text = predict_noise(torch.cat([latents, latents]), timestep, both).chunk(2)
-        return without + guidance * (with_text - without)
+        with_negative, with_text = predict_noise(torch.cat([latents, latents]), timestep, both).chunk(2)
+        return with_negative + guidance * (with_text - with_negative)
 
     return denoise

@@ -1,7 +1,7 @@
-"""Sampling: the timestep grid, the noise, guidance, and the solvers that bring noisy latents down to clean ones.
+"""The solvers, which turn noisy latents into clean latents step by step.
 
-Notation: abar_t is the noise schedule (`alphas_cumprod`), alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), so that
-z_t = alpha_t z_0 + sigma_t eps. Latents are [B, C, h, w] float32. Nothing here changes its inputs in place.
+Notation: abar_t is the noise schedule (`alphas_cumprod`), alpha_t = sqrt(abar_t), sigma_t = sqrt(1 - abar_t), so
+z_t = alpha_t z_0 + sigma_t eps. Latents are [B, C, h, w] float32. No function changes its inputs in place.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from inst.sampling.noise import noise_levels
 
 @dataclass(frozen=True, eq=False)
 class SamplingStep:
-    """One step of a solver, after it was taken.
+    """A finished step of a solver.
 
     Attributes:
         index: 0-based number of the step.
-        total: number of steps.
+        total: number of steps of the phase.
         timestep: the timestep t at which the denoiser was called.
-        latents: z after the step, [B, C, h, w]; after the last step the result.
+        latents: z after the step, [B, C, h, w]; after the last step, the result.
         clean: the z_0 predicted in this step, [B, C, h, w], for previews.
-        phase: "sampling"; or "inversion" for the steps of DDIM inversion, which come before and count for themselves,
-            up to the noise level that sampling starts at.
+        phase: "sampling"; or "inversion" for the steps of DDIM inversion. These come first, have their own count, and
+            lead up to the noise level at which sampling starts.
     """
 
     index: int
@@ -40,14 +40,14 @@ class SamplingStep:
 
 
 Sampling = Generator[SamplingStep, Tensor | None, Tensor]
-"""Yields every step and returns the latents it ends with; those given, where there is no step to take.
+"""A generator that yields every step and returns the final latents; without steps, it returns the given latents.
 
-A tensor that is sent in (`sampling.send(latents)`) takes the place of the latents after the step that was just yielded.
+To replace the latents after the step that was just yielded, send a tensor: `sampling.send(latents)`.
 """
 
 
 class StopSampling(Exception):
-    """Throw it into a `Sampling` of the phase "sampling" to end it at once, with the latents given."""
+    """Throw this into a `Sampling` in the phase "sampling" to end it at once, with the given latents."""
 
     def __init__(self, latents: Tensor) -> None:
         super().__init__("sampling was stopped")
@@ -61,7 +61,8 @@ Solver = Callable[[Denoise, Tensor, Sequence[int], Tensor], Sampling]
 def ddim_step(latents: Tensor, epsilon: Tensor, abar: float, abar_to: float) -> tuple[Tensor, Tensor]:
     """Move latents from the noise level `abar` to `abar_to`, up or down (Song et al. 2021, eq. 12 with sigma = 0).
 
-    z_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), and z' = sqrt(abar') z_0 + sqrt(1 - abar') eps.
+    z_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), and z' = sqrt(abar') z_0 + sqrt(1 - abar') eps, where abar' is
+    `abar_to`.
 
     Returns:
         z' and the predicted z_0, both [B, C, h, w].
@@ -76,12 +77,12 @@ def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cum
     Args:
         denoise: predicts the noise; called once for each timestep.
         latents: [B, C, h, w] at the noise level of the first timestep.
-        timesteps: strictly falling, such as from `timestep_grid`. After the last one comes z_0 (abar = 1).
+        timesteps: strictly falling, such as from `timestep_grid`. The last step leads to z_0 (abar = 1).
         alphas_cumprod: abar, [T].
 
     Raises:
-        UsageError: timesteps that do not fall or are out of range.
-        InstError: the noise schedule is not within 0 and 1 at one of them.
+        UsageError: the timesteps do not fall or are out of range.
+        InstError: the noise schedule is not between 0 and 1 at one of them.
     """
     levels = noise_levels(timesteps, alphas_cumprod)
     for i, t in enumerate(timesteps):
@@ -94,13 +95,13 @@ def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cum
 def dpm_solver_pp(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor) -> Sampling:
     """Denoise deterministically with DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    With x_i the z_0 predicted at t_i, lambda_t = log(alpha_t / sigma_t), h_i = lambda_(t_i) - lambda_(t_(i-1)) and
+    x_i is the z_0 predicted at t_i, lambda_t = log(alpha_t / sigma_t), h_i = lambda_(t_i) - lambda_(t_(i-1)), and
     r_i = h_(i-1) / h_i:
 
         D_i = x_(i-1) + (x_(i-1) - x_(i-2)) / (2 r_i)
         z_(t_i) = sigma_(t_i) / sigma_(t_(i-1)) z_(t_(i-1)) - alpha_(t_i) (exp(-h_i) - 1) D_i
 
-    The first step has no x before it, and to the last one's target, z_0, h is infinite: both take D_i = x_(i-1).
+    The first step has no earlier x, and in the last step, which leads to z_0, h is infinite. Both use D_i = x_(i-1).
     The arguments and errors are those of `ddim`.
     """
     levels = noise_levels(timesteps, alphas_cumprod)
@@ -121,8 +122,8 @@ def dpm_solver_pp(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], a
     return latents
 
 
-def stoppable(sampling: Sampling) -> Sampling:
-    """Let `StopSampling`, thrown in between two steps, end a solver's steps as if they were all done."""
+def allow_early_stop(sampling: Sampling) -> Sampling:
+    """Run a solver; a `StopSampling` thrown between two steps ends it early, with the latents of the exception."""
     try:
         return (yield from sampling)
     except StopSampling as stop:
@@ -134,11 +135,11 @@ SOLVERS: Mapping[str, Solver] = {"ddim": ddim, "dpm++": dpm_solver_pp}
 
 
 def choose_solver(name: str) -> Solver:
-    """Return the solver of a name in `SOLVERS`. Raises UsageError for any other."""
+    """Return a solver by its name in `SOLVERS`. Raises UsageError if the name is unknown."""
     check_choice("solver", name, SOLVERS)
     return SOLVERS[name]
 
 
 def _log_snr(abar: float) -> float:
-    """lambda = log(alpha / sigma)."""
+    """Return lambda = log(alpha / sigma)."""
     return 0.5 * (math.log(abar) - math.log1p(-abar))

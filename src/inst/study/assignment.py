@@ -1,4 +1,4 @@
-"""Which pairs a participant is shown, in which order and on which side."""
+"""Assign pairs to participants: which pairs, in which order, and with which result on which side."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ def choose_pairs(
 ) -> list[int]:
     """Choose pairs for one participant so that methods, and the pairs of a method, are shown equally often.
 
-    Each time the method that was shown least, in it the pair that was shown least; ties are broken at random.
+    Each step takes the method that was shown least often, and its pair that was shown least often. Ties are random.
 
     Args:
         pairs: ids of pairs by method.
-        shown: how often each pair was shown to others; 0 where it is missing.
-        count: how many to choose; all of them where there are fewer.
+        shown: how often each pair was shown to others; a missing pair means 0.
+        count: number of pairs to choose; all pairs if there are fewer.
+        rng: random numbers for ties.
 
     Returns:
         Different pairs, in no particular order.
     """
-    left = {method: list(ids) for method, ids in pairs.items() if ids}
-    times = {method: sum(shown.get(pair, 0) for pair in ids) for method, ids in left.items()}
+    remaining = {method: list(ids) for method, ids in pairs.items() if ids}
+    times_shown = {method: sum(shown.get(pair, 0) for pair in ids) for method, ids in remaining.items()}
     chosen: list[int] = []
-    while left and len(chosen) < count:
-        method = min(left, key=lambda name: (times[name], rng.random()))
-        pair = min(left[method], key=lambda one: (shown.get(one, 0), rng.random()))
-        left[method].remove(pair)
-        times[method] += 1
+    while remaining and len(chosen) < count:
+        method = min(remaining, key=lambda name: (times_shown[name], rng.random()))
+        pair = min(remaining[method], key=lambda pair_id: (shown.get(pair_id, 0), rng.random()))
+        remaining[method].remove(pair)
+        times_shown[method] += 1
         chosen.append(pair)
-        if not left[method]:
-            del left[method]
+        if not remaining[method]:
+            del remaining[method]
     return chosen
 
 
 def arrange(pairs: Sequence[int], checks: Sequence[int], rng: random.Random) -> list[Assigned]:
-    """Put pairs and attention checks into random order and onto random sides.
+    """Put pairs and attention checks into random order, with our result on random sides.
 
-    Ours comes first in half of the pairs, and in half of the checks: whoever always takes the same side helps nobody.
+    Ours comes first in half of the pairs, and in half of the checks, so that participants who always choose the same
+    side favour no method.
     """
     trials = []
     for group in (pairs, checks):

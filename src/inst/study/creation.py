@@ -1,4 +1,4 @@
-"""Making a study of a folder of compared pictures: copies of the pictures and the pairs to choose from, in one file."""
+"""Create a study from the folder of a comparison: one file with copies of the pictures and the pairs to compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inst.arguments import check_at_least
-from inst.errors import InstError, UsageError
+from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
 from inst.study.database import Database, Settings
 
@@ -21,14 +21,14 @@ _QUALITY = 92
 
 @dataclass
 class Creation:
-    """How far a study is made.
+    """The progress of creating a study.
 
     Attributes:
-        done, total: pictures.
+        done, total: number of stored pictures, and of all pictures.
         left_out: what is not in the study, one line each.
-        pairs: to choose from, by method; known when all is done.
-        checks: attention checks to choose from.
-        bytes: of the pictures in the file.
+        pairs: number of available pairs by method; known at the end.
+        checks: number of available attention checks.
+        bytes: size of the pictures in the file.
     """
 
     done: int
@@ -55,62 +55,65 @@ def create_study(
     consent: str = "",
     seed: int = 0,
 ) -> Iterator[Creation]:
-    """Make the file of a study; it is there when all is done, and not before.
+    """Create the file of a study. The file appears only when it is complete.
 
-    Every picture is stored as WebP of one quality, without what its file says about its making: neither its format nor
-    its size in bytes tells one method from another.
+    Every picture is stored as WebP with the same quality and without metadata, so that neither format nor size in bytes
+    tells which method made it.
 
     Args:
-        folder: photos/, paintings/ and one folder for each method, as `inst compare` makes it.
-        path: the file to make; must not exist.
+        folder: a folder with photos/, paintings/ and one folder for each method, as `inst compare` makes it.
+        path: the file to create; must not exist.
         ours: the method that each of the others is compared with.
-        methods: the others; by default all in the folder.
-        trials: pairs that a participant is shown; the paper's study showed 26.
-        checks: attention checks that a participant is shown besides: one result is of the photo and painting, the other
-            of a different photo and painting.
-        combinations: use so many (photo, painting) only, chosen at random: fewer pairs get more votes each.
-        side: longest side in pixels of the stored pictures; larger ones are reduced, smaller ones kept.
-        title, question, contact, consent: texts of the pages; empty for the usual ones.
-        seed: of every random choice in the study.
+        methods: the other methods; None uses all in the folder.
+        trials: pairs for each participant; the paper's study had 26.
+        checks: additional attention checks for each participant: one result is of the photo and painting, the other of
+            a different photo and painting.
+        combinations: number of (photo, painting) to use, chosen at random; fewer pairs get more votes each. None uses
+            all.
+        side: longest side of the stored pictures in pixels; larger pictures are reduced, smaller ones are not changed.
+        title, question, contact, consent: texts of the pages; empty texts are replaced by the default texts.
+        seed: random seed of every random choice in the study.
 
     Yields:
-        After each picture, how far it is; the last one says what the study holds.
+        The progress after each picture; the last item has the counts of the study.
 
     Raises:
-        InstError: nothing to compare, or the file cannot be written.
-        UsageError: the file exists, a method that is not there, or a number out of range.
+        InstError: there is nothing to compare, or the file cannot be written.
+        UsageError: the file exists, a method does not exist, or a number is out of range.
     """
     path = Path(path)
     check_at_least(1, trials=trials, combinations=1 if combinations is None else combinations)
     check_at_least(0, checks=checks)
     check_at_least(64, pixels_of_a_side=side)
     if path.exists():
-        raise UsageError(f"{path} exists", "give another name, or its votes would be lost")
+        raise UsageError(f"{path} exists", "give another name, so that its votes are not lost")
     if not path.parent.is_dir():
         raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist", "make it first")
-    found = _collect(Path(folder), ours, methods)
+    collection = _collect(Path(folder), ours, methods)
     rng = random.Random(seed)
-    # Only what can be compared is drawn from: else 20 combinations could give fewer.
-    chosen = [pair for pair in found.pairs if ours in pair.results and len(pair.results) > 1]
+    # Only from pairs that can be compared; otherwise 20 combinations could give fewer than 20.
+    chosen = [pair for pair in collection.pairs if ours in pair.results and len(pair.results) > 1]
     if combinations is not None and combinations < len(chosen):
         chosen = rng.sample(chosen, combinations)
     unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with Database(unfinished, create=True) as database:
             with database.transaction() as connection:
-                state = yield from _fill(connection, found, chosen, side)
+                state = yield from _fill(connection, collection, chosen, side)
                 state.pairs = _add_pairs(connection, chosen, ours)
                 if not state.pairs:
                     raise InstError(
-                        f"{folder} holds nothing to compare: no photo and painting has a picture of {ours} and of "
-                        f"another method."
+                        f"{folder} contains nothing to compare",
+                        f"add pictures of {ours} and of another method for the same photo and painting",
                     )
                 state.checks = _add_checks(connection, chosen, rng) if checks else 0
                 if checks and not state.checks:
                     photos, paintings = ({getattr(pair, kind) for pair in chosen} for kind in ("photo", "painting"))
                     raise UsageError(
-                        f"Attention checks need two photos and two paintings at least that have pictures of {ours} "
-                        f"and of another method: there are {len(photos)} and {len(paintings)}."
+                        f"Attention checks need two photos and two paintings with pictures of {ours} and of another "
+                        f"method; there are {len(photos)} and {len(paintings)}",
+                        "leave out ",
+                        Argument("checks"),
                     )
             settings = Settings(
                 ours=ours,
@@ -128,48 +131,49 @@ def create_study(
     except sqlite3.OperationalError as error:
         raise InstError(f"{path} cannot be written ({error})", "choose another place") from None
     finally:
-        with contextlib.suppress(OSError):  # a file system that is read-only says so even of what is not there
+        with contextlib.suppress(OSError):  # a read-only file system raises even for a missing file
             unfinished.unlink(missing_ok=True)
     yield state
 
 
 def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collection:
-    """Find what is compared. Raises as `create_study`."""
+    """Collect the pictures to compare. Raises the errors of `create_study`."""
     for needed in (PHOTOS, PAINTINGS):
         if not (folder / needed).is_dir():
             raise InstError(
                 f"{folder / needed} is missing",
-                f"give the folder of a comparison, or one with the folders {PHOTOS}, "
-                f"{PAINTINGS}, and one for each method",
+                f"give the folder of a comparison, or a folder with {PHOTOS}, {PAINTINGS}, and one folder for each "
+                "method",
             )
-    found = collect(folder, methods=None if methods is None else [ours, *methods])
-    left_out = "".join(f" {one}." for one in found.problems if "is left out" in one)
-    if ours not in found.methods:
-        raise UsageError(f"{folder} holds no method {ours}: it has {', '.join(found.methods)}.{left_out}")
-    if len(found.methods) == 1:
-        raise UsageError(f"{folder} holds no method beside {ours}: there is nothing to compare it with.{left_out}")
-    return found
+    collection = collect(folder, methods=None if methods is None else [ours, *methods])
+    reasons = "; ".join(problem for problem in collection.problems if "is left out" in problem)
+    reasons = f" ({reasons})" if reasons else ""
+    if ours not in collection.methods:
+        raise UsageError(f"{folder} has no method {ours}{reasons}", f"choose from {', '.join(collection.methods)}")
+    if len(collection.methods) == 1:
+        raise UsageError(f"{folder} has no other method than {ours}{reasons}", "add the results of another method")
+    return collection
 
 
 def _sources(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Folder and name of the pair's photo and painting in the study's file."""
+    """Return (folder, name) of the pair's photo and of its painting in the study's file."""
     assert pair.photo is not None
     return (PHOTOS, pair.photo.stem), (PAINTINGS, pair.painting.stem)
 
 
 def _fill(
-    connection: sqlite3.Connection, found: Collection, chosen: Sequence[Pair], side: int
+    connection: sqlite3.Connection, collection: Collection, chosen: Sequence[Pair], side: int
 ) -> Generator[Creation, None, Creation]:
-    """Copy the pictures of the chosen pairs."""
+    """Store copies of the pictures of the chosen pairs."""
     wanted: dict[tuple[str, str], Path] = {}
     for pair in chosen:
         assert pair.photo is not None
         wanted |= dict(zip(_sources(pair), (pair.photo, pair.painting), strict=True))
         wanted |= {(method, pair.name): file for method, file in pair.results.items()}
-    state = Creation(0, len(wanted), list(found.problems))
+    state = Creation(0, len(wanted), list(collection.problems))
     for (folder, name), file in wanted.items():
         try:
-            data, width, height = _reduced(file, side)
+            data, width, height = _encode(file, side)
         except InstError as error:
             state.left_out.append(str(error))
         else:
@@ -183,14 +187,14 @@ def _fill(
     return state
 
 
-def _reduced(file: Path, side: int) -> tuple[bytes, int, int]:
+def _encode(file: Path, side: int) -> tuple[bytes, int, int]:
     from PIL import Image
 
     from inst.pictures.io import open_picture
 
     image = open_picture(file)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    image.info.clear()  # nothing of what the file said goes into the copy
+    image.info.clear()  # no metadata in the copy
     encoded = io.BytesIO()
     image.save(encoded, format="WEBP", quality=_QUALITY)
     return encoded.getvalue(), image.width, image.height
@@ -201,39 +205,42 @@ def _ids(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
 
 
 def _add_pairs(connection: sqlite3.Connection, chosen: Sequence[Pair], ours: str) -> dict[str, int]:
-    """Pair ours with every other method for each photo and painting, where all pictures are there; count by method."""
+    """Pair ours with every other method for each photo and painting with all pictures, and return counts by method."""
     ids = _ids(connection)
     methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS, ours})
     count: dict[str, int] = {}
     for pair in chosen:
         for method in methods:
             needed = [*_sources(pair), (ours, pair.name), (method, pair.name)]
-            if all(one in ids for one in needed):
+            if all(picture in ids for picture in needed):
                 connection.execute(
                     "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 0)",
-                    (*(ids[one] for one in needed), method),
+                    (*(ids[picture] for picture in needed), method),
                 )
                 count[method] = count.get(method, 0) + 1
     return count
 
 
 def _add_checks(connection: sqlite3.Connection, chosen: Sequence[Pair], rng: random.Random) -> int:
-    """Pair a result with one of the same method for another photo and painting, once for each photo and painting."""
+    """Add attention checks, one for each photo and painting, and return their number.
+
+    A check pairs a result with a result of the same method for another photo and painting.
+    """
     ids = _ids(connection)
     methods = sorted({folder for folder, _ in ids} - {PHOTOS, PAINTINGS})
     count = 0
     for pair in chosen:
-        shown = [ids.get(one) for one in _sources(pair)]
-        if None in shown:
+        sources = [ids.get(source) for source in _sources(pair)]
+        if None in sources:
             continue
-        others = [one.name for one in chosen if one.photo != pair.photo and one.painting != pair.painting]
+        others = [other.name for other in chosen if other.photo != pair.photo and other.painting != pair.painting]
         for method in rng.sample(methods, len(methods)):
-            right = ids.get((method, pair.name))
+            correct = ids.get((method, pair.name))
             wrong = [ids[method, other] for other in others if (method, other) in ids]
-            if right and wrong:
+            if correct and wrong:
                 connection.execute(
                     "INSERT INTO pairs (photo, painting, ours, other, method, is_check) VALUES (?, ?, ?, ?, ?, 1)",
-                    (*shown, right, rng.choice(wrong), method),
+                    (*sources, correct, rng.choice(wrong), method),
                 )
                 count += 1
                 break

@@ -1,4 +1,4 @@
-"""The study's file: its tables, and how they are opened and written so that no answer is lost or counted twice."""
+"""The study's file: its tables, and safe reading and writing, so that no answer is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from inst.errors import Call, InstError
 
 _APPLICATION = 0x1457CD1F
-"""Marks a SQLite file as a study."""
+"""Application id that marks a SQLite file as a study."""
 _FORMAT = 1
 
 _SCHEMA = f"""
@@ -23,9 +23,9 @@ PRAGMA user_version = {_FORMAT};
 CREATE TABLE settings (content TEXT NOT NULL) STRICT;
 CREATE TABLE pictures (
     id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,        -- random: the address of a picture says nothing of what made it
+    key TEXT NOT NULL UNIQUE,        -- random, so that the address of a picture does not reveal its method
     folder TEXT NOT NULL,            -- "photos", "paintings", or a method
-    name TEXT NOT NULL,              -- of the file, without its ending
+    name TEXT NOT NULL,              -- name of the file without ending
     width INTEGER NOT NULL,
     height INTEGER NOT NULL,
     data BLOB NOT NULL,              -- WebP
@@ -37,8 +37,8 @@ CREATE TABLE pairs (
     painting INTEGER NOT NULL REFERENCES pictures,
     ours INTEGER NOT NULL REFERENCES pictures,
     other INTEGER NOT NULL REFERENCES pictures,
-    method TEXT NOT NULL,            -- that made `other`
-    is_check INTEGER NOT NULL,       -- an attention check: `ours` is right beyond doubt, `other` shows something else
+    method TEXT NOT NULL,            -- the method that made `other`
+    is_check INTEGER NOT NULL,       -- attention check: `ours` is correct, `other` shows another photo and painting
     UNIQUE (ours, other)
 ) STRICT;
 CREATE TABLE participants (
@@ -46,22 +46,22 @@ CREATE TABLE participants (
     token_sha256 TEXT NOT NULL UNIQUE,
     started_at INTEGER NOT NULL,     -- Unix time in seconds
     finished_at INTEGER,
-    ranking TEXT                     -- JSON: factors in order, most important first; NULL where not answered
+    ranking TEXT                     -- JSON: factors, most important first; NULL if not answered
 ) STRICT;
 CREATE TABLE trials (
     id INTEGER PRIMARY KEY,
     participant INTEGER NOT NULL REFERENCES participants,
-    position INTEGER NOT NULL,       -- from 1, as the participant counts
+    position INTEGER NOT NULL,       -- from 1
     pair INTEGER NOT NULL REFERENCES pairs,
     ours_first INTEGER NOT NULL,     -- whether `ours` is on the left (above, on a phone)
     UNIQUE (participant, position)
 ) STRICT;
-CREATE TABLE answers (               -- every answer ever given; the last one to a trial is the vote
-    id INTEGER PRIMARY KEY,          -- grows
-    key TEXT NOT NULL UNIQUE,        -- made by the participant's browser: the same answer sent again is not a new one
+CREATE TABLE answers (               -- all answers; the last answer to a trial is the vote
+    id INTEGER PRIMARY KEY,          -- increases with time
+    key TEXT NOT NULL UNIQUE,        -- made by the participant's browser, so that a repeated request is not counted
     trial INTEGER NOT NULL REFERENCES trials,
-    first INTEGER NOT NULL,          -- whether the first of the two was chosen
-    seconds REAL NOT NULL,           -- that the participant looked before choosing
+    first INTEGER NOT NULL,          -- whether the first result was chosen
+    seconds REAL NOT NULL,           -- viewing time before the choice
     answered_at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX answers_of_trial ON answers (trial);
@@ -76,15 +76,15 @@ CREATE VIEW votes AS
 
 @dataclass(frozen=True)
 class Settings:
-    """What the researcher chose when the study was made.
+    """The researcher's settings for the study.
 
     Attributes:
-        ours: the method that every other one is compared with.
-        trials: pairs that a participant is shown, attention checks not counted.
-        checks: attention checks that a participant is shown besides.
-        title, question, contact, consent: texts for the pages; empty for the usual ones.
-        seed: of all random choices of pairs, sides and orders.
-        admin_token: opens the admin page.
+        ours: the method that every other method is compared with.
+        trials: number of pairs for each participant, without attention checks.
+        checks: number of additional attention checks for each participant.
+        title, question, contact, consent: texts of the pages; empty texts are replaced by the default texts.
+        seed: random seed of all choices of pairs, sides and orders.
+        admin_token: token for the admin page.
     """
 
     ours: str
@@ -99,15 +99,15 @@ class Settings:
 
 
 class Database:
-    """A study's file, open. Safe to share among threads; several processes may open the same file.
+    """The open file of a study. Threads can share it, and several processes can open the same file.
 
     Args:
         path: the file.
-        create: make the tables in a new, empty file.
+        create: create the tables in a new, empty file.
 
     Raises:
-        InstError: the file is missing, no study, or of another version.
-        sqlite3.Error: the new file cannot be made; the caller knows what it is to be called in the end.
+        InstError: the file is missing, is not a study, or has another format version.
+        sqlite3.Error: the new file cannot be created; the caller words the error with the final file name.
     """
 
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
@@ -116,37 +116,38 @@ class Database:
             raise InstError(f"{path}: no such study", "make one with ", Call("create_study"))
         self._lock = threading.RLock()
         try:
-            # Autocommit: transactions begin and end where `transaction` says so.
+            # Autocommit, so that transactions start and end only in `transaction`.
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             if create:
                 raise
-            raise InstError(f"{path} cannot be opened ({error}).") from None
+            raise InstError(f"{path} cannot be opened ({error})", "check its permissions") from None
         self._connection.row_factory = sqlite3.Row
         try:
             if create:
                 self._connection.executescript(_SCHEMA)
             self._check()
-            # A committed answer is on the disk before it is acknowledged, whatever is killed or cut off afterwards.
+            # A committed answer is on the disk before it is confirmed, even if the process or the power fails then.
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.DatabaseError as error:
             self._connection.close()
             if create:
                 raise
-            raise InstError(
-                f"{path} is no study ({error})", "give a file that ", Call("create_study"), " made"
-            ) from None
+            raise InstError(f"{path} is not a study ({error})", "give a file made by ", Call("create_study")) from None
         except BaseException:
             self._connection.close()
             raise
 
     def _check(self) -> None:
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-            raise InstError(f"{self.path} is no study", "give a file that ", Call("create_study"), " made")
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found != _FORMAT:
-            raise InstError(f"{self.path} is a study of format {found}, this version of inst knows format {_FORMAT}.")
+            raise InstError(f"{self.path} is not a study", "give a file made by ", Call("create_study"))
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != _FORMAT:
+            raise InstError(
+                f"{self.path} has the format {version}, but this version of inst reads only the format {_FORMAT}",
+                "use the version of inst that made the study",
+            )
 
     def __enter__(self) -> Database:
         return self
@@ -155,12 +156,15 @@ class Database:
         self.close()
 
     def write_ahead(self) -> None:
-        """Let readers and the writer not wait for each other, while the study is served. `close` undoes it."""
+        """Turn on write-ahead logging for serving, so that readers and writers do not block each other.
+
+        `close` turns it off.
+        """
         with self._lock:
             self._connection.execute("PRAGMA journal_mode = WAL")
 
     def close(self) -> None:
-        """Close the file; unless another process has it open, everything is in this one file then."""
+        """Close the file. Then all data is in this one file, unless another process has it open."""
         with self._lock:
             with suppress(sqlite3.Error):
                 self._connection.execute("PRAGMA busy_timeout = 0")
@@ -169,7 +173,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Do all of the block or nothing of it; it is on the disk when the block has ended."""
+        """Run the block as one transaction: all or nothing. The data is on the disk when the block ends."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -181,20 +185,20 @@ class Database:
                 raise
 
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        """Return what a query finds."""
+        """Return the rows of a query."""
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
     def value(self, query: str, *values: object) -> Any:
-        """Return the first column of the first row that a query finds, or None."""
-        found = self.rows(query, *values)
-        return found[0][0] if found else None
+        """Return the first column of the first row of a query; None if there is no row."""
+        rows = self.rows(query, *values)
+        return rows[0][0] if rows else None
 
     def settings(self) -> Settings:
-        """Return what the researcher chose."""
+        """Return the researcher's settings."""
         return Settings(**json.loads(self.value("SELECT content FROM settings")))
 
     def write_settings(self, settings: Settings) -> None:
-        """Keep what the researcher chose; once, when the study is made."""
+        """Store the researcher's settings; called once, when the study is created."""
         with self.transaction() as connection:
             connection.execute("INSERT INTO settings VALUES (?)", (json.dumps(asdict(settings)),))

@@ -1,4 +1,4 @@
-"""Whose answers are left out of a report: named rules, so that a reader can tell what was done."""
+"""Rules that exclude careless participants from a report. The rules have names, so that a report can state them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scipy.stats import binomtest
 
 from inst.errors import UsageError
 
-_LONGEST = 3600  # seconds: nobody looks at a pair for so long
+_MAX_SECONDS = 3600  # nobody looks at a pair for longer
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Bounds beyond which a participant counts as careless; 0 turns a rule off.
+    """Limits beyond which a participant counts as careless; 0 turns a rule off.
 
     Attributes:
-        too_fast: median seconds a vote below it.
-        one_side: probability, under a fair coin, of so uneven a choice of sides, below it.
-        failed_checks: so many attention checks answered wrongly, or more.
-        few_answers: share of the trials answered, below it.
+        too_fast: lower limit of the median time for a vote, in seconds.
+        one_side: lower limit of the probability that a fair coin gives such an uneven choice of sides.
+        failed_checks: number of wrong answers to attention checks at which a participant is excluded.
+        few_answers: lower limit of the share of answered trials.
 
     Raises:
-        UsageError: a bound out of range.
+        UsageError: a limit is out of range.
     """
 
     too_fast: float
@@ -35,27 +35,27 @@ class Rules:
     few_answers: float
 
     def __post_init__(self) -> None:
-        for name, most, what in (
-            ("too_fast", _LONGEST, "0 or more seconds, such as 1"),
+        for name, maximum, allowed in (
+            ("too_fast", _MAX_SECONDS, "0 to 3600 seconds, such as 1"),
             ("one_side", 1, "a probability from 0 to 1, such as 0.001"),
             ("failed_checks", math.inf, "0 or more"),
             ("few_answers", 1, "a share from 0 to 1, such as 0.5"),
         ):
-            if not 0 <= (bound := getattr(self, name)) <= most:  # which a number that is none fails too
+            if not 0 <= (limit := getattr(self, name)) <= maximum:  # NaN fails too
                 rule = name.replace("_", "-")
-                raise UsageError(f"A bound of {bound:g} for {rule} cannot be used", f"give {what}")
+                raise UsageError(f"A limit of {limit:g} for {rule} cannot be used", f"give {allowed}")
 
 
 def broken_rules(answers: Sequence[dict[str, Any]], trials: int, rules: Rules) -> list[str]:
     """Return the names of the rules that a participant breaks.
 
     Args:
-        answers: the answers that count, rows of `inst.study.tables.answers`.
-        trials: how many the participant was given, attention checks included.
-        rules: the bounds.
+        answers: the participant's answers that count, rows of `inst.study.tables.answers`.
+        trials: number of the participant's trials, with attention checks.
+        rules: the limits.
 
     Returns:
-        Of "too-fast", "one-side", "failed-checks", "few-answers".
+        Names from "too-fast", "one-side", "failed-checks", "few-answers".
     """
     broken = []
     if answers and median(row["seconds"] for row in answers) < rules.too_fast:

@@ -1,4 +1,4 @@
-"""The report's pictures: votes by method, scores of factors, seconds of a vote."""
+"""Plot the report: votes by method, scores of factors, time for a vote."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DPI = 200
 
 
 def plot_report(report: Report) -> dict[str, bytes]:
-    """Return the plots by file name, each as PNG and SVG; none of what there are no answers to."""
+    """Return the plots by file name, each as PNG and SVG; plots without answers are left out."""
     figures = {}
     if report.total.votes:
         figures = {"votes": _votes(report), "seconds": _seconds(report)}
     if report.ranked:
         figures["factors"] = _factors(report)
     votes = {name: one.votes for name, one in report.methods.items()}
-    made_of = {"title": report.title, "ours": report.ours, "votes": votes, "ranked": report.ranked}
-    # Without date and random names the same answers give the same file.
-    metadata = {"png": describe("plot of a user study", "inst study report", **made_of), "svg": {"Date": None}}
+    origin = {"title": report.title, "ours": report.ours, "votes": votes, "ranked": report.ranked}
+    # No date and no random ids, so that the same answers give the same file.
+    metadata = {"png": describe("plot of a user study", "inst study report", **origin), "svg": {"Date": None}}
     files = {}
     for name, figure in figures.items():
         for kind, texts in metadata.items():
@@ -56,7 +56,7 @@ def _votes(report: Report) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of votes for {report.ours}, with Wilson's 95 % interval", parse_math=False)
-    _bare(axes)
+    _hide_frame(axes)
     return figure
 
 
@@ -66,10 +66,12 @@ def _seconds(report: Report) -> Figure:
     longest = sorted(report.all_seconds)[int(0.98 * (len(report.all_seconds) - 1))]
     axes.hist([min(one, longest) for one in report.all_seconds], bins=40, color=_OURS)
     axes.axvline(report.seconds["median"], color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xlabel(f"seconds a vote (median {report.seconds['median']:.1f} s; the slowest 2 % in the last bar)")
+    axes.set_xlabel(
+        f"seconds for a vote (median {report.seconds['median']:.1f} s; the slowest 2 % are in the last bar)"
+    )
     axes.set_ylabel("votes")
     axes.set_xlim(left=0)
-    _bare(axes)
+    _hide_frame(axes)
     return figure
 
 
@@ -83,9 +85,9 @@ def _factors(report: Report) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, len(names))
     axes.set_xlabel(f"score: sum(frequency x weight) / {report.ranked} people")
-    _bare(axes)
+    _hide_frame(axes)
     return figure
 
 
-def _bare(axes: Axes) -> None:
+def _hide_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)

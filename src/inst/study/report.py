@@ -1,4 +1,4 @@
-"""What the answers of a study say."""
+"""Compute the results of a study from its answers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from inst.study.statistics import Share, factor_scores, holm, krippendorff_alpha
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far participants agree who judged the same pair.
+    """Agreement of participants who compared the same pair.
 
     Attributes:
-        alpha: Krippendorff's, nominal; None where it is undefined. Near 0 where almost all vote alike, however well
-            they agree: read it beside `same`.
-        same: share of two who judged the same pair and voted alike.
-        pairs: judged by two or more.
+        alpha: Krippendorff's nominal alpha; None if it is undefined. It is near 0 if almost all votes are the same,
+            even if participants agree well, so read it together with `same`.
+        same: share of pairs of participants who voted the same for the same pair.
+        pairs: number of pairs compared by two or more participants.
     """
 
     alpha: float | None
@@ -35,20 +35,21 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of a study. Everything but `everybody` is without those whom the rules exclude.
+    """The results of a study. Votes of excluded participants count only in `everybody`.
 
     Attributes:
-        title, ours: of the study.
-        started, finished, kept: participants.
-        excluded: how many break each rule; one participant may break several.
-        methods, total: share of votes for ours, against each other method and in all.
-        everybody: `total` with those who were excluded.
-        agreement: by method, and in all under "".
-        seconds: of a vote: quartiles and mean.
-        all_seconds: of each vote.
-        scores: of each factor, highest first; empty where nobody ranked.
-        ranked: participants who ranked the factors.
-        places: of each factor, how often it was put first, second and so on.
+        title, ours: title of the study, and its own method.
+        started, finished, kept: number of participants who started, finished, and are not excluded.
+        rules: the rules for exclusion.
+        excluded: number of participants who break each rule; one participant may break several.
+        methods, total: share of votes for ours, against each other method and in total.
+        everybody: `total` with excluded participants.
+        agreement: agreement by method; the key "" is the total.
+        seconds: quartiles and mean of the time for a vote.
+        all_seconds: time for each vote.
+        scores: score of each factor, highest first; empty if nobody ranked the factors.
+        ranked: number of participants who ranked the factors.
+        places: for each factor, how often it was ranked first, second and so on.
     """
 
     title: str
@@ -69,7 +70,7 @@ class Report:
     places: dict[str, list[int]]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the figures as JSON's types, without the seconds of each vote."""
+        """Return the results as plain JSON values, without the time for each vote."""
         return {name: value for name, value in asdict(self).items() if name != "all_seconds"}
 
 
@@ -81,40 +82,42 @@ def make_report(
     failed_checks: int = 1,
     few_answers: float = 0.5,
 ) -> Report:
-    """Compute the figures of a study; it may be served meanwhile.
+    """Compute the results of a study, also while it is served.
 
-    Attention checks are not votes. Whoever is excluded is left out of the ranking of factors too.
+    Attention checks are not votes. Excluded participants do not count in the ranking of factors either.
 
     Args:
         database: the study.
-        too_fast, one_side, failed_checks, few_answers: whom to exclude, as for `Rules`; 0 turns a rule off.
+        too_fast, one_side, failed_checks, few_answers: limits for exclusion, see `Rules`; 0 turns a rule off.
 
     Raises:
-        UsageError: a bound that cannot be one.
-        InstError: nobody voted yet.
+        UsageError: a limit is out of range.
+        InstError: there are no votes yet.
     """
     rules = Rules(too_fast, one_side, failed_checks, few_answers)
     settings = database.settings()
     answers = [row for row in tables.answers(database) if row["counts"]]
     if not any(not row["is_check"] for row in answers):
         raise InstError(f"{database.path} holds no votes yet", "serve it, and invite people")
-    given: dict[int, int] = {
+    trial_counts: dict[int, int] = {
         row[0]: row[1] for row in database.rows("SELECT participant, count(*) FROM trials GROUP BY 1")
     }
-    of: dict[int, list[dict[str, Any]]] = {participant: [] for participant in given}
+    answers_of: dict[int, list[dict[str, Any]]] = {participant: [] for participant in trial_counts}
     for row in answers:
-        of[row["participant"]].append(row)
-    broken = {one: broken_rules(of[one], given[one], rules) for one in given}
-    kept = {one for one, names in broken.items() if not names}
+        answers_of[row["participant"]].append(row)
+    broken = {
+        participant: broken_rules(answers_of[participant], count, rules) for participant, count in trial_counts.items()
+    }
+    kept = {participant for participant, names in broken.items() if not names}
     votes = [row for row in answers if not row["is_check"]]
     counted = [row for row in votes if row["participant"] in kept]
     names = [row[0] for row in database.rows("SELECT DISTINCT method FROM pairs WHERE NOT is_check ORDER BY 1")]
-    rankings = [order for one, order in tables.rankings(database).items() if one in kept]
+    rankings = [order for participant, order in tables.rankings(database).items() if participant in kept]
     scores = factor_scores(rankings) if rankings else {}
     return Report(
         title=settings.title,
         ours=settings.ours,
-        started=len(given),
+        started=len(trial_counts),
         finished=database.value("SELECT count(finished_at) FROM participants"),
         kept=len(kept),
         rules=rules,
@@ -135,11 +138,11 @@ def make_report(
 
 
 def _share(votes: Sequence[dict[str, Any]]) -> Share:
-    count: dict[int, tuple[int, int]] = {}
+    counts: dict[int, tuple[int, int]] = {}
     for row in votes:
-        ours, all_ = count.get(row["participant"], (0, 0))
-        count[row["participant"]] = (ours + row["for_ours"], all_ + 1)
-    return share_of_votes(count)
+        ours, total = counts.get(row["participant"], (0, 0))
+        counts[row["participant"]] = (ours + row["for_ours"], total + 1)
+    return share_of_votes(counts)
 
 
 def _shares(votes: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Share]:
@@ -161,5 +164,5 @@ def _agreement(votes: Sequence[dict[str, Any]]) -> Agreement:
 def _quartiles(seconds: Sequence[float]) -> dict[str, float]:
     if not seconds:
         return {}
-    quarter, half, three_quarters = (float(one) for one in np.quantile(seconds, (0.25, 0.5, 0.75)))
-    return {"quarter": quarter, "median": half, "three quarters": three_quarters, "mean": float(np.mean(seconds))}
+    quarter, median, three_quarters = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    return {"quarter": quarter, "median": median, "three quarters": three_quarters, "mean": float(np.mean(seconds))}

@@ -1,4 +1,4 @@
-"""A report as files: Markdown to read, JSON and CSV to compute with, pictures to show."""
+"""Write a report as files: Markdown, JSON, CSV and plots."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from inst.study.factors import factor_name
 from inst.study.plots import plot_report
 from inst.study.report import Report
 
-_NOTHING = "-"
+_NO_VALUE = "-"
 
 
 def write_report(report: Report, database: Database, folder: Path) -> list[Path]:
     """Write report.md, report.json, votes.csv, answers.csv, rankings.csv, and the plots as PNG and SVG.
 
     Args:
-        folder: is there; files of these names in it are replaced.
+        report: the results to write.
+        database: the study, for answers.csv and rankings.csv.
+        folder: an existing folder; files with these names in it are replaced.
 
     Returns:
         The files.
@@ -41,7 +43,7 @@ def write_report(report: Report, database: Database, folder: Path) -> list[Path]
 
 
 def markdown(report: Report) -> str:
-    """Return the report as Markdown: the table of votes first, as the paper's Table 2."""
+    """Return the report as Markdown; the table of votes comes first, as in the paper's Table 2."""
     parts = [
         f"# {report.title or 'User study'}",
         f"{report.started} people took part, {report.finished} finished, {report.kept} are counted: "
@@ -60,21 +62,22 @@ def markdown(report: Report) -> str:
                 for name, one in [*report.methods.items(), ("**all**", report.total)]
             ],
         ),
-        "p: two-sided exact binomial test against 50 %; Holm's adjusts it for the number of methods. Wilson's interval "
-        "and p take every vote for an independent one; the resampled interval (bootstrap over participants) does not.",
+        "p: two-sided exact binomial test against 50 %; p (Holm) is adjusted for the number of methods. Wilson's "
+        "interval and p assume that votes are independent; the resampled interval (bootstrap over participants) does "
+        "not.",
         "## Agreement",
         _table(
-            ["against", "Krippendorff's alpha", "two voted alike", "pairs judged twice or more"],
+            ["against", "Krippendorff's alpha", "two people agree", "pairs with two or more votes"],
             [
                 [name or "**all**", _number(one.alpha), _percent(one.same, " %"), str(one.pairs)]
                 for name, one in sorted(report.agreement.items(), key=lambda item: (not item[0], item[0]))
             ],
         ),
-        "Alpha is 1 where all who judged a pair agree and 0 where they agree no more than chance; it is low too where "
-        "nearly all votes go one way.",
+        "Alpha is 1 if all people agree on every pair, and 0 if they agree only as often as by chance. It is also low "
+        "if nearly all votes are the same.",
         "## Time",
         _times(report),
-        "## Who is not counted",
+        "## Excluded participants",
         _exclusions(report),
         "## What matters in a style",
         _factors(report),
@@ -85,32 +88,34 @@ def markdown(report: Report) -> str:
 def _times(report: Report) -> str:
     if not report.seconds:
         return "No votes are counted."
-    one = report.seconds
+    seconds = report.seconds
     return (
-        f"A vote took {one['median']:.1f} s (median; half of them {one['quarter']:.1f} to "
-        f"{one['three quarters']:.1f} s; mean {one['mean']:.1f} s)."
+        f"Median time for a vote: {seconds['median']:.1f} s; the middle half took {seconds['quarter']:.1f} to "
+        f"{seconds['three quarters']:.1f} s; the mean is {seconds['mean']:.1f} s."
     )
 
 
 def _exclusions(report: Report) -> str:
     rules, everybody = report.rules, report.everybody
-    said = [
-        ("too-fast", rules.too_fast, f"median below {rules.too_fast:g} s a vote"),
+    meanings = [
+        ("too-fast", rules.too_fast, f"median time for a vote below {rules.too_fast:g} s"),
         (
             "one-side",
             rules.one_side,
-            f"so uneven a choice of sides is less likely than {rules.one_side:g} by chance",
+            f"probability of such an uneven choice of sides by chance below {rules.one_side:g}",
         ),
-        ("failed-checks", rules.failed_checks, f"attention checks answered wrongly: {rules.failed_checks} or more"),
+        ("failed-checks", rules.failed_checks, f"{rules.failed_checks} or more wrong answers to attention checks"),
         ("few-answers", rules.few_answers, f"answered less than {100 * rules.few_answers:g} % of the pairs"),
     ]
     rows = [
-        [name, meaning if bound else "not applied", str(report.excluded.get(name, 0))] for name, bound, meaning in said
+        [name, meaning if limit else "not applied", str(report.excluded.get(name, 0))]
+        for name, limit, meaning in meanings
     ]
     return (
         _table(["rule", "meaning", "people"], rows)
-        + f"\n\nOne person may break several rules. With everybody counted: {everybody.for_ours} of {everybody.votes} "
-        f"votes for {report.ours}, {_percent(everybody.share, ' %')} ({_interval(everybody.wilson)})."
+        + f"\n\nOne person may break several rules. With excluded participants: {everybody.for_ours} of "
+        f"{everybody.votes} votes for {report.ours}, {_percent(everybody.share, ' %')} "
+        f"({_interval(everybody.wilson)})."
     )
 
 
@@ -119,7 +124,7 @@ def _factors(report: Report) -> str:
         return "Nobody ranked the factors."
     rows = [
         [
-            *(factor_name(factor), f"{score:.2f}", *(str(one) for one in report.places[factor])),
+            *(factor_name(factor), f"{score:.2f}", *(str(count) for count in report.places[factor])),
             str(report.ranked - sum(report.places[factor])),
         ]
         for factor, score in report.scores.items()
@@ -127,8 +132,8 @@ def _factors(report: Report) -> str:
     places = [f"{place}." for place in range(1, len(report.places) + 1)]
     return (
         _table(["factor", "score", *places, "left out"], rows)
-        + f"\n\nScore: sum(frequency x weight) / people, weights {len(places)} to 1, of the {report.ranked} who "
-        "answered; a factor left out counts 0."
+        + f"\n\nScore: sum(frequency x weight) / people, with weights from {len(places)} to 1, for the {report.ranked} "
+        "people who answered. A factor that is left out counts 0."
     )
 
 
@@ -150,7 +155,7 @@ def _votes_csv(report: Report) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """Return a line for each method, for the terminal."""
+    """Return one line for each method, for the terminal."""
     width = max(len(name) for name in [*report.methods, "all"])
     return [
         f"{name:<{width}}  {_percent(one.share):>5} % for {report.ours} ({_interval(one.wilson)}), "
@@ -160,18 +165,18 @@ def summary(report: Report) -> list[str]:
 
 
 def _percent(share: float | None, unit: str = "") -> str:
-    return _NOTHING if share is None else f"{100 * share:.1f}{unit}"
+    return _NO_VALUE if share is None else f"{100 * share:.1f}{unit}"
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:
-    return _NOTHING if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+    return _NO_VALUE if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
 
 
 def _number(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.3f}"
+    return _NO_VALUE if value is None else f"{value:.3f}"
 
 
 def _p(value: float | None) -> str:
     if value is None:
-        return _NOTHING
+        return _NO_VALUE
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""The study's web server: the page for participants, the admin page, and what they ask of it."""
+"""The study's web server: the page for participants, the admin page, and their requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LARGEST_REQUEST = 16 * 1024
 _FOREVER = "private, max-age=604800, immutable"
 
 _HEADERS = {
-    # Nothing but this server's own files: no inline scripts or styles, no frames, no other site.
+    # Only this server's own files: no inline scripts or styles, no frames, no other sites.
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -69,8 +69,8 @@ def make_app(database: Database) -> Starlette:
     """Return the web application of a study.
 
     Participants: `GET api/study`, `POST api/begin`, `GET api/session`, `POST api/vote`, `POST api/ranking`,
-    `GET pictures/KEY`. A participant is a random token in the Authorization header: it is never sent by itself, as a
-    cookie would be, so no other page can vote. Admin: `GET api/admin/...` with the admin's token in that header.
+    `GET pictures/KEY`. A random token in the Authorization header identifies a participant. Unlike a cookie, it is not
+    sent automatically, so other web pages cannot vote. Admin: `GET api/admin/...` with the admin token in that header.
     """
     admin_token = database.settings().admin_token
 
@@ -88,18 +88,18 @@ def make_app(database: Database) -> Starlette:
         return await session(request)
 
     async def session(request: Request) -> Response:
-        found = await run_in_threadpool(sessions.describe_session, database, _bearer(request))
-        if found is None:
+        content = await run_in_threadpool(sessions.describe_session, database, _bearer(request))
+        if content is None:
             raise sessions.Refused(401, "no participant has this token")
-        return JSONResponse(found)
+        return JSONResponse(content)
 
     async def vote(request: Request) -> Response:
-        given = await _object(request, "key", "position", "choice", "seconds")
-        new = await run_in_threadpool(sessions.vote, database, _bearer(request), *given)
+        values = await _read_values(request, "key", "position", "choice", "seconds")
+        new = await run_in_threadpool(sessions.vote, database, _bearer(request), *values)
         return JSONResponse({"saved": True, "new": new})
 
     async def ranking(request: Request) -> Response:
-        await run_in_threadpool(sessions.rank, database, _bearer(request), *await _object(request, "ranking"))
+        await run_in_threadpool(sessions.rank, database, _bearer(request), *await _read_values(request, "ranking"))
         return JSONResponse({"saved": True})
 
     async def picture(request: Request) -> Response:
@@ -111,7 +111,7 @@ def make_app(database: Database) -> Starlette:
 
     async def admin(request: Request) -> Response:
         if not secrets.compare_digest(_bearer(request).encode(), admin_token.encode()):
-            raise sessions.Refused(401, "this is not the admin's token")
+            raise sessions.Refused(401, "this is not the admin token")
         match request.path_params["what"]:
             case "progress":
                 return JSONResponse(await run_in_threadpool(tables.progress, database))
@@ -155,17 +155,17 @@ def make_app(database: Database) -> Starlette:
 
 
 def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.0.0.1", port: int = 8400) -> None:
-    """Serve a study until the process is told to stop. No address of a participant is written anywhere.
+    """Serve a study until the process is stopped. Addresses of participants are not stored or logged.
 
     Args:
-        database: is closed at the end.
-        ready: is called with the page's address when the server listens.
-        host: address to listen on: "0.0.0.0" is every one of this computer.
-        port: 0 takes a free one.
+        database: the study; it is closed at the end.
+        ready: called with the page's address when the server listens.
+        host: address to listen on; "0.0.0.0" means all addresses of this computer.
+        port: port to listen on; 0 chooses a free port.
 
     Raises:
-        UsageError: no such port.
-        InstError: the address or port cannot be had, or the file cannot be written.
+        UsageError: the port is out of range.
+        InstError: the server cannot listen on the address and port, or the file cannot be written to.
     """
     if not 0 <= port < 2**16:
         raise UsageError(f"The port {port} cannot be used", "give a number from 0 to 65535")
@@ -174,14 +174,14 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
     except sqlite3.Error as error:
         raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if os.name == "posix":  # elsewhere it would let two servers have one port
+    if os.name == "posix":  # on other systems, two servers could share a port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise InstError(
-            f"{host} port {port} cannot be had ({error.strerror or error})",
+            f"The server cannot listen on {host} port {port} ({error.strerror or error})",
             "give another ",
             Argument("port"),
             " or ",
@@ -196,11 +196,11 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
 
 
 def _reachable(host: str) -> str:
-    """The host for an address that others can open: of all of this computer's, the one that its network knows."""
+    """Return the host for an address that other computers can open: for all addresses, the one in the local network."""
     if host in ("0.0.0.0", "::"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect(("192.0.2.1", 9))  # an address for documentation; connecting sends nothing
+                probe.connect(("192.0.2.1", 9))  # an address reserved for documentation; a UDP connect sends nothing
                 return str(probe.getsockname()[0])
             except OSError:
                 return "127.0.0.1"
@@ -212,15 +212,15 @@ def _bearer(request: Request) -> str:
     return token if scheme.lower() == "bearer" else ""
 
 
-async def _object(request: Request, *names: str) -> list[Any]:
-    """Read the request's JSON object, which must be small, and return its values by name."""
+async def _read_values(request: Request, *names: str) -> list[Any]:
+    """Read the request's JSON object, which must be small, and return its values with these names."""
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > _LARGEST_REQUEST:
             raise sessions.Refused(413, "the request is too large")
     try:
-        found = json.loads(body)
-        return [found[name] for name in names]
+        content = json.loads(body)
+        return [content[name] for name in names]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise sessions.Refused(400, f"a JSON object with {', '.join(names)} is needed") from None
+        raise sessions.Refused(400, f"the request must be a JSON object with {', '.join(names)}") from None

@@ -1,4 +1,4 @@
-"""What participants do: begin, vote, rank. Each is one transaction, and doing it again changes nothing."""
+"""The actions of participants: begin, vote, rank. Each is one transaction, and repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from inst.study.factors import FACTORS
 
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{32}")
-_LONGEST = 24 * 3600.0
+_MAX_SECONDS = 24 * 3600.0
 _ABANDONED_AFTER = 3600
-"""Seconds after which an unanswered trial no longer counts as shown: its participant has probably left."""
+"""Seconds after which an unanswered trial no longer counts as shown, because the participant has probably left."""
 
 
 class Refused(Exception):
-    """A request that cannot be served as it is.
+    """The server refuses a request.
 
     Attributes:
-        status: HTTP's: 400 malformed, 401 not a participant, 404 no such trial, 409 contradicts what was answered.
+        status: HTTP status: 400 malformed, 401 not a participant, 404 no such trial, 409 contradicts an answer.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 def describe_study(database: Database) -> dict[str, Any]:
-    """Return what everybody may know: the texts that the researcher chose, and how many pairs there are to judge."""
+    """Return the public information: the texts that the researcher chose, and the number of pairs to compare."""
     settings = database.settings()
     return {
         "title": settings.title,
@@ -47,17 +47,17 @@ def describe_study(database: Database) -> dict[str, Any]:
 
 
 def begin(database: Database, token: str) -> None:
-    """Take part: the participant of this token is given pairs, once.
+    """Register the participant with this token and assign pairs; a known participant keeps the pairs.
 
     Args:
-        token: 64 hexadecimal digits that the browser made at random. Only its hash is kept: nobody who reads the file
-            can answer in the participant's name.
+        token: 64 random hexadecimal digits from the browser. Only the hash is stored, so a reader of the file cannot
+            answer for the participant.
 
     Raises:
-        Refused: another form of token.
+        Refused: the token has another form.
     """
     if not _TOKEN.fullmatch(token):
-        raise Refused(400, "a token has 64 hexadecimal digits")
+        raise Refused(400, "a token must have 64 hexadecimal digits")
     settings = database.settings()
     now = int(time.time())
     with database.transaction() as connection:
@@ -90,13 +90,13 @@ def begin(database: Database, token: str) -> None:
 
 
 def describe_session(database: Database, token: str) -> dict[str, Any] | None:
-    """Return a participant's trials, answers and ranking; None where the token is nobody's.
+    """Return a participant's trials, answers and factors; None if no participant has this token.
 
-    The addresses of pictures are all that is said of them: not which method made them, nor whether a pair is a check.
+    Of the pictures, only the addresses are returned: not their methods, and not whether a pair is an attention check.
     """
     with database.transaction() as connection:
-        found = _find(connection, token)
-        if found is None:
+        participant = _find(connection, token)
+        if participant is None:
             return None
         trials = connection.execute(
             """
@@ -109,7 +109,7 @@ def describe_session(database: Database, token: str) -> dict[str, Any] | None:
             JOIN pictures AS ours ON ours.id = pairs.ours JOIN pictures AS other ON other.id = pairs.other
             WHERE participant = ? ORDER BY position
             """,
-            (found["id"],),
+            (participant["id"],),
         ).fetchall()
     factors = list(FACTORS)
     random.Random(f"{_hash(token)} factors").shuffle(factors)
@@ -122,50 +122,50 @@ def describe_session(database: Database, token: str) -> dict[str, Any] | None:
             for trial in trials
         ],
         "factors": factors,
-        "finished": found["finished_at"] is not None,
+        "finished": participant["finished_at"] is not None,
     }
 
 
 def vote(database: Database, token: str, key: str, position: int, choice: str, seconds: float) -> bool:
-    """Keep an answer to one of the participant's own trials; the last one to a trial is the vote.
+    """Store an answer to one of the participant's trials; the last answer to a trial is the vote.
 
     Args:
-        token: the participant's.
-        key: 32 hexadecimal digits that the browser made for this answer: sent again, it is not counted again.
-        position: the trial, from 1.
+        token: token of the participant.
+        key: 32 hexadecimal digits that the browser made for this answer; a repeated key is not counted again.
+        position: position of the trial, from 1.
         choice: "first" or "second".
-        seconds: that the participant looked at it.
+        seconds: viewing time of the participant.
 
     Returns:
-        False where this very answer was there already.
+        False if the same answer was stored before.
 
     Raises:
-        Refused: malformed, nobody's token, no such trial, the key of another answer, or after the end.
+        Refused: malformed request, unknown token, no such trial, key of another answer, or finished session.
     """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise Refused(400, "an answer's key has 32 hexadecimal digits")
+        raise Refused(400, "an answer's key must have 32 hexadecimal digits")
     if choice not in ("first", "second"):
-        raise Refused(400, 'the choice is "first" or "second"')
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= _LONGEST:
-        raise Refused(400, "the seconds are a number from 0 to 86400")
+        raise Refused(400, 'the choice must be "first" or "second"')
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= _MAX_SECONDS:
+        raise Refused(400, "the seconds must be a number from 0 to 86400")
     if not isinstance(position, int) or isinstance(position, bool):
-        raise Refused(400, "the position is a whole number")
+        raise Refused(400, "the position must be a whole number")
     if not 0 < position < 2**31:
         raise Refused(404, "no such trial")
     with database.transaction() as connection:
-        found = _participant(connection, token)
+        participant = _participant(connection, token)
         trial = connection.execute(
-            "SELECT id FROM trials WHERE participant = ? AND position = ?", (found["id"], position)
+            "SELECT id FROM trials WHERE participant = ? AND position = ?", (participant["id"], position)
         ).fetchone()
         if trial is None:
             raise Refused(404, "no such trial")
         content = (trial["id"], int(choice == "first"))
-        there = connection.execute("SELECT trial, first FROM answers WHERE key = ?", (key,)).fetchone()
-        if there is not None:
-            if tuple(there) != content:
+        stored = connection.execute("SELECT trial, first FROM answers WHERE key = ?", (key,)).fetchone()
+        if stored is not None:
+            if tuple(stored) != content:
                 raise Refused(409, "this key belongs to another answer")
             return False
-        if found["finished_at"] is not None:
+        if participant["finished_at"] is not None:
             raise Refused(409, "the study is finished")
         connection.execute(
             "INSERT INTO answers (key, trial, first, seconds, answered_at) VALUES (?, ?, ?, ?, ?)",
@@ -175,35 +175,36 @@ def vote(database: Database, token: str, key: str, position: int, choice: str, s
 
 
 def rank(database: Database, token: str, ranking: Sequence[str] | None) -> None:
-    """Keep the order of the factors and end the participant's session.
+    """Store the order of the factors and end the participant's session.
 
     Args:
-        token: the participant's.
-        ranking: factors that matter, most important first; others are left out. None where the participant passes.
+        token: token of the participant.
+        ranking: factors that matter, most important first; the other factors do not matter. None if the participant
+            skips the question.
 
     Raises:
-        Refused: malformed, nobody's token, pairs without an answer, or another ranking was given before.
+        Refused: malformed request, unknown token, pairs without an answer, or another ranking was stored before.
     """
     if ranking is not None:
-        known = isinstance(ranking, list) and all(isinstance(one, str) and one in FACTORS for one in ranking)
+        known = isinstance(ranking, list) and all(isinstance(factor, str) and factor in FACTORS for factor in ranking)
         if not known or not ranking or len(set(ranking)) < len(ranking):
-            raise Refused(400, f"a ranking is a list of different factors: {', '.join(FACTORS)}")
+            raise Refused(400, f"a ranking must be a list of different factors: {', '.join(FACTORS)}")
     content = None if ranking is None else json.dumps(ranking)
     with database.transaction() as connection:
-        found = _participant(connection, token)
-        if found["finished_at"] is not None:
-            if found["ranking"] != content:
+        participant = _participant(connection, token)
+        if participant["finished_at"] is not None:
+            if participant["ranking"] != content:
                 raise Refused(409, "the study is finished")
             return
         unanswered = connection.execute(
             "SELECT 1 FROM trials WHERE participant = ? AND NOT EXISTS (SELECT 1 FROM answers WHERE trial = trials.id)",
-            (found["id"],),
+            (participant["id"],),
         ).fetchone()
         if unanswered is not None:
             raise Refused(409, "some pairs have no answer yet")
         connection.execute(
             "UPDATE participants SET ranking = ?, finished_at = ? WHERE id = ?",
-            (content, int(time.time()), found["id"]),
+            (content, int(time.time()), participant["id"]),
         )
 
 
@@ -212,14 +213,14 @@ def _hash(token: str) -> str:
 
 
 def _find(connection: sqlite3.Connection, token: str) -> sqlite3.Row | None:
-    found: sqlite3.Row | None = connection.execute(
+    participant: sqlite3.Row | None = connection.execute(
         "SELECT * FROM participants WHERE token_sha256 = ?", (_hash(token),)
     ).fetchone()
-    return found
+    return participant
 
 
 def _participant(connection: sqlite3.Connection, token: str) -> sqlite3.Row:
-    found = _find(connection, token)
-    if found is None:
+    participant = _find(connection, token)
+    if participant is None:
         raise Refused(401, "no participant has this token")
-    return found
+    return participant

@@ -1,4 +1,4 @@
-"""Simulated participants against the real server, which is killed once in the middle: is every answer kept?"""
+"""Test whether every answer is stored: simulated participants use the real server, which is killed in between."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from urllib.parse import urlsplit
 from inst.errors import InstError
 from inst.study.database import Database
 
-_PATIENCE = 60.0
+_TIMEOUT = 60.0
 _LOST_ANSWERS = 0.05
-"""Share of the requests whose answer the simulated participant never sees, and sends again."""
-_SECOND_THOUGHTS = 0.03
-"""Share of the votes after which the simulated participant goes back and takes the other one."""
+"""Share of requests whose answer is lost, so that the simulated participant sends the request again."""
+_CHANGED_VOTES = 0.03
+"""Share of votes that the simulated participant changes afterwards."""
 
 
 @dataclass
 class Simulation:
-    """What was sent, and what was found in the file afterwards.
+    """The answers that were sent, and the answers found in the file afterwards.
 
     Attributes:
-        participants, trials: how many, and of how many pairs each.
-        acknowledged: answers that the server said it had.
-        kept: of those, found in the file.
-        votes: in the file; one for each participant and pair if none is lost and none counted twice.
-        wrong: votes that are not the last choice that was acknowledged for the pair.
-        kills: how often the server was killed.
-        retries: requests that had to be sent again.
-        seconds: in all.
-        slowest: seconds that 95 of 100 answered requests stayed below.
+        participants, trials: number of participants, and of pairs for each.
+        acknowledged: number of answers that the server confirmed.
+        kept: number of confirmed answers found in the file.
+        votes: number of votes in the file; one for each participant and pair if none is lost or counted twice.
+        wrong: number of votes that differ from the last confirmed choice for the pair.
+        kills: number of times the server was killed.
+        retries: number of requests that were sent again.
+        seconds: total time.
+        slowest: 95th percentile of the time until an answer, in seconds.
     """
 
     participants: int
@@ -55,16 +55,16 @@ class Simulation:
 
     @property
     def complete(self) -> bool:
-        """Whether every acknowledged answer is there, and none twice."""
+        """Return whether every confirmed answer is stored, and none twice."""
         return self.kept == self.acknowledged and self.votes == self.participants * self.trials and not self.wrong
 
 
 @dataclass
 class _Tally:
-    """What the simulated participants saw, together."""
+    """The confirmed answers and the waiting times of all simulated participants."""
 
     answers: dict[str, tuple[str, int, str]] = field(default_factory=dict)
-    """By the answer's key: token, position, choice; in the order of acknowledgement."""
+    """Token, position and choice by the key of the answer, in the order of confirmation."""
     waits: list[float] = field(default_factory=list)
     retries: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -83,21 +83,21 @@ class _Server:
         arguments = ["study", "serve", str(self._path), "--port", str(self.port), "--json"]
         self._process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
-            raise InstError(f"The server of {self._path} does not start", "try to serve it")
-        self.port = urlsplit(json.loads(said)["page"]).port or 0
+        line = self._process.stdout.readline()
+        if not line:
+            raise InstError(f"The server of {self._path} does not start", "serve the study to see the error")
+        self.port = urlsplit(json.loads(line)["page"]).port or 0
 
     def kill(self) -> None:
         assert self._process is not None
-        self._process.kill()  # SIGKILL, where there are signals: nothing can be tidied up
+        self._process.kill()  # SIGKILL on systems with signals, so that the server cannot clean up
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
 
 
 class _Participant:
-    """One simulated person, who knows each picture's (folder, name) by its address."""
+    """A simulated participant, who knows (folder, name) of each picture by its address."""
 
     def __init__(
         self, port: int, seed: str, pictures: Mapping[str, tuple[str, str]], ours: str, preference: float, tally: _Tally
@@ -110,14 +110,14 @@ class _Participant:
 
     def take_part(self) -> None:
         session = self._ask("POST", "/api/begin", {})
-        seen: set[str] = set()
+        cached: set[str] = set()
         for trial in session["trials"]:
-            for picture in {trial[role] for role in ("photo", "painting", "first", "second")} - seen:
-                self._ask("GET", f"/pictures/{picture}")  # once, as browsers keep it
-                seen.add(picture)
+            for picture in {trial[role] for role in ("photo", "painting", "first", "second")} - cached:
+                self._ask("GET", f"/pictures/{picture}")  # only once, because browsers cache it
+                cached.add(picture)
             choice = self._choose(trial)
             self._vote(trial["position"], choice)
-            if self._rng.random() < _SECOND_THOUGHTS:
+            if self._rng.random() < _CHANGED_VOTES:
                 self._vote(trial["position"], "second" if choice == "first" else "first")
         factors = session["factors"]
         self._rng.shuffle(factors)
@@ -128,8 +128,8 @@ class _Participant:
     def _choose(self, trial: Mapping[str, str]) -> str:
         (method, name), (other, _) = self._pictures[trial["first"]], self._pictures[trial["second"]]
         if method == other:  # an attention check
-            right = "__".join(self._pictures[trial[role]][1] for role in ("photo", "painting"))
-            return "first" if name == right else "second"
+            correct = "__".join(self._pictures[trial[role]][1] for role in ("photo", "painting"))
+            return "first" if name == correct else "second"
         return "first" if (method == self._ours) == (self._rng.random() < self._preference) else "second"
 
     def _vote(self, position: int, choice: str) -> None:
@@ -140,35 +140,38 @@ class _Participant:
             self._tally.answers[key] = (self._token, position, choice)
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
-        """Send a request until the server has answered it, as the page does."""
-        give_up = time.monotonic() + _PATIENCE
+        """Send a request again and again until the server answers, as the page does."""
+        deadline = time.monotonic() + _TIMEOUT
         headers = {"Authorization": f"Bearer {self._token}"}
         content = None if body is None else json.dumps(body)
         while True:
             start = time.monotonic()
             try:
                 if self._connection is None:
-                    self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE)
+                    self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT)
                 self._connection.request(method, path, content, headers)
                 if method == "POST" and self._rng.random() < _LOST_ANSWERS:
-                    raise ConnectionResetError  # the request arrives, its answer does not
+                    raise ConnectionResetError  # the request arrives, but its answer is lost
                 answer = self._connection.getresponse()
-                found = answer.read()
+                received = answer.read()
                 if answer.status != 200:
-                    raise InstError(f"The server refuses {path}: {answer.status} {found.decode(errors='replace')}")
+                    text = received.decode(errors="replace")
+                    raise InstError(f"The server refuses {path}: {answer.status} {text}", "report this as a bug")
             except (OSError, http.client.HTTPException):
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
-                if time.monotonic() > give_up:
-                    raise InstError(f"The server does not answer within {_PATIENCE:.0f} s.") from None
+                if time.monotonic() > deadline:
+                    raise InstError(
+                        f"The server does not answer within {_TIMEOUT:.0f} s", "use fewer participants at a time"
+                    ) from None
                 with self._tally.lock:
                     self._tally.retries += 1
                 time.sleep(0.05)
                 continue
             with self._tally.lock:
                 self._tally.waits.append(time.monotonic() - start)
-            return json.loads(found) if path.startswith("/api") else found
+            return json.loads(received) if path.startswith("/api") else received
 
 
 def simulate(
@@ -180,26 +183,26 @@ def simulate(
     preference: float = 0.6,
     seed: int = 0,
 ) -> Simulation:
-    """Let simulated participants take part in a study through its server, and look whether every answer is there.
+    """Let simulated participants take part in a study through its server, and check that every answer is stored.
 
-    The server runs in a process of its own, is killed without warning while participants vote, and is started again.
-    Some answers are lost on the way and sent again, and some participants go back, as people do.
+    The server runs in its own process, is killed without warning while participants vote, and is started again. Some
+    answers are lost and sent again, and some participants go back and change a vote, as people do.
 
     Args:
-        path: the study's file, without participants; theirs are written to it, so give a copy.
-        participants, at_once: how many, and how many of them at a time.
-        kills: how often the server is killed, evenly over the votes.
+        path: the study's file, without participants. Give a copy, because simulated answers are written to it.
+        participants, at_once: number of participants, in total and at a time.
+        kills: number of times the server is killed, evenly over the votes.
         preference: probability of a vote for ours.
-        seed: of the participants' choices.
+        seed: random seed of the participants' choices.
 
     Raises:
-        InstError: the server does not start, does not answer, or refuses.
+        InstError: the server does not start, does not answer, or refuses a request.
     """
     path = Path(path)
     with Database(path) as database:
         settings = database.settings()
-        found = database.rows("SELECT key, folder, name FROM pictures")
-        pictures = {row["key"]: (row["folder"], row["name"]) for row in found}
+        rows = database.rows("SELECT key, folder, name FROM pictures")
+        pictures = {row["key"]: (row["folder"], row["name"]) for row in rows}
     result = Simulation(participants, settings.trials + settings.checks)
     tally, server, start = _Tally(), _Server(path), time.monotonic()
     server.start()
@@ -209,16 +212,16 @@ def simulate(
                 _Participant(server.port, f"{seed} {number}", pictures, settings.ours, preference, tally)
                 for number in range(participants)
             ]
-            running = [pool.submit(one.take_part) for one in people]
+            running = [pool.submit(person.take_part) for person in people]
             for number in range(1, kills + 1):
                 enough = participants * result.trials * number / (kills + 1)
-                while len(tally.answers) < enough and not all(one.done() for one in running):
+                while len(tally.answers) < enough and not all(future.done() for future in running):
                     time.sleep(0.005)
                 server.kill()
                 server.start()
                 result.kills += 1
-            for one in running:
-                one.result()
+            for future in running:
+                future.result()
     finally:
         server.kill()
     result.seconds = time.monotonic() - start
@@ -229,7 +232,7 @@ def simulate(
 
 
 def _compare(path: Path, tally: _Tally, result: Simulation) -> None:
-    """Look for what was acknowledged in the file. The server was killed: SQLite recovers what it had committed."""
+    """Look for the confirmed answers in the file. The server was killed, so SQLite first recovers committed answers."""
     with Database(path) as database:
         keys = {row["key"] for row in database.rows("SELECT key FROM answers")}
         chosen = {row["key"]: row["first"] for row in database.rows("SELECT key, first FROM votes")}

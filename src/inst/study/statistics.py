@@ -1,4 +1,4 @@
-"""The study's figures, as pure functions of counts: shares of votes, agreement, scores of factors."""
+"""Statistics of a study, as pure functions of counts: shares of votes, agreement, scores of factors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from inst.study.factors import FACTORS
 
 @dataclass(frozen=True)
 class Share:
-    """How many of the votes were for ours.
+    """The share of votes for ours. Without votes, all attributes except the counts are None.
 
     Attributes:
-        votes, for_ours: counts.
-        share: of the votes, 0 to 1; None without votes, as are the following.
-        wilson: 95 % confidence interval by Wilson's score method, as if every vote were by another person.
-        resampled: 95 % interval by resampling whole participants: votes of one person are alike.
-        p_value: of a two-sided exact binomial test against one half.
-        p_holm: the same, adjusted for the number of methods (Holm 1979); None for the total.
+        votes, for_ours: number of votes, and of votes for ours.
+        share: share of votes for ours, 0 to 1.
+        wilson: 95 % confidence interval by Wilson's score method, which assumes independent votes.
+        resampled: 95 % interval by resampling whole participants, because the votes of one person are alike.
+        p_value: p-value of a two-sided exact binomial test against one half.
+        p_holm: p-value adjusted for the number of methods (Holm 1979); None for the total.
     """
 
     votes: int
@@ -40,11 +40,11 @@ def share_of_votes(by_participant: Mapping[int, tuple[int, int]], seed: int = 0,
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
 
     Args:
-        by_participant: (votes for ours, votes) of each.
-        seed, resamples: of the percentile bootstrap over participants.
+        by_participant: (votes for ours, votes) of each participant.
+        seed, resamples: random seed and number of draws of the percentile bootstrap over participants.
     """
-    counts = np.array([one for one in by_participant.values() if one[1]], dtype=np.int64).reshape(-1, 2)
-    for_ours, votes = (int(one) for one in counts.sum(axis=0))
+    counts = np.array([count for count in by_participant.values() if count[1]], dtype=np.int64).reshape(-1, 2)
+    for_ours, votes = (int(total) for total in counts.sum(axis=0))
     if not votes:
         return Share(0, 0, None, None, None, None)
     test = binomtest(for_ours, votes, 0.5)
@@ -52,9 +52,9 @@ def share_of_votes(by_participant: Mapping[int, tuple[int, int]], seed: int = 0,
     resampled = None
     if len(counts) > 1:
         rng = np.random.default_rng(seed)
-        # How often each participant is drawn, rather than who is: the sums are one product of matrices.
-        drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples) @ counts
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+        # Draws how often each participant is chosen, so that all sums are one matrix product.
+        sums = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples) @ counts
+        low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
         resampled = (float(low), float(high))
     return Share(
         votes, for_ours, for_ours / votes, (float(wilson.low), float(wilson.high)), resampled, float(test.pvalue)
@@ -62,7 +62,7 @@ def share_of_votes(by_participant: Mapping[int, tuple[int, int]], seed: int = 0,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values so that the chance of any false finding among them keeps to the level (Holm 1979)."""
+    """Adjust p-values so that the significance level holds for all tests together (Holm 1979)."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -72,16 +72,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """Return Krippendorff's alpha for nominal values: 1 is full agreement, 0 is what chance would give.
+    """Return Krippendorff's alpha for nominal values: 1 is full agreement, 0 is agreement by chance.
 
-    Any number of raters, each of whom may have rated any of the units. Krippendorff, "Computing Krippendorff's
+    There may be any number of raters, and each may rate any of the units. Krippendorff, "Computing Krippendorff's
     Alpha-Reliability" (2011), section C: alpha = 1 - (n - 1) sum_u sum_{c<k} n_uc n_uk / (m_u - 1) / sum_{c<k} n_c n_k.
 
     Args:
-        units: of each thing that was rated, the values that it was given. Those with fewer than two count nothing.
+        units: the values that each unit was given. Units with fewer than two values do not count.
 
     Returns:
-        None where nothing was rated twice, or where there is one value only, so that chance would agree too.
+        Alpha; None if no unit was rated twice, or if there is only one value, so that chance agrees too.
     """
     counted = [Counter(unit) for unit in units if len(unit) > 1]
     totals: Counter[Hashable] = sum(counted, Counter())
@@ -89,33 +89,34 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float | None:
     expected = everything**2 - sum(count**2 for count in totals.values())
     if not expected:
         return None
-    observed = sum((one.total() ** 2 - sum(n**2 for n in one.values())) / (one.total() - 1) for one in counted)
+    observed = sum((unit.total() ** 2 - sum(n**2 for n in unit.values())) / (unit.total() - 1) for unit in counted)
     return 1 - (everything - 1) * observed / expected
 
 
 def pairwise_agreement(units: Sequence[Sequence[Hashable]]) -> float | None:
-    """Return how often two who rated the same thing gave the same value, 0 to 1; None where nothing was rated twice."""
+    """Return how often two raters of the same unit gave the same value, 0 to 1; None if no unit was rated twice."""
     counted = [Counter(unit) for unit in units if len(unit) > 1]
     if not counted:
         return None
     same = [
-        sum(n * (n - 1) for n in one.values()) / (one.total() * (one.total() - 1))
-        for one in counted
+        sum(n * (n - 1) for n in unit.values()) / (unit.total() * (unit.total() - 1))
+        for unit in counted
     ]  # fmt: skip
     return sum(same) / len(same)
 
 
 def factor_scores(rankings: Sequence[Sequence[str]], factors: Sequence[str] = FACTORS) -> dict[str, float]:
-    """Return each factor's score: sum(frequency x weight) / everybody who answered (the paper's ranking survey).
+    """Return each factor's score: sum(frequency x weight) / number of rankings (the paper's ranking survey).
 
-    The first of k factors weighs k, the last 1. Who leaves a factor out gives it 0 and is counted all the same; the
-    scores add up to k (k + 1) / 2 only where nobody leaves anything out.
+    The first of k factors has the weight k, the last 1. A factor that is left out gets 0, and the ranking still counts.
+    The scores add up to k (k + 1) / 2 only if nobody leaves out a factor.
 
     Args:
-        rankings: of each who answered, factors in order, most important first.
+        rankings: the ranking of each participant who answered: factors, most important first.
+        factors: all factors.
 
     Raises:
-        ValueError: nobody answered.
+        ValueError: there are no rankings.
     """
     if not rankings:
         raise ValueError("nobody ranked the factors")

@@ -1,4 +1,4 @@
-"""What the study's file holds, as tables: for the admin page, and to compute with elsewhere."""
+"""The contents of the study's file as tables, for the admin page and for other programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inst.study.factors import FACTORS
 
 
 def progress(database: Database) -> dict[str, Any]:
-    """Return how far the study is: participants, answers, and votes by method."""
+    """Return the progress of the study: participants, answers, and votes by method."""
     participants = database.rows(
         "SELECT count(*) AS started, count(finished_at) AS finished, count(ranking) AS ranked FROM participants"
     )[0]
@@ -51,12 +51,12 @@ ANSWERS = (
 
 
 def answers(database: Database) -> list[dict[str, Any]]:
-    """Return every answer ever given, by participant and in the order they were given.
+    """Return all answers, by participant and in the order of answering.
 
-    `participant` counts from 1 in the order of arrival; `chosen` is "first" or "second"; `counts` is 0 where the
+    `participant` counts from 1 in the order of arrival; `chosen` is "first" or "second"; `counts` is 0 if the
     participant went back and answered again later; `answered_at` is Unix time in seconds.
     """
-    found = database.rows(
+    rows = database.rows(
         """
         SELECT trials.participant, trials.position, photo.name AS photo, painting.name AS painting, pairs.method,
                pairs.is_check, trials.ours_first, CASE WHEN answers.first THEN 'first' ELSE 'second' END AS chosen,
@@ -67,13 +67,13 @@ def answers(database: Database) -> list[dict[str, Any]]:
         ORDER BY trials.participant, answers.id
         """
     )
-    return [dict(row) for row in found]
+    return [dict(row) for row in rows]
 
 
 def rankings(database: Database) -> dict[int, list[str]]:
-    """Return the ranking of each participant who gave one: factors, most important first; some may be left out."""
-    found = database.rows("SELECT id, ranking FROM participants WHERE ranking IS NOT NULL ORDER BY id")
-    return {row["id"]: json.loads(row["ranking"]) for row in found}
+    """Return the rankings by participant: factors, most important first; some factors may be left out."""
+    rows = database.rows("SELECT id, ranking FROM participants WHERE ranking IS NOT NULL ORDER BY id")
+    return {row["id"]: json.loads(row["ranking"]) for row in rows}
 
 
 def answers_csv(database: Database) -> str:
@@ -82,7 +82,7 @@ def answers_csv(database: Database) -> str:
 
 
 def rankings_csv(database: Database) -> str:
-    """Return `rankings` as CSV: the rank of each factor from 1, empty where it was left out."""
+    """Return `rankings` as CSV: the rank of each factor from 1; empty if the factor was left out."""
     rows = (
         [participant, *(order.index(factor) + 1 if factor in order else "" for factor in FACTORS)]
         for participant, order in rankings(database).items()

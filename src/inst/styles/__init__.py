@@ -1,1 +1,1 @@
-"""Styles: the learned pseudo-word, its file, and the embeddings of other programs."""
+"""Styles: the learned pseudo-word, its file, and the embedding files of other programs."""

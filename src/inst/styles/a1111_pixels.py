@@ -1,8 +1,8 @@
-"""The copy of an embedding that A1111 hides in the pixels of its pictures, beside the text chunk that gets lost.
+"""Read the embedding that A1111 hides in the pixels of its pictures, because programs often drop the text chunk.
 
-Left and right of the picture, behind a black column each, stands a block of pixels. Their colours' lower four bits hold
-the lower (left) and upper (right) halves of the bytes of a compressed text, row by row, under a fixed pattern of noise;
-the upper four bits are decoration.
+On the left and on the right of the picture is a block of pixels. A black column separates each block from the picture.
+The lower four bits of the colours hold a compressed text, row by row: the left block holds the lower halves of its
+bytes, the right block the upper halves. A fixed noise pattern is added (XOR). The upper four bits are decoration.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 LARGEST_TEXT = 100_000_000
-"""Bytes beyond which a text is not decompressed further. The largest embeddings make some 10 million."""
+"""Decompression stops at this number of bytes. The text of the largest embeddings has about 10 million."""
 
 
 def hidden_text(image: Image.Image) -> bytes | None:
-    """Return the text in the pixels of a picture, or None where there is none, or it is damaged."""
+    """Return the text in the pixels of a picture; None if there is no text or it is damaged."""
     pixels: NDArray[np.uint8] = np.asarray(image.convert("RGB"))
     inside = pixels.min(axis=2) > 0
     rows, columns = np.flatnonzero(np.any(inside, axis=1)), np.flatnonzero(np.any(inside, axis=0))
@@ -47,7 +47,10 @@ def hidden_text(image: Image.Image) -> bytes | None:
 
 
 def _noise(count: int) -> NDArray[np.uint8]:
-    """The pattern, in [0, 16): a linear congruential generator's numbers, modulo 255, their lower four bits."""
+    """Return the noise pattern, [count] in [0, 16).
+
+    A linear congruential generator makes the numbers; each is taken modulo 255, and its lower four bits are used.
+    """
 
     def numbers() -> Iterator[int]:
         state = 0

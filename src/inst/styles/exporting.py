@@ -1,4 +1,6 @@
-"""Styles as the embeddings of other programs (textual inversion, Gal et al. 2022); `inst.styles.importing` reads them.
+"""Export styles as embeddings for other programs (textual inversion, Gal et al. 2022).
+
+`inst.styles.importing` reads these files.
 
 Sources of the formats: diffusers' `TextualInversionLoaderMixin`, AUTOMATIC1111's `modules/textual_inversion`, and
 ComfyUI's `comfy/sd1_clip.py`.
@@ -25,36 +27,37 @@ from inst.pictures.io import save_png
 from inst.styles.style import Style
 
 FORMATS = {"diffusers": ".safetensors", "a1111": ".safetensors", "comfyui": ".safetensors", "a1111-png": ".png"}
-"""What `export_style` writes, with the ending of the file's name. a1111 and comfyui are the same file."""
+"""The formats that `export_style` writes, with their file extensions. a1111 and comfyui give the same file."""
 
 ENCODERS = ("clip_l", "clip_g")
-"""What all programs call the columns of the two text encoders of Stable Diffusion XL, in order."""
+"""Keys of the vectors of the two text encoders of Stable Diffusion XL, in order; the same in all programs."""
 EMBEDDING = "emb_params"
-"""What A1111 calls the vectors in a safetensors file."""
+"""Key of the vectors in a safetensors file of A1111."""
 PNG_TEXT = "sd-ti-embedding"
-"""The keyword of the text chunk of A1111's pictures."""
+"""Keyword of the text chunk in the pictures of A1111."""
 PNG_TENSOR = "TORCHTENSOR"
-"""What marks a tensor in its JSON."""
+"""Key that marks a tensor in the JSON of that text chunk."""
 _ASTERISK = 265
-"""The token id of `*` in CLIP's vocabulary, which A1111 writes and nobody reads."""
+"""Token id of `*` in the vocabulary of CLIP. A1111 writes it, but no program reads it."""
 
 
 def export_style(style: Style, path: str | Path, to: str, token: str | None = None) -> str:
-    """Write a style as another program's embedding, complete or not at all.
+    """Write a style as an embedding file of another program. The file is written completely or not at all.
 
     Args:
-        style: whose vectors are written. Its module and provenance are not; its thumbnail is the picture of a1111-png.
-        path: the file to write; see `FORMATS` for its ending.
+        style: the style. Its vectors are written; its module and provenance are not. The picture of a1111-png is its
+            thumbnail.
+        path: the file to write; `FORMATS` gives the file extension.
         to: one of `FORMATS`.
-        token: for diffusers, the word that stands for the style, `<name>`; by default made of the style's name. The
-            other programs go by the file's name.
+        token: the word that stands for the style in a prompt, `<name>`; for diffusers only. The default is made from
+            the name of the style. The other programs use the file name.
 
     Returns:
-        What to write in that program's prompt.
+        The text to write in the prompt of that program.
 
     Raises:
-        UsageError: an unknown format, a name or a token that the program could not read.
-        InstError: the folder does not exist or may not be written to, or the disk is full.
+        UsageError: an unknown format, or a name or a token that the program cannot read.
+        InstError: the folder does not exist or is not writable, or the disk is full.
     """
     path = Path(path)
     check_export(path, to, token)
@@ -65,23 +68,25 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
     else:
         painting = style.painting()
         picture = torch.zeros(3, 256, 256) if painting is None else painting
-        made_of = {"about": style.about, "fingerprint": style.fingerprint, "denoiser": style.denoiser}
+        provenance = {"about": style.about, "fingerprint": style.fingerprint, "denoiser": style.denoiser}
         texts = {PNG_TEXT: _png_text(tensors, path.stem, style.about.get("steps"))}
-        save_png(picture, path, texts=texts | describe("picture of a style", "inst style export", **made_of))
+        save_png(picture, path, texts=texts | describe("picture of a style", "inst style export", **provenance))
     return {"diffusers": word, "comfyui": f"embedding:{path.stem}"}.get(to, path.stem)
 
 
 def check_export(path: Path | None, to: str, token: str | None = None) -> None:
-    """Check what `export_style` is asked for, the file's name too unless it is None. Raises UsageError."""
+    """Raise UsageError if `export_style` cannot use these arguments. A path of None is not checked."""
     if to not in FORMATS:
         raise UsageError(f'The format "{to}" is unknown', f"use one of {', '.join(FORMATS)}")
     if token is not None:
         if to != "diffusers":
-            raise UsageError(f"A token is for diffusers; {to} goes by the file's name", "name the file instead")
+            raise UsageError(
+                f"A token is for diffusers only; {to} uses the file name", "change the name of the file instead"
+            )
         if f"<{token.strip('<>')}>" != token_of(token):
             raise UsageError(
-                f'The token "{token}" cannot be used, because CLIP reads small letters only',
-                f'write letters, digits and hyphens, such as "{token_of(token)}"',
+                f'The token "{token}" cannot be used, because CLIP reads lower-case letters only',
+                f'use lower-case letters, digits and hyphens, such as "{token_of(token)}"',
             )
     if path is None:
         return
@@ -89,22 +94,22 @@ def check_export(path: Path | None, to: str, token: str | None = None) -> None:
         raise UsageError(f"{path} cannot be written for {to}", f"give a name that ends in {FORMATS[to]}")
     if to != "diffusers" and not re.fullmatch(r"[\w.-]+", path.stem):
         raise UsageError(
-            f'The name "{path.stem}" could not be written in a prompt of {to}',
-            f"name the file with letters, digits, hyphens and dots, such as {slug(path.stem)}{FORMATS[to]}",
+            f'The name "{path.stem}" cannot be written in a prompt of {to}',
+            f"use letters, digits, hyphens and dots in the file name, such as {slug(path.stem)}{FORMATS[to]}",
         )
 
 
 def token_of(name: str) -> str:
-    """Make the token of a style's name: "Große Welle" -> "<große-welle>".
+    """Make a token from the name of a style: "Große Welle" -> "<große-welle>".
 
-    Never capital letters: CLIP's tokenizer makes all text small, and diffusers would then find the first of several
-    vectors only, without a word.
+    The token has no capital letters: the tokenizer of CLIP turns all text into lower case. With capital letters,
+    diffusers would find only the first of several vectors, and give no warning.
     """
     return f"<{slug(name)}>"
 
 
 def slug(name: str) -> str:
-    """Reduce a name to small letters, digits and single hyphens, at most 60 of them; "style" where nothing is left."""
+    """Reduce a name to at most 60 lower-case letters, digits and single hyphens; return "style" if nothing is left."""
     small = unicodedata.normalize("NFC", name.lower())
     words = "".join(letter if letter.isalnum() else " " for letter in small).split()
     return "-".join(words)[:60].strip("-") or "style"
@@ -114,14 +119,17 @@ def _columns(style: Style, key: str) -> dict[str, Tensor]:
     if len(style.widths) == 1:
         return {key: style.vectors}
     if len(style.widths) != len(ENCODERS):
-        raise UsageError(f"A style for {len(style.widths)} text encoders has no form in other programs.")
+        raise UsageError(
+            f"Other programs have no format for a style for {len(style.widths)} text encoders",
+            "export a style for one or two text encoders",
+        )
     parts = style.vectors.split(list(style.widths), dim=1)
     return {name: part.contiguous() for name, part in zip(ENCODERS, parts, strict=True)}
 
 
 def _png_text(tensors: Mapping[str, Tensor], name: str, steps: Any) -> str:
     listed = {key: {PNG_TENSOR: tensor.tolist()} for key, tensor in tensors.items()}
-    # Of Stable Diffusion XL's, A1111 takes every entry for a tensor: there may be no others.
+    # In an embedding for Stable Diffusion XL, A1111 reads every entry as a tensor, so there must be no other entries.
     content: dict[str, Any] = listed
     if len(listed) == 1:
         content = {

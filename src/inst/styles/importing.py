@@ -1,4 +1,4 @@
-"""Embeddings of other programs as styles: what `inst.styles.exporting` writes, and what is found on the net."""
+"""Import embeddings of other programs as styles: files of `inst.styles.exporting`, and files from the internet."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from inst.errors import Argument, InstError, UsageError
-from inst.files.pickles import UnsafePickleError, holds_numbers, read_torch_pickle
+from inst.files.pickles import UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
-from inst.pictures.io import Photo, make_thumbnail, open_picture, read_texts
+from inst.pictures.given import Picture, to_photo
+from inst.pictures.io import make_thumbnail, open_picture, read_texts
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
-from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, vector_of
+from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector
 from inst.styles.style import KEY, Style
 from inst.version import __version__
 
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
 
 _MODELS = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "Stable Diffusion XL"}
 _LARGEST = 200_000_000
-"""Bytes beyond which a file is taken for a model, and not read. The largest embeddings have some 10 million."""
+"""A file with more bytes is a model and is not read. The largest embeddings have about 10 million."""
 _PARAMETERS = "torch.nn.modules.container.ParameterDict"
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What a file of another program holds.
+    """An embedding from a file of another program.
 
     Attributes:
         vectors: [n, d].
-        widths: how the d columns are split between text encoders.
-        name: what the file calls it, or the file's own name.
-        format: the program that the file is of, or "sdxl", which all agree on.
+        widths: number of columns for each text encoder; they sum to d.
+        name: the name in the file, or the file name without its extension.
+        format: the program that wrote the file; or "sdxl", the format that all programs share.
     """
 
     vectors: Tensor
@@ -56,35 +57,36 @@ def import_style(
     path: str | Path,
     *,
     name: str | None = None,
-    painting: Photo | None = None,
+    painting: Picture | None = None,
     as_reference: bool = False,
 ) -> Style:
-    """Make a style of another program's embedding, or of the reference code's `embeddings.pt`.
+    """Make a style from an embedding of another program, or from an `embeddings.pt` of the reference code.
 
     Args:
         backbone: the model that the embedding was learned with, or one with the same text encoder.
-        path: the file: what `export_style` writes; A1111's `.pt`; diffusers' `learned_embeds.bin`; textual inversion's
-            own `embeddings.pt`; or the reference's.
-        name: of the style; by default what the file calls it.
-        painting: that the embedding was learned from. Gives the style its thumbnail, and so its palette. The
-            reference's `embeddings.pt` gives no vector without it (`inst.styles.reference_code`).
-        as_reference: for the reference's `embeddings.pt`: look at the painting as the reference does.
+        path: the file: an export of `export_style`, a `.pt` of A1111, a `learned_embeds.bin` of diffusers, or an
+            `embeddings.pt` of textual inversion or of the reference code.
+        name: name of the style; the default is the name in the file.
+        painting: the painting that the embedding was learned from, in any form. It gives the style its thumbnail, and
+            so its palette. An `embeddings.pt` of the reference code needs it (`inst.styles.reference_code`).
+        as_reference: preprocess the painting as the reference code does; for its `embeddings.pt` only.
 
     Raises:
-        UsageError: the embedding has another width than the backbone's text space; a painting is needed, or
-            `as_reference` means nothing for the file.
-        InstError: the file is missing, damaged, or of another kind; or a pickle that asks for anything but weights,
-            of which nothing is run.
+        UsageError: the width of the embedding differs from that of the backbone's text space; a painting is needed;
+            or `as_reference` does not apply to the file.
+        InstError: the file is missing, damaged, or of another kind; or it is a pickle that asks for more than weights
+            (nothing of it is run).
     """
     path = Path(path)
+    photo = None if painting is None else to_photo(painting, "painting")
     found = check_import(path, painting is not None, as_reference)
-    shown: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(found, ReferenceInversion):
-        assert painting is not None
+        assert photo is not None
         _check_widths(path, (found.width,), backbone)
-        vectors = vector_of(found, backbone, painting, as_reference)
-        found = Embedding(vectors, (found.width,), Path(painting.name).stem or path.stem, "InST reference")
-        shown = {"as_reference": as_reference}
+        vectors = compute_vector(found, backbone, photo, as_reference)
+        found = Embedding(vectors, (found.width,), Path(photo.name).stem or path.stem, "InST reference")
+        options = {"as_reference": as_reference}
     _check_widths(path, found.widths, backbone)
     source = SourceFile.of(path)
     return Style(
@@ -94,52 +96,58 @@ def import_style(
             "name": name or found.name,
             "backbone": backbone.name,
             "variant": "imported",
-            "imported": {"format": found.format, "name": source.name, "sha256": source.sha256, **shown},
-            "paintings": [{"name": painting.name, "sha256": painting.sha256}] if painting else [],
+            "imported": {"format": found.format, "name": source.name, "sha256": source.sha256, **options},
+            "paintings": [{"name": photo.name, "sha256": photo.sha256}] if photo else [],
             "inst": __version__,
         },
-        thumbnail=make_thumbnail(painting.picture) if painting else None,
+        thumbnail=make_thumbnail(photo.picture) if photo else None,
         widths=found.widths,
     )
 
 
-def check_import(path: str | Path, painted: bool, as_reference: bool) -> Embedding | ReferenceInversion:
-    """Read a file, and check what `import_style` is asked for, as far as that can be done without a backbone.
+def check_import(path: str | Path, has_painting: bool, as_reference: bool) -> Embedding | ReferenceInversion:
+    """Read a file, and check the arguments of `import_style` that need no backbone.
 
-    `painted` says whether a painting is given. Raises as `import_style` does.
+    `has_painting` says whether a painting is given. The errors are those of `import_style`.
     """
     found = read_embedding(path)
     if isinstance(found, Embedding) and as_reference:
         raise UsageError(
-            f"{path} is no embeddings.pt of the reference code", "leave ", Argument("as_reference"), " out"
+            f"{path} is not an embeddings.pt of the reference code", "leave out ", Argument("as_reference")
         )
-    if isinstance(found, ReferenceInversion) and not painted:
+    if isinstance(found, ReferenceInversion) and not has_painting:
         raise UsageError(
-            f"{path} holds no vector, only the module that makes it of the painting", "give its ", Argument("painting")
+            f"{path} holds no vector, only the module that computes it from the painting",
+            "give the painting as ",
+            Argument("painting"),
         )
     return found
 
 
 def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
-    """Read another program's embedding, whatever the file's ending; or the module of a reference's `embeddings.pt`.
+    """Read an embedding of another program, or the module in an `embeddings.pt` of the reference code.
+
+    The file extension does not matter.
 
     Raises:
-        UsageError: the file is a style already.
-        InstError: it is missing, damaged, or of another kind; or a pickle that asks for anything but weights.
+        UsageError: the file is already an InST style.
+        InstError: the file is missing, damaged, or of another kind; or it is a pickle that asks for more than weights.
     """
     path = Path(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise InstError(
-                f"{path} is too large for an embedding", "give one, and a whole model as ", Argument("backbone")
+                f"{path} is too large for an embedding",
+                "give an embedding file; if this is a whole model, give it as ",
+                Argument("backbone"),
             )
         with path.open("rb") as file:
             start = file.read(4)
     except FileNotFoundError:
-        raise InstError(f"{path}: no such file.") from None
+        raise InstError(f"{path}: no such file", "check the path") from None
     except OSError as error:
-        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give an embedding") from None
-    if start.startswith((b"\x89PNG", b"RIFF")):  # WebP without loss keeps pixels too
+        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give an embedding file") from None
+    if start.startswith((b"\x89PNG", b"RIFF")):  # lossless WebP keeps the pixels too
         return _identify(_read_picture(path), path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _identify(_read_pickle(path), path)
@@ -147,7 +155,7 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
 
 
 def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
-    """Find the vectors in what a file held."""
+    """Find the vectors in the content of a file."""
     if isinstance(content, Tensor):
         content = {path.stem: content}
     if not isinstance(content, Mapping) or not content:
@@ -156,22 +164,24 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
         try:
             return ReferenceInversion.of(content["attention"])
         except (KeyError, ValueError, TypeError) as error:
-            raise InstError(f"{path} is no embeddings.pt of the reference code ({reason(error)}).") from None
+            raise InstError(
+                f"{path} is not an embeddings.pt of the reference code ({reason(error)})", "give another file"
+            ) from None
     if "string_to_param" in content:
         stored = content["string_to_param"]
-        if isinstance(stored, PickledModule):  # textual inversion's own files hold a ParameterDict
+        if isinstance(stored, PickledModule):  # the files of the textual inversion code hold a ParameterDict
             stored = vars(stored).get("_parameters")
         if not isinstance(stored, Mapping) or len(stored) != 1:
-            raise InstError(f"{path} does not hold exactly one embedding", "give a file with one")
-        called = content.get("name")
-        return _embedding(path, {"": next(iter(stored.values()))}, called if isinstance(called, str) else "", "A1111")
+            raise InstError(f"{path} does not hold exactly one embedding", "give a file with one embedding")
+        name = content.get("name")
+        return _embedding(path, {"": next(iter(stored.values()))}, name if isinstance(name, str) else "", "A1111")
     if set(content) == set(ENCODERS):
         return _embedding(path, {key: content[key] for key in ENCODERS}, "", "sdxl")
     if len(content) == 1:
-        ((called, tensor),) = content.items()
-        if called == EMBEDDING:
+        ((key, tensor),) = content.items()
+        if key == EMBEDDING:
             return _embedding(path, {"": tensor}, "", "A1111")
-        return _embedding(path, {"": tensor}, str(called).strip("<>"), "diffusers")
+        return _embedding(path, {"": tensor}, str(key).strip("<>"), "diffusers")
     raise _unknown(path, content)
 
 
@@ -180,47 +190,51 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
     for part in parts.values():
         tensor = part[None] if isinstance(part, Tensor) and part.dim() == 1 else part
         if not _is_table(tensor):
-            raise InstError(f"{path} does not hold vectors of the shape [n, d]", "give an embedding")
+            raise InstError(f"{path} does not hold vectors of the shape [n, d]", "give an embedding file")
         tensor = tensor.detach().float()
         if not tensor.isfinite().all():
             raise InstError(f"{path} holds values that are not finite", "give another embedding")
         tensors.append(tensor)
     if len({len(tensor) for tensor in tensors}) > 1:
         counts = " and ".join(str(len(tensor)) for tensor in tensors)
-        raise InstError(f"{path} holds {counts} vectors for its text encoders, which should be as many.")
+        raise InstError(
+            f"{path} holds {counts} vectors for its text encoders, but the numbers must be equal",
+            "give another embedding",
+        )
     return Embedding(torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or path.stem, kind)
 
 
 def _is_table(tensor: Any) -> bool:
-    if not isinstance(tensor, Tensor) or not holds_numbers(tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, Tensor) or not is_dense(tensor) or not tensor.is_floating_point():
         return False
-    # A pickle can say of a single number that it fills any shape.
+    # A pickle can declare any shape for a single stored number, so the size is limited.
     return tensor.dim() == 2 and 0 < 4 * tensor.numel() <= _LARGEST
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            own = KEY in (file.metadata() or {})
-            content = {} if own else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            is_style = KEY in (file.metadata() or {})
+            content = {} if is_style else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InstError(
-            f"{path} is no embedding that can be read ({reason(error)})", "give a .safetensors, .pt, .bin or .png file"
+            f"{path} cannot be read as an embedding ({reason(error)})", "give a .safetensors, .pt, .bin or .png file"
         ) from None
-    if own:
-        raise UsageError(f"{path} is a style of InST's already", "use it as it is")
+    if is_style:
+        raise UsageError(f"{path} is already an InST style", "use it as it is")
     return content
 
 
 def _read_pickle(path: Path) -> Any:
-    """Read a file of `torch.save`'s through PyTorch's loader of weights, with stand-ins for the modules' classes."""
+    """Read a file of `torch.save` with PyTorch's loader for weights. `PickledModule` replaces the module classes."""
     try:
         return read_torch_pickle(path, dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule))
     except UnsafePickleError as error:
-        raise InstError(f"{path} is refused: {error}", "ask for it as .safetensors") from None
-    except Exception:  # a damaged pickle can fail in any way; whichever it is, nothing was run
+        raise InstError(f"{path} is refused: {error}", "ask its author for a .safetensors file") from None
+    except Exception:  # a damaged pickle can fail with any exception; none of its code was run
         raise InstError(
-            f"{path} is no pickle of weights that can be read", "copy it again, or ask for it as .safetensors"
+            f"{path} cannot be read as a pickle of weights",
+            "copy the file again, or ask its author for a .safetensors file",
         ) from None
 
 
@@ -230,13 +244,13 @@ def _read_picture(path: Path) -> Any:
         content = hidden_text(open_picture(path)) if text is None else base64.b64decode(text, validate=True)
         if content is None:
             raise InstError(
-                f"{path} carries no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. If it is one of "
-                f"A1111's, it was resized or converted",
-                "ask for the file itself",
+                f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of "
+                f"A1111 loses its embedding when it is resized or converted",
+                "ask its author for the original file",
             )
         return json.loads(content, object_hook=_tensor_of)
     except (binascii.Error, ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
-        raise InstError(f"{path}: its embedding is damaged ({reason(error)})", "copy the picture again") from None
+        raise InstError(f"{path}: the embedding is damaged ({reason(error)})", "copy the picture again") from None
 
 
 def _tensor_of(entry: dict[str, Any]) -> Any:
@@ -244,18 +258,20 @@ def _tensor_of(entry: dict[str, Any]) -> Any:
 
 
 def _check_widths(path: Path, widths: tuple[int, ...], backbone: Backbone) -> None:
-    def named(widths: tuple[int, ...]) -> str:
-        kind = f" ({_MODELS[widths]})" if widths in _MODELS else ""
-        return f"width {' + '.join(map(str, widths))}{kind}"
+    def width_text(widths: tuple[int, ...]) -> str:
+        model = f" ({_MODELS[widths]})" if widths in _MODELS else ""
+        return f"width {' + '.join(map(str, widths))}{model}"
 
     if widths != backbone.text_widths:
         raise UsageError(
-            f"{path} holds an embedding of {named(widths)}, which does not fit the backbone {backbone.name} of "
-            f"{named(backbone.text_widths)}",
-            "use the model that it was made for",
+            f"{path} holds an embedding of {width_text(widths)}, which does not fit the backbone {backbone.name} of "
+            f"{width_text(backbone.text_widths)}",
+            "use the model that the embedding was made for",
         )
 
 
 def _unknown(path: Path, content: Any) -> InstError:
-    held = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) and content else "nothing known"
-    return InstError(f"{path} is no embedding in a known format (it holds {held})", "give a textual-inversion file")
+    entries = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) and content else "nothing known"
+    return InstError(
+        f"{path} is not an embedding in a known format (it holds {entries})", "give a file of textual inversion"
+    )

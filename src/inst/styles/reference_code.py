@@ -1,7 +1,7 @@
-"""What the public reference code (zyxElsa/InST) keeps of a style, `embeddings.pt`, and the vector that it stands for.
+"""Compute the style vector from an `embeddings.pt` of the public reference code (zyxElsa/InST).
 
-The file is a pickle of the attention module itself; it holds no vector. The reference makes the vector anew from the
-painting whenever it draws a picture, with dropout left on.
+The file is a pickle of the attention module; it holds no vector. The reference code computes the vector from the
+painting each time it makes a picture, with dropout left on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from inst.errors import UsageError
-from inst.files.pickles import holds_numbers
+from inst.files.pickles import is_dense
 from inst.pictures.io import Photo, to_image, to_tensor
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 SIDE = 512
-"""Pixels of the square that the reference squashes every picture to."""
+"""The reference code resizes every picture to a square of this many pixels, without keeping its proportions."""
 
 
 class PickledModule:
-    """Stands in for a module class that a pickle names: holds the state, and has no behaviour."""
+    """Replaces a module class that a pickle names. It holds the state, and has no behaviour."""
 
 
 CLASSES = (
@@ -38,16 +38,17 @@ CLASSES = (
     "torch.nn.modules.linear.Linear",
     "torch.nn.modules.dropout.Dropout",
 )
-"""The module classes in `embeddings.pt`: two of the reference's own, and PyTorch's. Stand-ins answer to all."""
+"""The module classes in `embeddings.pt`: two of the reference code, the others of PyTorch. `PickledModule` replaces
+all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceInversion:
-    """The reference's attention module in evaluation mode.
+    """The attention module of the reference code in evaluation mode.
 
-    Over the one pooled embedding that it is given, each attention's softmax is 1, whatever query and key say: what is
-    attended to is its value. The second attention looks at the embedding again, so nothing of the first one is left
-    either. What remains are three linear maps: the second attention's value and output, and the last layer.
+    Its input is a single pooled embedding. So the softmax of each attention is 1, for any query and key, and the
+    attention returns the value of the embedding. The second attention reads the embedding again, so the first one has
+    no effect. Three linear maps remain: value and output of the second attention, and the last layer.
 
     Attributes:
         value: [k, d]; no bias.
@@ -63,10 +64,10 @@ class ReferenceInversion:
 
     @classmethod
     def of(cls, module: Any) -> ReferenceInversion:
-        """Take the weights out of the pickled module.
+        """Read the weights from the pickled module.
 
         Raises:
-            KeyError, TypeError: it is another module, or none.
+            KeyError, TypeError: it is another module, or not a module.
             ValueError: the weights are not finite, or their shapes do not fit together.
         """
         names = ("attn2.to_v.weight", "attn2.to_out.0.weight", "attn2.to_out.0.bias", "net.1.weight", "net.1.bias")
@@ -84,53 +85,53 @@ class ReferenceInversion:
 
     @property
     def width(self) -> int:
-        """d, the width of the pooled embedding that goes in, and of the vector that comes out."""
+        """d, the width of the pooled embedding (input) and of the vector (output)."""
         return self.value.shape[1]
 
     def __call__(self, pooled: Tensor) -> Tensor:
-        """Compute the vectors [B, d] of pooled picture embeddings [B, d], of any scale (they are normalised)."""
+        """Compute the vectors [B, d] from pooled picture embeddings [B, d]. The embeddings are normalised first."""
         attended = F.linear(F.linear(F.normalize(pooled, dim=-1), self.value), self.out, self.out_bias)
         return F.linear(attended, self.last, self.last_bias)
 
 
 @torch.no_grad()
-def vector_of(inversion: ReferenceInversion, backbone: Backbone, painting: Photo, as_reference: bool) -> Tensor:
+def compute_vector(inversion: ReferenceInversion, backbone: Backbone, painting: Photo, as_reference: bool) -> Tensor:
     """Compute the vector [1, d] of a painting.
 
     Args:
         inversion: from `embeddings.pt`.
-        backbone: whose image encoder looks at the painting; the reference's is CLIP ViT-L/14.
-        painting: that the style was learned from.
-        as_reference: show the painting as the reference does (`cast_as_reference`), which is what the module was
-            learned with; else as it is.
+        backbone: its image encoder embeds the painting. The reference code uses CLIP ViT-L/14.
+        painting: the painting that the style was learned from.
+        as_reference: preprocess the painting as the reference code does (`cast_as_reference`); the module was learned
+            with such input. Otherwise the painting is used as it is.
 
     Raises:
         InstError: the backbone has no image encoder.
-        UsageError: its embeddings have another width than the module takes.
+        UsageError: the image encoder and the module have different widths.
     """
     encoder = backbone.image_encoder
     if encoder is not None and encoder.config.projection_dim != inversion.width:
         raise UsageError(
-            f"The module takes picture embeddings of width {inversion.width} (CLIP ViT-L/14's is 768), but the image "
-            f"encoder of the backbone {backbone.name} gives {encoder.config.projection_dim}",
+            f"The module takes picture embeddings of width {inversion.width} (CLIP ViT-L/14 has 768), but the image "
+            f"encoder of the backbone {backbone.name} has width {encoder.config.projection_dim}",
             "use another backbone",
         )
     picture = painting.picture
     if as_reference:
-        shown = cast_as_reference(to_image(picture))
+        image = cast_as_reference(to_image(picture))
         if backbone.feature_extractor is not None:
-            # As CLIP's processor does with 8-bit pictures: what is resized is rounded to whole levels.
-            shown = shown.resize((backbone.feature_extractor.size,) * 2, Image.Resampling.BICUBIC)
-        picture = to_tensor(shown)
+            # The image is resized in 8 bits, as in CLIP's processor: the result is rounded to whole levels.
+            image = image.resize((backbone.feature_extractor.size,) * 2, Image.Resampling.BICUBIC)
+        picture = to_tensor(image)
     pooled, _ = backbone.embed_picture(picture[None])
     return inversion(pooled.cpu())
 
 
 def cast_as_reference(image: Image.Image) -> Image.Image:
-    """Return what the reference's CLIP sees of a picture: a square nearly without content.
+    """Return the picture that the reference code gives to CLIP: a square with nearly no content.
 
-    The reference brings the pixels to [-1, 1], and then casts them to 8 bits without bringing them back: 0 turns into
-    -1 and so into 255, 255 into 1, and every other level into 0.
+    The reference code scales the pixels to [-1, 1] and then casts them to 8 bits without scaling them back. So level 0
+    becomes -1 and then 255, level 255 becomes 1, and every other level becomes 0.
     """
     levels = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
     table = np.zeros(256, np.uint8)
@@ -144,8 +145,8 @@ def _weight(module: Any, path: str) -> Tensor:
     for inner in modules:
         module = vars(module)["_modules"][inner]
     parameter = vars(module)["_parameters"][name]
-    if isinstance(parameter, Tensor) and holds_numbers(parameter):
+    if isinstance(parameter, Tensor) and is_dense(parameter):
         numbers = parameter.detach().float()
         if numbers.isfinite().all():
             return numbers
-    raise ValueError(f"{path} is no tensor of finite numbers")
+    raise ValueError(f"{path} is not a tensor of finite numbers")

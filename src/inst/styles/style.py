@@ -1,4 +1,4 @@
-"""Style: a learned pseudo-word, what it was learned from and with, and the file that keeps it (paper sec. 3.2)."""
+"""A style: the learned pseudo-word, its provenance, and its file (paper sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Call, InstError, UsageError
-from inst.files.provenance import PROSE, entry, plain, reason
+from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-"""The version of the style file that this package writes, and the newest that it reads."""
+"""Version of the style file. This package writes this version, and reads it and older ones."""
 
 KEY = "inst_style"
 _MODULE = "module."
@@ -37,30 +37,33 @@ _OTHER_FILES = {
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
     b"RIFF": "a picture",
-    b"PK\x03\x04": "a pickle or a zip archive, which is never opened, because a pickle can run code",
-    **{bytes([0x80, protocol]): "a pickle, which is never opened, because it can run code" for protocol in range(2, 6)},
+    b"PK\x03\x04": "a pickle or a zip archive, which inst never opens, because a pickle can run code",
+    **{
+        bytes([0x80, protocol]): "a pickle, which inst never opens, because a pickle can run code"
+        for protocol in range(2, 6)
+    },
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """A painting's style as a pseudo-word: n vectors that stand in a prompt in the place of `[C]`.
+    """The style of a painting as a pseudo-word: n vectors that replace `[C]` in a prompt.
 
     Attributes:
-        vectors: [n, d] float32 on the CPU, d the width of the text encoder. Copied, detached and checked.
-        fingerprint: identifies the text space that they belong to (`Backbone.fingerprint`).
+        vectors: [n, d] float32 on the CPU; d is the width of the text encoder. They are copied, detached and checked.
+        fingerprint: identifies the text space of the vectors (`Backbone.fingerprint`).
         denoiser: identifies the UNet that they were learned with (`Backbone.denoiser_fingerprint`); "" if unknown.
-        about: provenance, as plain JSON values: name, backbone, variant, steps, seed, settings of the learning, loss,
-            paintings as a list of {"name": base name, "sha256": hex}. Paths in it are cut to base names.
+        about: provenance as plain JSON values: name, backbone, variant, steps, seed, learning settings, loss, and
+            paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names.
         thumbnail: a small PNG of the (first) painting, at most 256 pixels a side, or None.
-        module: the weights of the inversion module that made the vectors, for learning on, or None.
-        module_config: the module's configuration (`InversionConfig` as a dict), or None.
-        widths: how the columns of the vectors are split between the text encoders, in order (`Backbone.text_widths`):
-            (768, 1280) for Stable Diffusion XL, else (d,), which is the default.
+        module: weights of the inversion module that made the vectors, to continue learning; or None.
+        module_config: configuration of the module (`InversionConfig` as a dict), or None.
+        widths: number of columns of the vectors for each text encoder, in order (`Backbone.text_widths`): (768, 1280)
+            for Stable Diffusion XL. The default is (d,), for one text encoder.
 
     Raises:
         InstError: the vectors are not finite.
-        ValueError: they have another shape than [n, d], or the widths do not sum to d.
+        ValueError: the shape of the vectors is not [n, d], or the widths do not sum to d.
     """
 
     vectors: Tensor
@@ -75,36 +78,39 @@ class Style:
     def __post_init__(self) -> None:
         check_type("Vectors", self.vectors, Tensor, "give a tensor")
         if self.vectors.dim() != 2 or 0 in self.vectors.shape:
-            raise ValueError(f"a style's vectors have the shape [n, d], not {list(self.vectors.shape)}")
+            raise ValueError(f"the vectors of a style have the shape [n, d], not {list(self.vectors.shape)}")
         widths = tuple(self.widths) or (self.vectors.shape[1],)
-        if not all(isinstance(one, int) and one > 0 for one in widths) or sum(widths) != self.vectors.shape[1]:
+        if not all(isinstance(width, int) and width > 0 for width in widths) or sum(widths) != self.vectors.shape[1]:
             raise ValueError(f"widths {widths} do not split vectors of width {self.vectors.shape[1]}")
-        with torch.inference_mode(False):  # vectors made in inference mode could never be learned on
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be trained later
             vectors = self.vectors.detach().to("cpu", torch.float32, copy=True).contiguous()
         if not vectors.isfinite().all():
             raise InstError(
-                "The style's vectors hold values that are not finite", f"{_LEARN}, with a lower learning rate"
+                "The vectors of the style hold values that are not finite", f"{_LEARN}, with a lower learning rate"
             )
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "widths", widths)
-        object.__setattr__(self, "about", plain(self.about, PROSE))
+        object.__setattr__(self, "about", to_plain(self.about, PROSE_KEYS))
 
     @property
     def name(self) -> str:
-        """What to call it in messages and labels."""
+        """The name of the style in messages and labels."""
         return str(self.about.get("name") or "unnamed")
 
     @property
     def width_text(self) -> str:
-        """The widths for people to read: "768", or "768 + 1280"."""
+        """The widths as text for messages: "768", or "768 + 1280"."""
         return " + ".join(map(str, self.widths))
 
     def save(self, path: str | Path) -> Path:
-        """Write the style as a safetensors file, complete or not at all. The same style gives the same bytes.
+        """Write the style as a safetensors file. The same style gives the same bytes.
+
+        The file is written completely or not at all.
 
         Raises:
-            UsageError: `path` does not end in .safetensors. It may be the painting by mistake, and would be lost.
-            InstError: the folder does not exist or may not be written to, or the disk is full.
+            UsageError: `path` does not end in .safetensors. It may be the painting by mistake; the style would
+                overwrite it.
+            InstError: the folder does not exist or is not writable, or the disk is full.
         """
         check_style_name(path)
         return write_bytes_atomically(path, self.to_bytes())
@@ -114,7 +120,7 @@ class Style:
         """Read a style file.
 
         Raises:
-            InstError: the file is missing, empty, truncated or otherwise damaged, or is no style file.
+            InstError: the file is missing, empty, truncated or damaged, or it is not a style file.
         """
         check_path("A style file", path)
         path = Path(path)
@@ -122,12 +128,12 @@ class Style:
             with path.open("rb") as file:
                 start = file.read(8)
                 _check_start(str(path), start)
-                # A whole model is not read into memory to find out that it is no style.
+                # The header is checked first, so that a whole model given by mistake is not read into memory.
                 header = file.read(_header_length(start))
                 _read_header(str(path), start + header)
                 return cls.from_bytes(start + header + file.read(), str(path))
         except FileNotFoundError:
-            raise InstError(f"{path}: no such file.") from None
+            raise InstError(f"{path}: no such file", "check the path") from None
         except IsADirectoryError:
             raise InstError(f"{path} is a folder", "give a style file") from None
         except OSError as error:
@@ -136,7 +142,7 @@ class Style:
             raise InstError(f"{path} does not fit into memory", "give a style file") from None
 
     def to_bytes(self) -> bytes:
-        """Return what `save` writes."""
+        """Return the bytes of the style file that `save` writes."""
         tensors = {"vectors": self.vectors}
         if self.thumbnail:
             tensors["thumbnail"] = torch.frombuffer(bytearray(self.thumbnail), dtype=torch.uint8)
@@ -147,36 +153,44 @@ class Style:
             "fingerprint": self.fingerprint,
             "denoiser": self.denoiser,
             "about": self.about,
-            "module_config": None if self.module_config is None else plain(self.module_config),
+            "module_config": None if self.module_config is None else to_plain(self.module_config),
             "widths": list(self.widths),
         }
-        # All in one entry: safetensors writes several in no fixed order.
+        # All metadata are in one entry, because safetensors writes several entries in no fixed order.
         return safetensors.torch.save(tensors, {KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the style") -> Style:
-        """Read what `to_bytes` made. Raises InstError, which calls the data `name`, where it is damaged or foreign."""
+        """Read a style from the bytes that `to_bytes` returned.
+
+        Args:
+            data: the bytes.
+            name: the name of the data in error messages.
+
+        Raises:
+            InstError: the data are damaged, or are not a style.
+        """
         _check_start(name, data[:8])
         content = _read_header(name, data)
         try:
             tensors = safetensors.torch.load(data)
             thumbnail = tensors.pop("thumbnail", None)
             module = {key.removeprefix(_MODULE): tensor for key, tensor in tensors.items() if key.startswith(_MODULE)}
-            vectors, about = tensors["vectors"], entry(content, "about", dict)
-            if not all(isinstance(one, dict) for one in about.get("paintings", [])):
-                raise TypeError("its paintings are no list of objects")
+            vectors, about = tensors["vectors"], read_entry(content, "about", dict)
+            if not all(isinstance(painting, dict) for painting in about.get("paintings", [])):
+                raise TypeError("its paintings are not a list of objects")
             return cls(
                 vectors=vectors,
-                fingerprint=entry(content, "fingerprint", str),
-                denoiser=entry(content, "denoiser", str),
+                fingerprint=read_entry(content, "fingerprint", str),
+                denoiser=read_entry(content, "denoiser", str),
                 about=about,
                 thumbnail=None if thumbnail is None else thumbnail.to(torch.uint8).numpy().tobytes(),
                 module=module or None,
-                module_config=None if content["module_config"] is None else entry(content, "module_config", dict),
-                widths=tuple(entry(content, "widths", list)) if "widths" in content else (),
+                module_config=None if content["module_config"] is None else read_entry(content, "module_config", dict),
+                widths=tuple(read_entry(content, "widths", list)) if "widths" in content else (),
             )
         except InstError as error:
-            raise error.about(f"{name}: ") from None
+            raise error.with_prefix(f"{name}: ") from None
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InstError(f"{name} is damaged ({reason(error)})", f"copy it again, or {_LEARN}") from None
 
@@ -184,20 +198,20 @@ class Style:
         """Check that the style fits a backbone.
 
         Returns:
-            One line of warning where the text space is the same but the UNet is another, as with a fine-tuned model:
-            the style works, but may look different. None where both are the same, or one of them is not known.
+            One line of warning if the text space is the same but the UNet is different, as in a fine-tuned model: the
+            style works, but the result may look different. None if both are the same, or if one UNet is unknown.
 
         Raises:
-            UsageError: the backbone has another text space; the message names both.
-            InstError: the vectors are not as wide as their text space.
+            UsageError: the backbone has a different text space; the message names both.
+            InstError: the width of the vectors differs from the width of their text space.
         """
-        here = f"{backbone.name} " if backbone.name else ""
+        backbone_name = f"{backbone.name} " if backbone.name else ""
         if self.fingerprint != backbone.fingerprint:
-            there = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
+            origin = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
             raise UsageError(
-                f'The style "{self.name}" belongs to the text space {self.fingerprint}{there}, but the backbone {here}'
-                f"has the text space {backbone.fingerprint}",
-                f"use the backbone it was learned with, or {_LEARN}",
+                f'The style "{self.name}" belongs to the text space {self.fingerprint}{origin}, but the backbone '
+                f"{backbone_name}has the text space {backbone.fingerprint}",
+                f"use the backbone that the style was learned with, or {_LEARN}",
             )
         width = backbone.text_width
         if self.vectors.shape[1] != width:
@@ -208,78 +222,85 @@ class Style:
             )
         if self.denoiser and backbone.denoiser_fingerprint and self.denoiser != backbone.denoiser_fingerprint:
             return (
-                f'The style "{self.name}" was learned with another UNet ({self.denoiser}) over the same text space '
-                f"than the backbone {here}has ({backbone.denoiser_fingerprint}): it works, but may look different."
+                f'The style "{self.name}" was learned with another UNet ({self.denoiser}) than that of the backbone '
+                f"{backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style works, but "
+                "the result may look different."
             )
         return None
 
     def bare(self, *, thumbnail: bool) -> Style:
-        """Return the style without its inversion module, and without its thumbnail unless that is wanted."""
+        """Return a copy without the inversion module. `thumbnail` says whether the copy keeps the thumbnail."""
         return replace(self, module=None, module_config=None, thumbnail=self.thumbnail if thumbnail else None)
 
     def painting(self) -> Tensor | None:
-        """Decode the thumbnail: [3, H, W] in [-1, 1], or None. Raises InstError where it is damaged."""
+        """Decode the thumbnail: [3, H, W] in [-1, 1], or None. Raises InstError if it is damaged."""
         if self.thumbnail is None:
             return None
         return decode_picture(self.thumbnail, f'The thumbnail of the style "{self.name}"')
 
     @classmethod
     def mix(cls, styles: Sequence[tuple[Style, float]]) -> Style:
-        """Mix styles: the weighted mean of their vectors, the k-th vectors of all making the k-th of the mixture.
+        """Mix styles: compute the weighted mean of their vectors.
 
-        Only the weights' proportions count: they are divided by their sum, so that (1, 1) is the middle and (2, 1) two
-        thirds of the first. Where all but one are 0, the vectors are exactly those of that one. The thumbnail is that
-        of the heaviest; there is no inversion module.
+        Vector k of the mixture is the weighted mean of the vectors k of all styles. The weights are divided by their
+        sum: (1, 1) is the middle, and (2, 1) takes two thirds of the first style. If only one weight is not 0, the
+        vectors are exactly those of its style. The thumbnail is that of the style with the largest weight. A mixture
+        has no inversion module.
 
         Raises:
-            UsageError: something else than pairs of a style and a weight, no style, a weight that is negative or not
-                finite, all weights 0, or styles of different text spaces or numbers of vectors.
+            UsageError: `styles` is not a list of pairs of a style and a weight, or it is empty; a weight is negative
+                or not finite, or all weights are 0; or the styles have different text spaces or numbers of vectors.
         """
-        pairs = isinstance(styles, Sequence) and all(isinstance(one, tuple | list) and len(one) == 2 for one in styles)
+        pairs = isinstance(styles, Sequence) and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in styles
+        )
         if not pairs:
-            raise UsageError("A mixture is made of pairs of a style and its weight", "give a list of them")
+            raise UsageError("A mixture needs pairs of a style and its weight", "give a list of pairs")
         for style, _ in styles:
             check_type("A style", style, cls, "read one with inst.Style.load")
         weights = [checked("weight", weight, "float") for _, weight in styles]
         total = sum(weights)
-        if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):  # no comparison holds for NaN
-            raise UsageError(f"The weights {weights} make no mixture", "give finite ones, none negative and not all 0")
+        if not (all(weight >= 0 for weight in weights) and 0 < total < math.inf):  # False for NaN too
+            raise UsageError(
+                f"The weights {weights} make no mixture", "give finite weights: none negative, and not all 0"
+            )
         first = styles[0][0]
         for style, _ in styles[1:]:
-            for what, one, other in (
+            for property_name, first_value, value in (
                 ("text spaces", first.fingerprint, style.fingerprint),
                 ("widths", first.width_text, style.width_text),
                 ("numbers of vectors", first.vectors.shape[0], style.vectors.shape[0]),
             ):
-                if one != other:
+                if first_value != value:
                     raise UsageError(
-                        f'The styles "{first.name}" and "{style.name}" have different {what} ({one} and {other})',
-                        "mix styles that were learned with the same backbone and as many vectors",
+                        f'The styles "{first.name}" and "{style.name}" have different {property_name} ({first_value} '
+                        f"and {value})",
+                        "mix styles that were learned with the same backbone and the same number of vectors",
                     )
         shares = [(style, weight / total) for style, weight in styles if weight > 0]
         vectors = torch.stack([share * style.vectors.double() for style, share in shares]).sum(dim=0)
         denoisers = {style.denoiser for style, _ in shares if style.denoiser}
-        heaviest = max(shares, key=lambda pair: pair[1])[0]
+        main_style = max(shares, key=lambda pair: pair[1])[0]
         about: dict[str, Any] = {
             "name": " + ".join(f"{share:.0%} {style.name}" for style, share in shares),
             "variant": "mix",
             "paintings": [painting for style, _ in shares for painting in style.about.get("paintings", [])],
             "mixed": [{"weight": share, "about": style.about} for style, share in shares],
         }
-        if heaviest.about.get("backbone"):
-            about["backbone"] = heaviest.about["backbone"]
+        if main_style.about.get("backbone"):
+            about["backbone"] = main_style.about["backbone"]
         return cls(
             vectors=vectors,
             fingerprint=first.fingerprint,
             denoiser="several" if len(denoisers) > 1 else next(iter(denoisers), ""),
             about=about,
-            thumbnail=heaviest.thumbnail,
+            thumbnail=main_style.thumbnail,
             widths=first.widths,
         )
 
 
 def check_style_name(path: str | Path) -> None:
-    """Raise UsageError unless a file's name ends as a style's must: .safetensors."""
+    """Raise UsageError unless the file name of a style ends in .safetensors."""
     check_path("A style file", path)
     if Path(path).suffix.lower() != ".safetensors":
         raise UsageError(f"{path} cannot be a style file", "give a name that ends in .safetensors")
@@ -292,7 +313,7 @@ def _check_start(name: str, start: bytes) -> None:
         if start.startswith(magic):
             raise InstError(f"{name} is {kind}", "give a style file, which ", Call("learn"), " makes from a painting")
     if len(start) < 8 or not 2 <= _header_length(start) <= _LARGEST_HEADER:
-        raise InstError(f"{name} is no safetensors file", "give a style file, which ", Call("learn"), " makes")
+        raise InstError(f"{name} is not a safetensors file", "give a style file, which ", Call("learn"), " makes")
 
 
 def _header_length(start: bytes) -> int:
@@ -301,21 +322,21 @@ def _header_length(start: bytes) -> int:
 
 
 def _read_header(name: str, data: bytes) -> dict[str, Any]:
-    """Read what a style file's metadata say."""
+    """Read the metadata of a style file."""
     length = _header_length(data)
     try:
         if len(data) < 8 + length:
             raise ValueError("its end is missing")
         header = json.loads(data[8 : 8 + length])
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         metadata = header.get("__metadata__") or {}
         if KEY not in metadata:
             raise InstError(
-                f"{name} is a safetensors file, but no style of InST's",
+                f"{name} is a safetensors file, but not an InST style",
                 "give a style file, which ",
                 Call("learn"),
-                " makes, or make one of an embedding with ",
+                " makes, or make one from an embedding with ",
                 Call("import_style"),
             )
         content: dict[str, Any] = json.loads(metadata[KEY])

@@ -1,1 +1,1 @@
-"""From a photo or a prompt, and a style, to a picture."""
+"""Synthesis: make pictures in a style, from a photo or a prompt."""

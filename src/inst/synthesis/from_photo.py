@@ -1,7 +1,7 @@
-"""Transfer a style to photos, and generate pictures in it (paper sec. 3.1 and 3.3).
+"""Transfer a style to photos (paper sec. 3.1 and 3.3).
 
-Both check every argument when they are called, and return a generator that yields a `SamplingStep` after each step and
-ends with the pictures. `inst.runs.complete` runs one to its end.
+`transfer` checks every argument when it is called. It returns a generator that yields a `SamplingStep` after each step
+and returns the pictures. `inst.runs.complete` runs a generator to its end.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from inst.arguments import check_choice, check_type
 from inst.backbone.model import Backbone
 from inst.errors import UsageError
-from inst.pictures.given import Picture, read_batch, read_mask
+from inst.pictures.given import Picture, to_batch, to_mask
 from inst.pictures.io import fit_size, resize, resize_mask
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_kind
 from inst.sampling.masks import feather, masked, to_latents
 from inst.sampling.noise import Seed
-from inst.sampling.solvers import Sampling, stoppable
+from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size, encode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan
 from inst.synthesis.prompts import check_prompts, complete_prompt, embed_prompts, name_styles, read_prompts
-from inst.synthesis.tone import TONES, adain, keep_colours, paintings_of, palette
+from inst.synthesis.tone import TONES, adain, decode_paintings, keep_colours, palette_statistics
 
 
 def transfer(
@@ -47,67 +47,71 @@ def transfer(
     tile: int | None = None,
     control: Control | None = None,
 ) -> Sampling:
-    """Give photos the style of a painting; their content is kept by stochastic inversion (paper sec. 3.3).
+    """Give photos the style of a painting. Stochastic inversion keeps their content (paper sec. 3.3).
 
     Args:
         backbone: the frozen model.
-        photo: a photo of any size and proportions, or several of one size: a path, a PIL image, an array, a tensor
-            [3, H, W] or [B, 3, H, W] in [-1, 1], or an `inst.Photo` (`inst.pictures.given.Picture`).
-        style: stands for `[C]` in the prompt; or several, by placeholder: `{"[C1]": one, "[C2]": other}`.
-        strength: in [0, 1], how far from the photo the result may go. 0 is the photo as the autoencoder sees it, 1
+        photo: a photo of any size and proportions, or several photos of one size: a path, a PIL image, an array, a
+            tensor [3, H, W] or [B, 3, H, W] in [-1, 1], or an `inst.Photo` (`inst.pictures.given.Picture`).
+        style: the style for `[C]` in the prompt; or several styles by placeholder: `{"[C1]": one, "[C2]": other}`.
+        strength: how much the photo may change, in [0, 1]. 0 returns the photo as the autoencoder reproduces it; 1
             starts from nearly pure noise.
-        steps: sampling steps, each a call of the denoiser; as many at every strength (fewer only where fewer timesteps
-            are left: at a tiny one). The inversion "stochastic" takes one call more, "ddim" two for each step.
-        guidance: scale of the classifier-free guidance; 1 is none, and twice as fast.
-        prompt: what the result shows, a text for all photos or one for each. Without a placeholder " in the style of
-            [C]" is added; None is "[C]" alone.
-        negative_prompt: what the guidance leads away from; may name a style of its own.
-        seed: an integer for all pictures, or one for each. Several for one photo give as many results. A picture
-            depends on its seed only, not on what else is in the batch. PyTorch's generators can be given instead
-            (`inst.sampling.noise.Seed`).
-        inversion: how the photo's content goes into the noise: "stochastic", "none" or "ddim"
+        steps: sampling steps; each is one call of the denoiser. The number is the same at every strength (lower only
+            if a tiny strength leaves fewer timesteps). The inversion "stochastic" needs one more call, "ddim" two more
+            for each step.
+        guidance: guidance scale of the classifier-free guidance; 1 means no guidance, and twice as fast.
+        prompt: description of the result; one text for all photos, or one for each. If it has no placeholder, " in the
+            style of [C]" is added. None is the prompt "[C]".
+        negative_prompt: what to steer away from. It may name its own style.
+        seed: random seed; one integer for all pictures, or one for each. Several seeds for one photo give several
+            results. A picture depends on its own seed only, not on the rest of the batch. PyTorch generators are
+            accepted, too (`inst.sampling.noise.Seed`).
+        inversion: how the content of the photo goes into the noise: "stochastic", "none" or "ddim"
             (`inst.sampling.content`).
         solver: "ddim" or "dpm++" (`inst.sampling.solvers`).
-        tone: "none", "painting" (toward the painting's palette; below strength 0.5 in proportion) or "photo" (the
-            photo's colours); see `inst.synthesis.tone`.
-        style_weight: 1 is the style as learned, 0 none, more exaggerates it (`inst.synthesis.prompts.embed_prompts`).
-        size: pixels of the results' short side; None is the size that the backbone was made for.
-        mask: a path, a PIL image, an array or a tensor [H, W] in [0, 1], of the photo's size: 1 where the style is
-            wanted; where it is 0, the (resized) photo
-            stays as it is to the bit. Edges are softened inwards.
-        tile: pixels of the side of the tiles that the denoiser sees, rounded up to what it takes; 0 is no tiles. None
-            is the backbone's native size for pictures with a side of more than twice that, else no tiles.
-        control: a ControlNet that keeps the photo's structure (`inst.sampling.control`); each tile sees its part of the
-            control picture. The stochastic inversion goes without it: as in the paper, the start is to hold what the
-            model does not know of the photo, and a model that is told the structure leaves less of it there. DDIM
-            inversion goes with it, because only the denoiser that leads back down is inverted.
+        tone: "none", "painting" (colours move toward the palette of the painting; below strength 0.5 in proportion) or
+            "photo" (the colours of the photo); see `inst.synthesis.tone`.
+        style_weight: 1 is the style as learned, 0 no style; more than 1 exaggerates the style
+            (`inst.synthesis.prompts.embed_prompts`).
+        size: short side of the results in pixels; None is the native size of the backbone.
+        mask: a path, a PIL image, an array or a tensor [H, W] in [0, 1], with the size of the photo. 1 applies the
+            style. At 0 the (resized) photo does not change, to the bit. Edges are softened inwards.
+        tile: side of the tiles of the denoiser in pixels, rounded up to a size that the denoiser takes; 0 means no
+            tiles. None uses the native size of the backbone if a side of the picture is more than twice that;
+            otherwise no tiles.
+        control: a ControlNet that keeps the structure of the photo (`inst.sampling.control`); each tile gets its part
+            of the control picture. The stochastic inversion does not use the ControlNet: as in the paper, the start
+            latents hold the structure that the model cannot predict, and with a ControlNet they would hold less of it.
+            DDIM inversion uses it, because it inverts the denoiser that the sampling uses.
 
     Yields:
-        `SamplingStep`; nothing at strength 0. Latents are those of pictures padded at the right and bottom. The steps
-        of the inversion "ddim" come first and are marked by their phase.
+        `SamplingStep`; nothing at strength 0. The latents are those of pictures padded at the right and the bottom. The
+        steps of the inversion "ddim" come first, with the phase "inversion".
 
     Returns:
-        [B, 3, H', W'] in [-1, 1] on the backbone's device, of the photo's proportions.
+        [B, 3, H', W'] in [-1, 1] on the device of the backbone, with the proportions of the photo.
 
     Raises:
-        UsageError: an argument that cannot be used, before anything is computed.
+        UsageError: an argument cannot be used. It is raised before anything is computed.
 
     Warns:
-        InstWarning: a style was learned with another denoiser over the same text space, or carries no painting for
-            the tone.
+        InstWarning: a style was learned with another UNet with the same text space, or has no picture of its painting
+            for the tone.
     """
     styles = name_styles(backbone, style)
     texts = read_prompts(prompt, negative_prompt)
-    prompts = [complete_prompt(one, negative_prompt, styles) for one in texts]
+    prompts = [complete_prompt(text, negative_prompt, styles) for text in texts]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     check_choice("inversion", inversion, INVERSIONS)
     check_choice("tone", tone, TONES)
-    paintings = paintings_of(styles) if tone == "painting" else []
-    photos = read_batch(photo)
+    paintings = decode_paintings(styles) if tone == "painting" else []
+    photos = to_batch(photo)
     if len(prompts) not in (1, len(photos)):
-        raise UsageError(f"{len(prompts)} prompts do not fit {len(photos)} photos", "give one for all, or one for each")
+        raise UsageError(
+            f"{len(prompts)} prompts do not fit {len(photos)} photos", "give one prompt for all, or one for each"
+        )
     height, width = photos.shape[2:]
-    inside_of = None if mask is None else read_mask(mask, (height, width))
+    pixel_mask = None if mask is None else to_mask(mask, (height, width))
     if control is not None:
         check_type("A control", control, Control, "make one with inst.Control")
         check_kind(control.kind, given=control.picture is not None, photo=True)
@@ -115,31 +119,31 @@ def transfer(
     out = fit_size(width, height, backbone.native_size if size is None else size)
     plan = make_plan(backbone, out, len(photos), seed, strength, steps, guidance, solver, tile)
 
-    @torch.no_grad()  # around each step, never between two; inference mode's tensors would be of little use to callers
+    @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
         text, negative = (
             embed_prompts(backbone, texts, styles, style_weight) for texts in (prompts, [negative_prompt])
         )
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
         clean = encode_any_size(backbone, content).expand_as(plan.noise)
-        region = None if inside_of is None else resize_mask(inside_of.to(clean), (plan.height, plan.width))
-        inside = None if region is None else to_latents(region, backbone.size_multiple, backbone.downscale)
+        region = None if pixel_mask is None else resize_mask(pixel_mask.to(clean), (plan.height, plan.width))
+        latent_mask = None if region is None else to_latents(region, backbone.size_multiple, backbone.downscale)
 
         target = clean
         if paintings:
-            target = clean.lerp(adain(clean, *palette(backbone, paintings)), min(1.0, 2 * strength))
-            if inside is not None:
-                target = clean.lerp(target, inside)
-        held = plan.held(backbone, control, content)
-        unguided = plan.denoiser(backbone, text, None, 1, held if inversion == "ddim" else None)
+            target = clean.lerp(adain(clean, *palette_statistics(backbone, paintings)), min(1.0, 2 * strength))
+            if latent_mask is not None:
+                target = clean.lerp(target, latent_mask)
+        prepared_control = plan.prepare_control(backbone, control, content)
+        unguided = plan.denoiser(backbone, text, None, 1, prepared_control if inversion == "ddim" else None)
         start = yield from invert_content(
             inversion, unguided, target, plan.timesteps, backbone.alphas_cumprod, plan.noise
         )
 
-        denoise = plan.denoiser(backbone, text, negative, guidance, held)
-        if inside is not None:
-            denoise = masked(denoise, inside, clean, backbone.alphas_cumprod)
-        latents = yield from stoppable(plan.solve(denoise, start, plan.timesteps, backbone.alphas_cumprod))
+        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control)
+        if latent_mask is not None:
+            denoise = masked(denoise, latent_mask, clean, backbone.alphas_cumprod)
+        latents = yield from allow_early_stop(plan.solve(denoise, start, plan.timesteps, backbone.alphas_cumprod))
 
         result = decode_any_size(backbone, latents, plan.height, plan.width)
         if tone == "photo":

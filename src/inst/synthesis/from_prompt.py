@@ -1,4 +1,4 @@
-"""From a prompt and a style to pictures."""
+"""Generate pictures from prompts, in a style."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from inst.backbone.model import Backbone
 from inst.pictures.io import fit_size
 from inst.sampling.control import Control, check_kind
 from inst.sampling.noise import Seed
-from inst.sampling.solvers import Sampling, stoppable
+from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size
 from inst.styles.style import Style
-from inst.synthesis.plan import make_plan, square
+from inst.synthesis.plan import make_plan, read_size
 from inst.synthesis.prompts import check_prompts, embed_prompts, name_styles, read_prompts
-from inst.synthesis.tone import adain, paintings_of, palette
+from inst.synthesis.tone import adain, decode_paintings, palette_statistics
 
 
 def generate(
@@ -35,40 +35,40 @@ def generate(
     tile: int | None = None,
     control: Control | None = None,
 ) -> Sampling:
-    """Make pictures from prompts, in the style of a painting.
+    """Generate pictures from prompts, in the style of a painting.
 
     Args:
         backbone: the frozen model.
-        prompt: a text, or one for each picture, with the style's placeholder: "a castle in the style of [C]".
-        style: stands for `[C]`; or several, by placeholder.
-        steps, guidance, negative_prompt, solver, style_weight, tile: as for `transfer`.
-        seed: an integer for all pictures, or one for each. Several for one prompt give as many pictures. PyTorch's
-            generators can be given instead (`inst.sampling.noise.Seed`).
-        tone: "none", or "painting" (toward the painting's palette).
-        size: pixels of a square's side, or (width, height); None is a square of the backbone's native size, or with a
-            control picture its proportions.
-        control: a ControlNet and a picture of the structure to keep to (`inst.sampling.control`).
+        prompt: a text with the placeholder of the style, or one text for each picture: "a castle in the style of [C]".
+        style: the style for `[C]`; or several styles by placeholder.
+        steps, guidance, negative_prompt, solver, style_weight, tile: the same as in `transfer`.
+        seed: random seed; one integer for all pictures, or one for each. Several seeds for one prompt give several
+            pictures. PyTorch generators are accepted, too (`inst.sampling.noise.Seed`).
+        tone: "none", or "painting" (colours move to the palette of the painting).
+        size: side of a square in pixels, or (width, height). None is a square of the backbone's native size; with a
+            control picture, it is a picture with the proportions of the control picture.
+        control: a ControlNet and a control picture, which gives the structure (`inst.sampling.control`).
 
     Yields:
         `SamplingStep`.
 
     Returns:
-        [B, 3, H, W] in [-1, 1] on the backbone's device.
+        [B, 3, H, W] in [-1, 1] on the device of the backbone.
 
     Raises:
-        UsageError: an argument that cannot be used, among them a prompt without the style's placeholder, before
-            anything is computed.
+        UsageError: an argument cannot be used, such as a prompt without the placeholder of the style. It is raised
+            before anything is computed.
 
     Warns:
-        InstWarning: a style was learned with another denoiser over the same text space, or carries no painting for
-            the tone.
+        InstWarning: a style was learned with another UNet with the same text space, or has no picture of its painting
+            for the tone.
     """
     styles = name_styles(backbone, style)
-    prompts = [one or "" for one in read_prompts(prompt, negative_prompt)]
+    prompts = [text or "" for text in read_prompts(prompt, negative_prompt)]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     check_choice("tone", tone, ("none", "painting"))
-    paintings = paintings_of(styles) if tone == "painting" else []
-    out = square(backbone.native_size if size is None else size)
+    paintings = decode_paintings(styles) if tone == "painting" else []
+    out = read_size(backbone.native_size if size is None else size)
     if control is not None:
         check_type("A control", control, Control, "make one with inst.Control")
         check_kind(control.kind, given=control.picture is not None, photo=False)
@@ -82,11 +82,11 @@ def generate(
         text, negative = (
             embed_prompts(backbone, texts, styles, style_weight) for texts in (prompts, [negative_prompt])
         )
-        held = plan.held(backbone, control, None)
-        denoise = plan.denoiser(backbone, text, negative, guidance, held)
-        latents = yield from stoppable(plan.solve(denoise, plan.noise, plan.timesteps, backbone.alphas_cumprod))
+        prepared_control = plan.prepare_control(backbone, control, None)
+        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control)
+        latents = yield from allow_early_stop(plan.solve(denoise, plan.noise, plan.timesteps, backbone.alphas_cumprod))
         if paintings:
-            latents = adain(latents, *palette(backbone, paintings))
+            latents = adain(latents, *palette_statistics(backbone, paintings))
         return decode_any_size(backbone, latents, plan.height, plan.width)
 
     return run()

@@ -1,4 +1,4 @@
-"""A picture and its record, made together: for whoever keeps what was painted."""
+"""Make a picture together with its record, so that both can be saved in one file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from inst.synthesis.record import ControlRecord, PictureRecord
 
 
 @dataclass(frozen=True, eq=False)
-class Painted:
-    """A picture, and what made it.
+class PaintedPicture:
+    """A picture and its record.
 
     Attributes:
         picture: [3, H, W] in [-1, 1].
-        alpha: [H, W] in [0, 1], the photo's opacity; None where all of it is opaque.
-        record: what made it.
+        alpha: [H, W] in [0, 1], the opacity of the photo; None if the photo is opaque everywhere.
+        record: the settings, styles and files that made the picture.
     """
 
     picture: Tensor
@@ -36,11 +36,11 @@ class Painted:
     record: PictureRecord
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture; as a PNG file with its record. Raises as `inst.save_picture` does."""
+        """Write the picture; a PNG file also gets the record. The errors are those of `inst.save_picture`."""
         return save_picture(self.picture, path, self.alpha, self.record.texts())
 
 
-PaintingRun = Generator[SamplingStep, Tensor | None, Painted]
+PaintingRun = Generator[SamplingStep, Tensor | None, PaintedPicture]
 """Yields the steps of `inst.transfer` or `inst.generate`, and returns the picture with its record."""
 
 
@@ -54,25 +54,25 @@ def paint(
     control: tuple[Control, ControlRecord] | None = None,
     command: str | None = None,
 ) -> PaintingRun:
-    """Make one picture and its record: of a photo by `inst.transfer`, else of a prompt by `inst.generate`.
+    """Make one picture and its record, with `inst.transfer` if a photo is given, otherwise with `inst.generate`.
 
     Args:
         backbone: the frozen model.
-        styles: by placeholder.
-        settings: the other arguments of that function, as plain values; among them one seed.
-        photo: its opacity goes into the picture.
-        mask: [H, W] in [0, 1], and the file that it came from.
-        control: the structure control, and what tells it from others.
-        command: what the record calls the making; None is the function's name.
+        styles: the styles by placeholder.
+        settings: the other arguments of that function as plain values, with one seed.
+        photo: the photo. The picture gets its opacity.
+        mask: [H, W] in [0, 1], and the file of the mask.
+        control: the structure control, and its record.
+        command: the command name in the record; None is the name of the function.
 
     Raises:
-        UsageError: an argument that the function cannot use, before anything is computed.
+        UsageError: the function cannot use an argument. It is raised before anything is computed.
     """
-    more = {**settings, "control": None if control is None else control[0]}
+    arguments = {**settings, "control": None if control is None else control[0]}
     if photo is None:
-        made = generate(backbone, style=styles, **more)
+        sampling = generate(backbone, style=styles, **arguments)
     else:
-        made = transfer(backbone, photo, styles, mask=None if mask is None else mask[0], **more)
+        sampling = transfer(backbone, photo, styles, mask=None if mask is None else mask[0], **arguments)
     function = generate if photo is None else transfer
     tone = settings.get("tone", inspect.signature(function).parameters["tone"].default)
     record = PictureRecord.of(
@@ -85,11 +85,11 @@ def paint(
         control=None if control is None else control[1],
         thumbnails=tone == "painting",
     )
-    return _paint(made, photo, record)
+    return _paint(sampling, photo, record)
 
 
-def _paint(made: Sampling, photo: Photo | None, record: PictureRecord) -> PaintingRun:
-    picture = (yield from made)[0]
+def _paint(sampling: Sampling, photo: Photo | None, record: PictureRecord) -> PaintingRun:
+    picture = (yield from sampling)[0]
     alpha = None if photo is None else photo.alpha
     height, width = picture.shape[1:]
-    return Painted(picture, None if alpha is None else resize_mask(alpha, (height, width)), record)
+    return PaintedPicture(picture, None if alpha is None else resize_mask(alpha, (height, width)), record)

@@ -1,4 +1,4 @@
-"""What `inst.transfer` and `inst.generate` have in common: arguments checked, and made into what sampling needs."""
+"""The common part of `inst.transfer` and `inst.generate`: check the arguments and prepare the sampling."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from inst.arguments import LARGEST_FACTOR, checked
 from inst.backbone.model import Backbone
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import UsageError
-from inst.sampling.control import Control, carrying, controlled
+from inst.sampling.control import Control, with_control_channels, with_controlnet
 from inst.sampling.denoiser import Denoise, guided
 from inst.sampling.noise import Seed, draw_noise, timestep_grid
 from inst.sampling.solvers import Solver, choose_solver
 from inst.sampling.tiles import latent_size, round_up, tiled
 
 LARGEST_PICTURE = 100_000_000
-"""Pixels of the largest picture that is made: a size beyond it is taken for a slip."""
+"""Number of pixels of the largest picture. A larger size is treated as a typing error."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Plan:
     """How pictures are sampled.
 
     Attributes:
-        height, width: of the results, in pixels.
-        timesteps: falling; none at strength 0.
-        solve: takes the steps.
-        noise: [B, C, h, w], on the backbone's device.
-        tile: side of the tiles that the denoiser sees, in latent positions, or None for no tiles.
+        height, width: size of the results in pixels.
+        timesteps: falling timesteps; empty at strength 0.
+        solve: the solver.
+        noise: [B, C, h, w], on the device of the backbone.
+        tile: side of the tiles of the denoiser in latent positions; None means no tiles.
     """
 
     height: int
@@ -42,11 +42,16 @@ class Plan:
     noise: Tensor
     tile: int | None
 
-    def held(self, backbone: Backbone, control: Control | None, photos: Tensor | None) -> tuple[Control, Tensor] | None:
-        """A control that counts and what it looks at, in pixels of the padded pictures."""
+    def prepare_control(
+        self, backbone: Backbone, control: Control | None, photos: Tensor | None
+    ) -> tuple[Control, Tensor] | None:
+        """Return the control and its control pictures, in pixels of the padded pictures; None if there is no control.
+
+        A control of scale 0 is no control.
+        """
         if control is None or control.scale == 0:
             return None
-        return control, control.look(photos, (self.height, self.width), backbone.size_multiple)
+        return control, control.control_pictures(photos, (self.height, self.width), backbone.size_multiple)
 
     def denoiser(
         self,
@@ -54,20 +59,26 @@ class Plan:
         text: TextEmbedding,
         negative: TextEmbedding | None,
         guidance: float,
-        held: tuple[Control, Tensor] | None,
+        prepared_control: tuple[Control, Tensor] | None,
     ) -> Denoise:
-        """Make a denoiser with guidance; of tiles if need be, and under control."""
-        predict_noise = backbone.predict_noise if held is None else controlled(backbone, held[0])
+        """Make the denoiser with guidance, with tiles if the plan has them, and with the ControlNet if there is one."""
+        predict_noise = (
+            backbone.predict_noise if prepared_control is None else with_controlnet(backbone, prepared_control[0])
+        )
 
-        def of_tile(frame: Frame | None) -> Denoise:
+        def tile_denoiser(frame: Frame | None) -> Denoise:
             return guided(partial(predict_noise, frame=frame), text, negative, guidance)
 
-        denoise = of_tile(None) if self.tile is None else tiled(of_tile, self.tile, self.tile // 4)
-        return denoise if held is None else carrying(denoise, held[1], backbone.downscale)
+        denoise = tile_denoiser(None) if self.tile is None else tiled(tile_denoiser, self.tile, self.tile // 4)
+        return (
+            denoise
+            if prepared_control is None
+            else with_control_channels(denoise, prepared_control[1], backbone.downscale)
+        )
 
 
-def square(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return (width, height) of a size, which may be the side of a square. Raises UsageError for something else."""
+def read_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return (width, height) from a pair or from the side of a square. Raises UsageError for other values."""
     width, height = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
     return checked("size", width, "int"), checked("size", height, "int")
 
@@ -83,29 +94,31 @@ def make_plan(
     solver: str,
     tile: int | None,
 ) -> Plan:
-    """Check what `transfer` and `generate` have in common, and make of it what sampling needs.
+    """Check the common arguments of `transfer` and `generate`, and make a plan from them.
 
     Args:
-        out: (width, height) of the results, in pixels.
-        pictures: how many there are, unless there are several seeds for one.
+        out: (width, height) of the results in pixels.
+        pictures: the number of pictures; if it is 1, several seeds give several pictures.
 
-    The other arguments and the errors are theirs.
+    The other arguments and the errors are those of `transfer` and `generate`.
     """
     width, height = out
     if min(width, height) < backbone.size_multiple:
         raise UsageError(
-            f"A picture of {width} x {height} pixels is too small", f"give {backbone.size_multiple} or more"
+            f"A picture of {width} x {height} pixels is too small",
+            f"give sides of {backbone.size_multiple} pixels or more",
         )
     if width * height > LARGEST_PICTURE:
         raise UsageError(
-            f"A picture of {width} x {height} pixels is too large: the limit is {LARGEST_PICTURE // 10**6} million."
+            f"A picture of {width} x {height} pixels is too large",
+            f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
         )
-    if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # NaN is not either
+    if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # False for NaN too
         raise UsageError(f"A guidance of {guidance} cannot be used", f"give 1 (none) to {LARGEST_FACTOR}, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
         raise UsageError(
-            f"Tiles of {tile} pixels cannot be used", f"give {backbone.size_multiple} or more, or 0 for none"
+            f"Tiles of {tile} pixels cannot be used", f"give {backbone.size_multiple} or more, or 0 for no tiles"
         )
     if tile is None and max(width, height) > 2 * backbone.native_size:
         tile = backbone.native_size
@@ -124,11 +137,11 @@ def make_plan(
 
 
 def _noise(shape: tuple[int, int, int], seed: Seed, pictures: int) -> Tensor:
-    """Draw noise [B, *shape] for so many pictures, or for as many as there are seeds for one."""
+    """Draw noise [B, *shape]. B is the number of pictures, or the number of seeds if there is one picture."""
     if isinstance(seed, torch.Generator):
-        # All at once: on an accelerator, one after another would draw other numbers than diffusers does.
+        # The generator draws all noise at once: on an accelerator, separate draws would differ from those of diffusers.
         return torch.randn((pictures, *shape), generator=seed, device=seed.device)
     seeds: list[int | torch.Generator] = list(seed) if isinstance(seed, Sequence) else [seed]
     if pictures > 1 and len(seeds) not in (1, pictures):
-        raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures", "give one for all, or one for each")
+        raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures", "give one seed for all, or one for each")
     return draw_noise(shape, seeds).expand(max(pictures, len(seeds)), -1, -1, -1)

@@ -1,4 +1,4 @@
-"""Conditioning: what the denoiser is told, from prompts and the styles that their placeholders stand for."""
+"""Conditioning: check prompts, put styles in the place of their placeholders, and encode the prompts."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from inst.styles.style import Style
 
 
 def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[str, Style]:
-    """Give every style its placeholder (a single one's is `[C]`), and check that it fits the backbone.
+    """Return the styles by placeholder (`[C]` for a single style), and check that they fit the backbone.
 
-    Warns with `InstWarning` where a style was learned with another denoiser over the same text space.
+    Warns with `InstWarning` if a style was learned with another UNet with the same text space.
 
     Raises:
-        UsageError: no style, a name that is no placeholder, a style of another text space, or something that is no
-            backbone or no style.
+        UsageError: there is no style, a key is not a placeholder, a style has another text space, or an argument is not
+            a backbone or not a style.
     """
     check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
     styles = dict(style) if isinstance(style, Mapping) else {"[C]": style}
     if not styles:
-        raise UsageError("No style is given", 'give one, or several by placeholder: {"[C1]": one, "[C2]": other}')
+        raise UsageError("No style is given", 'give one style, or several by placeholder: {"[C1]": one, "[C2]": other}')
     check_placeholders(styles)
-    for one in styles.values():
-        check_type("A style", one, Style, "read one with inst.Style.load")
-        warning = one.check(backbone)
+    for given in styles.values():
+        check_type("A style", given, Style, "read one with inst.Style.load")
+        warning = given.check(backbone)
         if warning is not None:
             warnings.warn(warning, InstWarning, stacklevel=3)
     return styles
 
 
 def read_prompts(prompt: str | Sequence[str | None] | None, negative_prompt: str) -> list[str | None]:
-    """Return prompts as a list. Raises UsageError where one of them, or the negative prompt, is no text."""
+    """Return the prompts as a list. Raises UsageError if a prompt or the negative prompt is not a text."""
     checked("negative prompt", negative_prompt, "str")
     prompts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
-    return [None if one is None else checked("prompt", one, "str") for one in prompts]
+    return [None if text is None else checked("prompt", text, "str") for text in prompts]
 
 
 def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[str, Style]) -> str:
-    """Return a prompt that names the styles: of `None` (or nothing) `[C]`, of a text `TEXT in the style of [C]`.
+    """Return a prompt that names the styles: `[C]` for `None` or an empty text, else `TEXT in the style of [C]`.
 
-    A prompt that has a placeholder stays as it is; a style that the negative prompt names needs no place in the prompt.
+    A prompt with a placeholder does not change. A style that the negative prompt names is not added to the prompt.
     """
     prompt = (prompt or "").strip()
     if PLACEHOLDER.search(prompt):
@@ -65,18 +65,18 @@ def check_prompts(
     """Check the arguments of `embed_prompts` without computing anything.
 
     Raises:
-        UsageError: no prompt; a prompt that is too long, has a placeholder without a style, or does not name a style
-            that the negative prompt does not name either, or names where no guidance leads away from it; a style
-            weight that is negative or not finite.
+        UsageError: there is no prompt; a prompt is too long, or has a placeholder without a style; a style is in
+            neither prompt, or only in the negative prompt while the guidance is 1; or the style weight is negative,
+            not finite or too large.
     """
     if not prompts:
         raise UsageError("No prompt is given", "give at least one text")
-    if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # NaN is not either
+    if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # False for NaN too
         raise UsageError(
             f"A style weight of {style_weight} cannot be used",
             f"give 0 (no style), 1 (as learned) or more, up to {LARGEST_FACTOR}",
         )
-    backbone.tokenize([*prompts, negative_prompt], {name: len(one.vectors) for name, one in styles.items()})
+    backbone.tokenize([*prompts, negative_prompt], {name: len(style.vectors) for name, style in styles.items()})
     for prompt in prompts:
         unused = [name for name in styles if name not in prompt and name not in negative_prompt]
         if unused:
@@ -85,11 +85,11 @@ def check_prompts(
                 f'The prompt "{prompt}" does not say where the style goes',
                 f'write {" and ".join(unused)} in it, such as "{example}"',
             )
-        idle = [name for name in styles if name not in prompt]
-        if idle and guidance == 1:
+        only_negative = [name for name in styles if name not in prompt]
+        if only_negative and guidance == 1:
             raise UsageError(
-                f"The negative prompt alone names {' and '.join(idle)}, and with a guidance of 1 (none) it has no "
-                f"effect",
+                f"Only the negative prompt names {' and '.join(only_negative)}, and with a guidance of 1 (none) it has "
+                f"no effect",
                 "give more guidance, such as 4, or name the style in the prompt",
             )
 
@@ -97,12 +97,12 @@ def check_prompts(
 def embed_prompts(
     backbone: Backbone, prompts: Sequence[str], styles: Mapping[str, Style], style_weight: float = 1.0
 ) -> TextEmbedding:
-    """Encode prompts, with the styles at a weight w: plain + w (styled - plain).
+    """Encode prompts, with the styles at a style weight w: plain + w (styled - plain).
 
-    `plain` is the same prompt with the coarse word "painting" at every position of a pseudo-word. To leave the
-    placeholder out instead would move all later words to other positions, and a mean of two different words at one
-    position is neither. 0 is exactly plain, 1 exactly as learned; above 1 the style is
-    exaggerated, until it falls apart (with mini between 1.5 and 2).
+    `plain` is the same prompt with the coarse word "painting" at every position of a pseudo-word. If the placeholder
+    were left out instead, all later words would move to other positions, and the mean of two different words at one
+    position has no meaning. 0 is exactly plain, 1 exactly as learned. Above 1 the style is exaggerated; at some weight
+    the picture breaks down (with mini between 1.5 and 2).
     """
     vectors = {name: style.vectors for name, style in styles.items()}
     styled = backbone.embed_text(prompts, vectors)

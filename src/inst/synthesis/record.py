@@ -1,4 +1,4 @@
-"""What made a picture: everything needed to make it again, carried by the picture itself in a PNG text chunk."""
+"""The record of a picture: everything needed to make it again. The PNG file of the picture holds it as a text chunk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inst.errors import InstError
-from inst.files.provenance import FORMAT, KEYWORD, PROSE, SourceFile, base_name, entry, plain, reason, versions
+from inst.files.provenance import (
+    FORMAT,
+    KEYWORD,
+    PROSE_KEYS,
+    SourceFile,
+    base_name,
+    read_entry,
+    reason,
+    to_plain,
+    versions,
+)
 from inst.pictures.io import Photo, read_texts
 from inst.styles.style import Style
 
@@ -20,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """Which backbone: what it is called (a name on the model hub as it is, but no folder), its text space, its UNet."""
+    """The backbone of a picture: its name, and the fingerprints of its text space and its UNet.
+
+    A name on the model hub is kept as it is; a path is cut to its base name.
+    """
 
     name: str
     fingerprint: str
@@ -35,9 +48,9 @@ class BackboneRecord:
 
 @dataclass(frozen=True)
 class ControlRecord:
-    """Which ControlNet (no folder, but what tells its weights from others), and the rest of `inst.Control`.
+    """The ControlNet of a picture (its base name and the fingerprint of its weights), and the rest of `inst.Control`.
 
-    The picture is None where the photo's own edges were taken.
+    The picture is None if the edges of the photo were used.
     """
 
     model: str
@@ -52,34 +65,33 @@ class ControlRecord:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> ControlRecord:
-        """Read what `dataclasses.asdict` made. Raises KeyError or TypeError where an entry is missing or wrong."""
+        """Read the output of `dataclasses.asdict`. Raises KeyError or TypeError if an entry is missing or wrong."""
         return cls(
-            model=entry(content, "model", str),
-            fingerprint=entry(content, "fingerprint", str),
-            kind=entry(content, "kind", str),
-            scale=entry(content, "scale", float),
+            model=read_entry(content, "model", str),
+            fingerprint=read_entry(content, "fingerprint", str),
+            kind=read_entry(content, "kind", str),
+            scale=read_entry(content, "scale", float),
             picture=None if content["picture"] is None else SourceFile(**_strings(content, "picture")),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class PictureRecord:
-    """What made a picture.
+    """The record of a picture.
 
-    No folder is named: of every path only the base name is kept, so that a picture can be passed on without telling how
-    its maker's disk is laid out.
+    Only the base name of every path is kept. So a picture can be shared without the folder names of its author.
 
     Attributes:
-        command: "transfer" or "generate"; "preview" is what learning shows on the way; "sheet" and "demo" are the
-            sheets of those commands.
-        settings: its keyword arguments, as plain JSON values; prompts are kept to the letter.
-        styles: each placeholder's style, without its inversion module; of a sheet, all that it shows.
-        backbone: what was used.
-        device: where it was computed, such as "cpu" or "cuda:0": the same bits can be expected on the same only.
-        dtype: the backbone's precision, such as "bfloat16".
-        versions: of inst, Python, and the libraries that computed.
-        photo: the photo that was transferred, or None.
-        mask: the mask that restricted the style, or None.
+        command: "transfer" or "generate"; "preview" for a preview during learning; "sheet" and "demo" for the sheets of
+            those commands.
+        settings: the keyword arguments as plain JSON values; prompts are kept exactly.
+        styles: the styles by placeholder, without inversion module; for a sheet, all styles on it.
+        backbone: the backbone.
+        device: the device of the computation, such as "cpu" or "cuda:0". Only the same device gives the same bits.
+        dtype: the precision of the backbone, such as "bfloat16".
+        versions: versions of inst, Python and the libraries.
+        photo: the photo, or None.
+        mask: the mask, or None.
         control: the structure control, or None.
     """
 
@@ -95,7 +107,7 @@ class PictureRecord:
     control: ControlRecord | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", plain(self.settings, PROSE))
+        object.__setattr__(self, "settings", to_plain(self.settings, PROSE_KEYS))
 
     @classmethod
     def of(
@@ -110,10 +122,11 @@ class PictureRecord:
         control: ControlRecord | None = None,
         thumbnails: bool = False,
     ) -> PictureRecord:
-        """Note down what is being made, with the versions of what makes it.
+        """Make a record, with the versions of inst, Python and the libraries.
 
         Args:
-            thumbnails: keep the styles' thumbnails, which the tone "painting" needs. They are most of a record's size.
+            thumbnails: keep the thumbnails of the styles, which the tone "painting" needs. They are most of the size of
+                a record.
         """
         return cls(
             command=command,
@@ -146,37 +159,47 @@ class PictureRecord:
             "mask": None if self.mask is None else asdict(self.mask),
             "control": None if self.control is None else asdict(self.control),
         }
-        # Not sorted by key: of several styles, the order counts (`inst.synthesis.prompts.complete_prompt`).
+        # The keys are not sorted, because the order of the styles matters (`inst.synthesis.prompts.complete_prompt`).
         return json.dumps(content, allow_nan=False)
 
     @classmethod
     def from_text(cls, text: str, name: str = "the record") -> PictureRecord:
-        """Read what `to_text` wrote. Raises InstError, which calls the record `name`, where it is damaged."""
+        """Read a record that `to_text` wrote.
+
+        Args:
+            text: the record.
+            name: the name of the record in error messages.
+
+        Raises:
+            InstError: the record is damaged or cannot be used.
+        """
         try:
             content = json.loads(text)
-            json.dumps(content, ensure_ascii=False).encode()  # or an error: halves of characters cannot be printed
-            if entry(content, "format", int) > FORMAT:
+            json.dumps(content, ensure_ascii=False).encode()  # fails for incomplete characters, which cannot be printed
+            if read_entry(content, "format", int) > FORMAT:
                 raise InstError("it was written by a newer version of inst", "update inst")
             if "kind" in content:  # see `inst.files.provenance.describe`
-                what, command = entry(content, "kind", str), entry(content, "command", str)
-                raise InstError(f"it is that of a {what}, which {command} makes", "give that command again")
+                kind, command = read_entry(content, "kind", str), read_entry(content, "command", str)
+                raise InstError(f"it is that of a {kind}, which {command} makes", "give that command again")
             return cls(
-                command=entry(content, "command", str),
-                settings=entry(content, "settings", dict),
+                command=read_entry(content, "command", str),
+                settings=read_entry(content, "settings", dict),
                 styles={
                     placeholder: Style.from_bytes(base64.b64decode(data, validate=True), f"the style {placeholder}")
-                    for placeholder, data in entry(content, "styles", dict).items()
+                    for placeholder, data in read_entry(content, "styles", dict).items()
                 },
                 backbone=BackboneRecord(**_strings(content, "backbone")),
-                device=entry(content, "device", str),
-                dtype=entry(content, "dtype", str),
+                device=read_entry(content, "device", str),
+                dtype=read_entry(content, "dtype", str),
                 versions=_strings(content, "versions"),
                 photo=None if content["photo"] is None else SourceFile(**_strings(content, "photo")),
                 mask=None if content["mask"] is None else SourceFile(**_strings(content, "mask")),
-                control=None if content.get("control") is None else ControlRecord.of(entry(content, "control", dict)),
+                control=None
+                if content.get("control") is None
+                else ControlRecord.of(read_entry(content, "control", dict)),
             )
         except InstError as error:
-            raise error.about(f"{name} cannot be used: ") from None
+            raise error.with_prefix(f"{name} cannot be used: ") from None
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InstError(f"{name} is damaged ({reason(error)})", "use another copy of the picture") from None
 
@@ -186,19 +209,20 @@ class PictureRecord:
 
 
 def read_record(path: str | Path) -> PictureRecord:
-    """Read the record that a PNG file carries.
+    """Read the record in a PNG file.
 
     Raises:
-        InstError: the file is missing or broken, carries no record, or one that is damaged or of a newer version.
+        InstError: the file is missing or damaged, or it has no record, or its record is damaged or has a newer format.
     """
     text = read_texts(path).get(KEYWORD)
     if text is None:
         raise InstError(
-            f"{path} does not say what made it: only PNG files as inst wrote them do, not JPEG, WebP or edited copies."
+            f"{path} has no record of how it was made",
+            "give a PNG file that inst wrote; JPEG files, WebP files and edited copies have no record",
         )
     return PictureRecord.from_text(text, f"The record in {path}")
 
 
 def _strings(content: dict[str, Any], key: str) -> dict[str, str]:
-    entries: dict[str, str] = {name: entry(content[key], name, str) for name in entry(content, key, dict)}
+    entries: dict[str, str] = {name: read_entry(content[key], name, str) for name in read_entry(content, key, dict)}
     return entries

@@ -1,4 +1,4 @@
-"""Tone: whose palette the result has. No change, toward the painting, or the photo's own colours."""
+"""Tone: the colours of the result. They are not changed, moved toward the painting, or taken from the photo."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from inst.styles.style import Style
 TONES = ("none", "painting", "photo")
 """The tones by name.
 
-none: colours as the denoiser leaves them: mostly the photo's, at moderate strengths.
-painting: the photo's latents get the painting's statistics (`adain`) before they are noised, as in InST's reference
-    code. On the result instead, the same statistics lie over the picture like a filter: flatter, with a cast. Before
-    the noise, the denoiser still decides which colour goes where, and paints single strokes in the painting's colours.
-    Both at once look like the former. Pictures that are generated have no photo: theirs is on the result.
-photo: the result's lightness with the photo's hue and chroma (`keep_colours`).
+none: the colours that the denoiser gives. At moderate strengths they are mostly those of the photo.
+painting: the latents of the photo get the statistics of the painting (`adain`) before noise is added, as in the
+    reference code of InST. The denoiser then still decides which colour goes where, and paints single strokes in the
+    colours of the painting. If the result gets the statistics instead, they look like a filter over the picture:
+    flatter, with a colour cast. Both together look like this filter. A generated picture has no photo, so there the
+    result gets the statistics.
+photo: the lightness of the result with the hue and chroma of the photo (`keep_colours`).
 """
 
 
 def channel_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute each channel's mean and standard deviation over the positions: [B, C, h, w] -> two of [B, C, 1, 1].
+    """Compute mean and standard deviation of each channel over the positions: [B, C, h, w] -> two of [B, C, 1, 1].
 
-    The variance is the unbiased one plus 1e-5, as in AdaIN's reference code (Huang and Belongie 2017, arXiv
-    1703.06868) and in InST's.
+    The variance is the unbiased variance plus 1e-5, as in the reference code of AdaIN (Huang and Belongie 2017, arXiv
+    1703.06868) and of InST.
     """
     mean = latents.mean(dim=(-2, -1), keepdim=True)
     variance = latents.var(dim=(-2, -1), unbiased=True, keepdim=True)
@@ -45,18 +46,18 @@ def channel_statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def adain(latents: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Adaptive instance normalisation: give each channel of [B, C, h, w] another mean and std, [B or 1, C, 1, 1]."""
+    """Apply adaptive instance normalisation: give each channel of [B, C, h, w] a new mean and std [B or 1, C, 1, 1]."""
     own_mean, own_std = channel_statistics(latents)
     return (latents - own_mean) / own_std * std + mean
 
 
-def palette(backbone: Backbone, paintings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute the statistics of paintings' latents, for `adain`: the mean of theirs, two of [1, C, 1, 1].
+def palette_statistics(backbone: Backbone, paintings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Compute the mean and std of the latents of paintings for `adain`, averaged over the paintings: two [1, C, 1, 1].
 
     Args:
-        backbone: whose autoencoder makes the latents.
-        paintings: at least one, each [3, H, W] in [-1, 1]; looked at in the backbone's native size, in tiles where
-            they are long: a scroll has many times the pixels of a square.
+        backbone: its autoencoder makes the latents.
+        paintings: at least one, each [3, H, W] in [-1, 1]. They are resized to the native size of the backbone, and
+            encoded in tiles if they are long: a scroll has many times the pixels of a square.
     """
     statistics = []
     for painting in paintings:
@@ -71,32 +72,32 @@ def palette(backbone: Backbone, paintings: Sequence[Tensor]) -> tuple[Tensor, Te
 def keep_colours(result: Tensor, photo: Tensor) -> Tensor:
     """Take the lightness of `result` and the colours (hue and chroma) of `photo`, in Oklab.
 
-    Where a colour cannot be shown at the new lightness, its chroma is reduced until it can: hue and lightness stay.
+    If sRGB cannot show a colour at the new lightness, its chroma is reduced until it can. Hue and lightness stay.
 
     Args:
         result: [..., 3, H, W] sRGB in [-1, 1].
-        photo: the same shape or one that broadcasts to it.
+        photo: the same shape, or a shape that broadcasts to it.
 
     Returns:
         [..., 3, H, W] in [-1, 1].
     """
     lightness = srgb_to_oklab(result)[..., :1, :, :].clamp(0, 1)
     colour = srgb_to_oklab(photo)[..., 1:, :, :].expand(*lightness.shape[:-3], -1, -1, -1)
-    # 10 halvings find the largest chroma that can be shown to a thousandth.
-    share, step = torch.ones_like(lightness), 1.0
+    # 10 halvings find the largest possible chroma with an error below 0.001.
+    factor, step = torch.ones_like(lightness), 1.0
     for _ in range(10):
         step /= 2
-        shown = in_gamut(oklab_to_linear(torch.cat([lightness, share * colour], dim=-3)))
-        share = torch.where(shown, (share + step).clamp(max=1), share - step)
-    return oklab_to_srgb(torch.cat([lightness, share * colour], dim=-3))
+        valid = in_gamut(oklab_to_linear(torch.cat([lightness, factor * colour], dim=-3)))
+        factor = torch.where(valid, (factor + step).clamp(max=1), factor - step)
+    return oklab_to_srgb(torch.cat([lightness, factor * colour], dim=-3))
 
 
-def paintings_of(styles: Mapping[str, Style]) -> list[Tensor]:
-    """The paintings whose palette is wanted; warns of a style that carries none."""
+def decode_paintings(styles: Mapping[str, Style]) -> list[Tensor]:
+    """Return the thumbnails of the paintings, each [3, H, W] in [-1, 1]. Warns if a style has no thumbnail."""
     for style in styles.values():
         if style.thumbnail is None:
             warnings.warn(
-                f'The style "{style.name}" carries no picture of its painting: its palette is not transferred.',
+                f'The style "{style.name}" has no picture of its painting, so its palette is not transferred.',
                 InstWarning,
                 stacklevel=3,
             )

@@ -280,7 +280,7 @@ def test_a_given_image_encoder_is_used_and_the_pretrained_inversion_is_dropped(
 
 
 def test_a_mistyped_image_encoder_is_refused_before_the_model_is_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is no image encoder"):
+    with pytest.raises(UsageError, match="nowhere is not an image encoder"):
         Backbone.load(tmp_path, "cpu", image_encoder="nowhere")  # an empty folder: no model either
 
 
@@ -296,7 +296,7 @@ def test_an_invalid_sample_size_or_added_input_of_the_unet_is_refused(tmp_path: 
     edit_json(path, sample_size=[8, 16])
     assert Backbone.load(folder, "cpu").native_size == 64
     edit_json(path, addition_time_embed_dim=None)
-    refuse(folder, naming="parts that do not belong together: the UNet's added inputs")
+    refuse(folder, naming="parts that do not fit together, because the UNet's added inputs")
 
 
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
@@ -321,20 +321,20 @@ def test_unknown_weights_are_refused_in_unet_and_vae_and_a_warning_in_the_text_e
         path = folder / part / WEIGHTS[part]
         whole = load_file(path)
         save_file(whole | surplus, path, {"format": "pt"})
-        refuse(folder, naming="has not (mid_block.extra.bias and 1 more): it is another model")
+        refuse(folder, naming="does not have (mid_block.extra.bias and 1 more), so it is another model")
         # fp8 with a scale beside each weight, as other programs write it
         key = next(key for key in whole if key.endswith("conv_in.weight"))
         base, lora = key.replace("weight", "base_layer.weight"), key.replace("weight", "lora_A.weight")
         tuned = {base: whole[key], lora: torch.ones(4, 4)}
         save_file({name: whole[name] for name in whole if name != key} | tuned, path, {"format": "pt"})
-        refuse(folder, naming=f"has not ({base} and 1 more)")
+        refuse(folder, naming=f"does not have ({base} and 1 more)")
         fp8 = {key: whole[key].to(torch.float8_e4m3fn), key.replace("weight", "scale_weight"): torch.tensor(2.0)}
         save_file(whole | fp8, path, {"format": "pt"})
-        refuse(folder, naming=f"has not ({key.replace('weight', 'scale_weight')})")
+        refuse(folder, naming=f"does not have ({key.replace('weight', 'scale_weight')})")
         save_file(whole | {"steps_trained": torch.tensor(7)}, path, {"format": "pt"})
     path = folder / "text_encoder" / "model.safetensors"
     save_file(load_file(path) | {"classifier.weight": torch.ones(3)}, path, {"format": "pt"})
-    with pytest.warns(InstWarning, match=r"text_encoder has weights .* \(classifier\.weight\): they are left out"):
+    with pytest.warns(InstWarning, match=r"text_encoder has weights .* \(classifier\.weight\); they are ignored"):
         Backbone.load(folder, "cpu")
 
 
@@ -375,7 +375,7 @@ def test_an_adapter_beside_the_weights_is_refused(
     adapter = tiny_copy / part / "adapter_config.json"
     for target in (str(elsewhere), "someone/model"):
         adapter.write_text(json.dumps({"base_model_name_or_path": target, "peft_type": "LORA"}))
-        refuse(tiny_copy, naming=f"{part} holds an adapter beside the model (adapter_config.json)")
+        refuse(tiny_copy, naming=f"{part} contains an adapter in addition to the model (adapter_config.json)")
 
 
 def without_prefix(key: str) -> str:
@@ -383,7 +383,7 @@ def without_prefix(key: str) -> str:
 
 
 def test_a_name_or_folder_that_does_not_exist_is_refused_and_named(tmp_path: Path) -> None:
-    assert "Bundled: mini" in refuse("maxi", naming="maxi: no such folder")
+    assert "a bundled model (mini)" in refuse("maxi", naming="maxi: no such folder")
     refuse(tmp_path / "nowhere", naming=str(tmp_path / "nowhere"))
     refuse(tmp_path, naming=f"{tmp_path} is not a model")
     refuse("~nosuchuser/model", naming="~nosuchuser/model")
@@ -605,10 +605,10 @@ def not_even_text(folder: Path) -> None:
         (entry_without_a_class, "only models in the layout of Stable Diffusion 1.x, 2.x and XL"),
         (tokenizer_of_no_length, "model_max_length 'abc'"),
         (tokenizer_without_room, "model_max_length 2"),
-        (schedule_of_two_lengths, "makes no noise schedule"),
-        (schedule_of_no_steps, "makes no noise schedule"),
+        (schedule_of_two_lengths, "has no usable noise schedule"),
+        (schedule_of_no_steps, "has no usable noise schedule"),
         (schedule_of_two_betas, "2 trained_betas for 1000 timesteps"),
-        (schedule_that_amplifies, "makes no noise schedule"),
+        (schedule_that_amplifies, "has no usable noise schedule"),
         (inversion_of_seven_heads, "7 heads"),
         (two_colours, "image_mean [0.5, 0.5]"),
         (colour_that_never_varies, "image_std [0.5, 0.5, 0]"),

@@ -188,7 +188,7 @@ def test_a_broken_download_is_not_taken_for_a_model(hub: Hub, client: Client) ->
 def test_a_model_that_changes_during_its_download_is_refused(hub: Hub, client: Client) -> None:
     hub.next_commit = "e" * 40
     client.refuse(hub.name, naming="was changed on the hub")
-    client.refuse(hub.name, naming="is on this machine incompletely", download=False)
+    client.refuse(hub.name, naming="is incomplete on this machine", download=False)
     assert client.find(hub.name).name == "e" * 40
 
 
@@ -198,7 +198,7 @@ def test_a_model_that_changes_during_its_download_is_refused(hub: Hub, client: C
 def test_an_incomplete_cached_model_is_reported_and_completed(hub: Hub, client: Client, lost: str) -> None:
     folder = client.find(hub.name)
     (folder / lost).unlink()
-    message = client.refuse(hub.name, naming="is on this machine incompletely", download=False)
+    message = client.refuse(hub.name, naming="is incomplete on this machine", download=False)
     assert lost.split("/")[0] in message
     hub.requests.clear()
     assert client.find(hub.name) == folder
@@ -206,15 +206,15 @@ def test_an_incomplete_cached_model_is_reported_and_completed(hub: Hub, client: 
 
 
 def test_a_missing_private_or_gated_model_is_refused_with_the_reason(hub: Hub, client: Client) -> None:
-    client.refuse("someone/nobody", naming="has no model someone/nobody, or does not show it to you")
+    client.refuse("someone/nobody", naming="has no model someone/nobody, or you have no access to it")
     hub.token = "secret"
     client.refuse(hub.name, naming="HF_TOKEN")
     hub.token, hub.gated = None, True
-    client.refuse(hub.name, naming=f"accepted its terms: do so on {hub.address}/{hub.name}")
+    client.refuse(hub.name, naming=f"accepted its terms: accept them on {hub.address}/{hub.name}")
     client.refuse(hub.name, naming="is not on this machine", download=False)
 
 
-@pytest.mark.parametrize(("status", "naming"), [(403, "does not let you have"), (418, "answered 418")])
+@pytest.mark.parametrize(("status", "naming"), [(403, "gives you no access to"), (418, "answered 418")])
 def test_an_error_status_of_the_hub_is_reported(hub: Hub, client: Client, status: int, naming: str) -> None:
     hub.status = status
     client.refuse(hub.name, naming=naming)
@@ -229,7 +229,7 @@ def test_a_model_with_pickled_weights_is_refused_and_not_fetched(hub: Hub, clien
 
 def test_a_repository_of_another_layout_is_refused(hub: Hub, client: Client) -> None:
     del hub.files["model_index.json"]
-    client.refuse(hub.name, naming="download its file tiny.ckpt and name that")
+    client.refuse(hub.name, naming="download its file tiny.ckpt and give its path")
     hub.files = {"config.json": b"{}"}
     client.refuse(hub.name, naming="it has no model_index.json")
 
@@ -245,7 +245,7 @@ def test_a_download_that_does_not_fit_on_the_disk_is_refused(
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(InstError, match=r"takes 0\.0 GB, but .* has 0\.0 GB left: make room"):
+    with pytest.raises(InstError, match=r"needs 0\.0 GB, but .* has only 0\.0 GB left: free disk space"):
         find_model(hub.name, download=True)
     assert hub.fetched == []
     assert not (tmp_path / "hub").exists()
@@ -253,7 +253,7 @@ def test_a_download_that_does_not_fit_on_the_disk_is_refused(
 
 def test_a_hub_that_cannot_be_reached_is_reported(tmp_path: Path) -> None:
     with client_of("http://127.0.0.1:9", tmp_path) as client:
-        client.refuse("someone/tiny", naming="no whole answer from http://127.0.0.1:9")
+        client.refuse("someone/tiny", naming="no complete answer from http://127.0.0.1:9")
 
 
 def test_offline_a_model_comes_from_the_cache_and_is_never_downloaded(

@@ -310,7 +310,7 @@ def test_a_tokenizer_without_a_vocabulary_takes_that_of_clip(tmp_path: Path) -> 
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
         assert read_tokenizer(tmp_path, text).pad_token_id == number
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
-    with pytest.raises(InstError, match=r'fills prompts with "\[PAD\]"'):
+    with pytest.raises(InstError, match=r'pads prompts with "\[PAD\]"'):
         read_tokenizer(tmp_path, text)
 
 
@@ -472,7 +472,7 @@ def test_other_protocols_of_pickle_are_refused_in_one_line(tmp_path: Path) -> No
 def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
-    refuse(path, naming="model.gguf is no model file that can be read")
+    refuse(path, naming="model.gguf is not a model file")
 
 
 def only(tensors: Tensors, *starts: str) -> Tensors:
@@ -492,12 +492,12 @@ def with_channels(channels: int) -> Callable[[Tensors], Tensors]:
     ("change", "naming"),
     [
         (with_channels(9), "an in-painting model"),
-        (with_channels(8), "edits by instruction"),
+        (with_channels(8), "edits pictures by instruction"),
         (with_channels(7), "an upscaler"),
         (with_channels(5), "a depth-to-image model"),
         (lambda tensors: without(tensors, "first_stage_model."), "has no autoencoder"),
-        (lambda tensors: without(tensors, "cond_stage_model."), "lacks a text encoder"),
-        (lambda tensors: only(tensors, "first_stage_model."), "an autoencoder alone"),
+        (lambda tensors: without(tensors, "cond_stage_model."), "has no text encoder"),
+        (lambda tensors: only(tensors, "first_stage_model."), "only an autoencoder"),
         (lambda _: {"lora_unet_down_blocks_0.lora_up.weight": torch.zeros(2)}, "a LoRA"),
         (lambda _: {"emb_params": torch.zeros(2, 768)}, "a textual-inversion embedding"),
         (lambda _: {"control_model.input_blocks.0.0.weight": torch.zeros(2)}, "a ControlNet"),
@@ -523,7 +523,7 @@ def with_channels(channels: int) -> Callable[[Tensors], Tensors]:
         (lambda tensors: tensors | {"edm_mean": torch.zeros(4)}, "Playground 2.5"),
         (
             lambda tensors: tensors | {"model.diffusion_model.time_embed.cond_proj.weight": torch.zeros(2)},
-            "1 weights in its UNet that Stable Diffusion's has not",
+            "1 weights in its UNet that Stable Diffusion does not have",
         ),
     ],
 )
@@ -568,7 +568,7 @@ def test_a_model_of_another_size_needs_a_configuration_that_fits(
     assert "looks like sd1" in refuse(path, naming="`config`")
     refuse(path, naming="does not fit its configuration", config="sdxl")
     for nowhere in (tmp_path / "nowhere", "~nosuchuser/model", "x" * 5000):
-        with pytest.raises(UsageError, match="name one of sd1, sd2, sd2-v, sdxl"):
+        with pytest.raises(UsageError, match="use one of sd1, sd2, sd2-v, sdxl"):
             read(path, nowhere)
     refuse(path, naming="config.json is missing", config=tmp_path)
     folder = Path(shutil.copytree(folders["sd1"], tmp_path / "copy"))

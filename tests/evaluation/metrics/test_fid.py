@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from inst.evaluation.metrics.fid import FeatureFile, FrechetFigures, ReferenceSet, art_fid, distance_to, fid_infinity
+from inst.evaluation.metrics.fid import FeatureFile, FrechetScores, ReferenceSet, art_fid, distance_to, fid_infinity
 from inst.evaluation.metrics.frechet import frechet_distance
 
 
@@ -57,12 +57,12 @@ def test_fid_infinity_removes_the_bias_of_a_small_set() -> None:
     rng = np.random.default_rng(2)
     reference = set_of(rng.standard_normal((2000, 64)).astype(np.float32), [1] * 2000).reference()
     assert reference is not None
-    found = FrechetFigures.of(file_of(rng.standard_normal((400, 64)).astype(np.float32)), reference)
+    found = FrechetScores.of(file_of(rng.standard_normal((400, 64)).astype(np.float32)), reference)
     assert found is not None
     assert found.fid_infinity is not None
     assert found.count == 400
     assert abs(found.fid_infinity) < found.fid / 4
-    again = FrechetFigures.of(file_of(rng.standard_normal((400, 64)).astype(np.float32)), reference, seed=1)
+    again = FrechetScores.of(file_of(rng.standard_normal((400, 64)).astype(np.float32)), reference, seed=1)
     assert again is not None
     assert again.fid == pytest.approx(found.fid, rel=0.1)
 
@@ -88,8 +88,8 @@ def test_sets_that_are_too_small_have_no_fid() -> None:
     assert set_of(y[:1], [5]).reference() is None
     reference = set_of(y, [1, 2, 3]).reference()
     assert reference is not None
-    assert FrechetFigures.of(file_of(y[:1]), reference) is None
-    few = FrechetFigures.of(file_of(rng.standard_normal((19, 4)).astype(np.float32)), reference)
+    assert FrechetScores.of(file_of(y[:1]), reference) is None
+    few = FrechetScores.of(file_of(rng.standard_normal((19, 4)).astype(np.float32)), reference)
     assert few is not None
     assert few.fid_infinity is None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inst.evaluation.networks.package_index import PipSettings, RegistryError, Release, download, pip_settings
+from inst.evaluation.networks.package_index import PackageIndexError, PipSettings, Release, download, pip_settings
 from registry_server import FILENAME, FullDisk, Index, sdist, serve
 
 
@@ -71,7 +71,7 @@ def test_download_tries_the_next_index_when_one_fails(index: Index, tmp_path: Pa
 
 def test_a_failed_download_reports_the_reason_for_each_index(index: Index, tmp_path: Path) -> None:
     index.stated_sha256 = "0" * 64
-    with serve(index) as address, pytest.raises(RegistryError) as caught:
+    with serve(index) as address, pytest.raises(PackageIndexError) as caught:
         get(index.archive, address, tmp_path.as_uri(), "http://127.0.0.1:9/simple")
     assert "has sha256 000000000000..., not" in str(caught.value)
     assert f"{tmp_path.as_uri()} does not list it" in str(caught.value)
@@ -82,13 +82,13 @@ def test_a_failed_download_reports_the_reason_for_each_index(index: Index, tmp_p
 
 def test_download_refuses_an_incomplete_transfer(index: Index) -> None:
     index.cut_after = 100
-    with serve(index) as address, pytest.raises(RegistryError, match=r"broke off after 100 of|IncompleteRead"):
+    with serve(index) as address, pytest.raises(PackageIndexError, match=r"broke off after 100 of|IncompleteRead"):
         get(index.archive, address)
 
 
 def test_download_refuses_a_page_that_is_no_index(index: Index) -> None:
     index.page = lambda: ("application/json", b'{"error": "maintenance"}')  # type: ignore[method-assign]
-    with serve(index) as address, pytest.raises(RegistryError, match="not that of a package index"):
+    with serve(index) as address, pytest.raises(PackageIndexError, match="not that of a package index"):
         get(index.archive, address)
 
 
@@ -107,7 +107,7 @@ def test_download_sends_the_password_to_its_own_host_only_and_never_prints_it(in
         assert [header for _, header in elsewhere.requests] == [None]
 
         index.login = ("me", "another")
-        with pytest.raises(RegistryError, match=r"401|Unauthorized") as caught:
+        with pytest.raises(PackageIndexError, match=r"401|Unauthorized") as caught:
             get(index.archive, secret)
     assert "p%40ss" not in str(caught.value)
     assert "p@ss" not in str(caught.value)

@@ -138,7 +138,7 @@ def test_a_downloaded_archive_with_a_wrong_hash_is_refused(
 
 def test_an_archive_put_there_by_hand_is_checked_too(index: Index, tmp_path: Path, canary: Path) -> None:
     (tmp_path / FILENAME).write_bytes(sdist(canary, b"something else"))
-    with pytest.raises(InstError, match=f"{FILENAME} is not the archive"):
+    with pytest.raises(InstError, match=f"{FILENAME} is not the expected archive"):
         fetch("tiny", tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_other_contents_than_expected_are_refused(
         fetch("tiny", tmp_path)
     absent = Source(source_of(index.archive).release, "tiny_weights-1.0/absent", read_numpy_pickle, "")
     monkeypatch.setitem(weights.SOURCES, "tiny", absent)
-    with pytest.raises(InstError, match=f"{FILENAME} does not hold"):
+    with pytest.raises(InstError, match=f"{FILENAME} does not contain"):
         fetch("tiny", tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_a_file_that_is_not_a_plain_float32_state_dict_is_refused(tmp_path: Path
         (saved({"0.weight": Malicious(canary)}), "not a plain state dict"),
         (saved({"0.weight": torch.ones(2, dtype=torch.float64)}), "other than float32"),
         (saved([torch.ones(2)]), "other than float32"),
-        (saved({"0.weight": torch.ones(2), "0.bias": torch.ones(2)}), "holds 1 layers, not 17"),
+        (saved({"0.weight": torch.ones(2), "0.bias": torch.ones(2)}), "contains 1 layers, not 17"),
         (b"neither", "not a plain state dict"),
         (b"", "not a plain state dict"),
     ):
@@ -316,7 +316,7 @@ def test_a_file_that_is_not_a_plain_float32_state_dict_is_refused(tmp_path: Path
 def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Path, canary: Path) -> None:
     cache, given = tmp_path / "cache", tmp_path / "given"
     given.mkdir()
-    with pytest.raises(InstError, match=f"given holds neither tiny.safetensors nor {FILENAME}"):
+    with pytest.raises(InstError, match=f"given contains neither tiny.safetensors nor {FILENAME}"):
         fetch("tiny", cache, given)
     (given / FILENAME).write_bytes(index.archive)
     path = fetch("tiny", cache, given)
@@ -327,7 +327,7 @@ def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Pa
     np.testing.assert_array_equal(load_file(path)["net.bias"], np.ones(4, np.float32))
     path.unlink()
     (given / "tiny.safetensors").write_bytes(b"broken")
-    with pytest.raises(InstError, match=r"tiny\.safetensors does not hold the weights 'tiny' \(wrong digest\)"):
+    with pytest.raises(InstError, match=r"tiny\.safetensors does not contain the weights 'tiny' \(wrong digest\)"):
         fetch("tiny", cache, given)
     assert not path.exists()
 

@@ -1,1 +1,1 @@
-"""Readers: whatever a model comes as -> `inst.backbone.parts.Parts`. None of them knows the backbone."""
+"""Load `inst.backbone.parts.Parts` from folders, single files, the hub and pipelines, without the backbone."""

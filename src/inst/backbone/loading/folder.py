@@ -1,4 +1,4 @@
-"""Folders in the diffusers layout -> Parts. With `model_files`, every file name, key and quirk of it lives here."""
+"""Read models from folders in the diffusers layout."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.inversion import AttentionInversion
 from inst.backbone.loading.image_encoder import read_image_encoder
-from inst.backbone.loading.part import load_weights, quiet, read_json, read_keys, weight_files
+from inst.backbone.loading.part import load_weights, read_json, read_keys, silence_libraries, weight_files
 from inst.backbone.loading.tokenizer import load_tokenizer
-from inst.backbone.parts import AGAIN, Parts
+from inst.backbone.parts import COPY_AGAIN, Parts
 from inst.errors import InstError, InstWarning, first_line
 
-_MOVES_LATENTS = ("shift_factor", "latents_mean", "latents_std")
+_LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 
 
 def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
-    """Read a model of the families Stable Diffusion 1.x, 2.x or XL, in the diffusers layout; nothing is a pickle.
+    """Read a model of the families Stable Diffusion 1.x, 2.x or XL in the diffusers layout. Pickles are never read.
 
     Args:
-        folder: holds `model_index.json`.
-        dtype: the precision of all parts but the autoencoder.
+        folder: the folder with `model_index.json`.
+        dtype: the precision of all parts except the autoencoder.
         vae_dtype: the precision of the autoencoder.
 
     Raises:
-        InstError: the folder is incomplete or broken, or holds a model of another kind.
+        InstError: the folder is incomplete or broken, or contains another kind of model.
     """
     check_kind(folder)
     image_encoder = feature_extractor = None
@@ -66,77 +66,83 @@ def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Par
 
 
 def check_kind(folder: Path) -> None:
-    """Raise InstError unless `folder` holds all parts of a Stable Diffusion 1.x, 2.x or XL model.
+    """Raise InstError unless `folder` contains all parts of a Stable Diffusion 1.x, 2.x or XL model.
 
-    Warns with InstWarning of an image encoder that is named, but not there: only some uses need one.
+    An image encoder that is named but missing gives only an InstWarning, because not every use needs one.
     """
     if not (folder / "model_index.json").is_file():
-        raise InstError(f"{folder} is not a model in the diffusers layout: it has no model_index.json.")
+        raise InstError(
+            f"{folder} is not a model in the diffusers layout (it has no model_index.json)", "give another folder"
+        )
     index = read_json(folder / "model_index.json")
     kind = index.get("_class_name", "model without a name")
     named = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] not in ([], [None])}
     needed = {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
     if "text_encoder_2" in named and "text_encoder" not in named:
         raise InstError(
-            f"{folder / 'model_index.json'} describes the refiner of Stable Diffusion XL ({kind}), which has the "
-            f"second text encoder only",
+            f"{folder / 'model_index.json'} describes the refiner of Stable Diffusion XL ({kind}), which has only the "
+            f"second text encoder",
             "use the base model",
         )
     if not needed <= named:
         raise InstError(
-            f"{folder / 'model_index.json'} describes a {kind}: "
-            f"only models in the layout of Stable Diffusion 1.x, 2.x and XL can be used."
+            f"{folder / 'model_index.json'} describes a {kind}, but only models in the layout of Stable Diffusion 1.x, "
+            f"2.x and XL can be used",
+            "use another model",
         )
     if "text_encoder_2" in named:
         needed |= {"text_encoder_2", "tokenizer_2"}
     missing = sorted(name for name in needed if not (folder / name).is_dir())
     if missing:
-        raise InstError(f"{folder} is incomplete: it has no folder {', '.join(missing)}", AGAIN)
+        raise InstError(f"{folder} is incomplete (it has no folder {', '.join(missing)})", COPY_AGAIN)
     if "image_encoder" in named and not (folder / "image_encoder").is_dir():
         warnings.warn(
-            f"{folder} has no folder image_encoder, which its model_index.json names: it is loaded without; {AGAIN}.",
-            InstWarning,
+            InstWarning(
+                f"{folder} has no folder image_encoder, which its model_index.json names, so it is loaded without an "
+                f"image encoder",
+                COPY_AGAIN,
+            ),
             stacklevel=2,
         )
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Load an autoencoder, and check that its latents are scaled as Stable Diffusion's are."""
+    """Load an autoencoder, and check that its latents are scaled as in Stable Diffusion."""
     vae = load_weights(AutoencoderKL, folder, dtype)
     check_autoencoder(vae.config, folder / "config.json")
     return vae
 
 
 def check_autoencoder(config: Any, path: Path) -> None:
-    """Raise InstError where an autoencoder's configuration, read from `path`, scales latents in an unknown way."""
+    """Raise InstError if an autoencoder's configuration, read from `path`, scales latents in an unknown way."""
     scale = config.get("scaling_factor")
     if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number", AGAIN)
-    moved = [name for name in _MOVES_LATENTS if config.get(name)]
-    if moved:
+        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number", COPY_AGAIN)
+    shifts = [name for name in _LATENT_SHIFTS if config.get(name)]
+    if shifts:
         raise InstError(
-            f"{path} moves the latents in a way that InST does not know ({', '.join(moved)})", "use another model"
+            f"{path} shifts the latents in a way that InST does not support ({', '.join(shifts)})", "use another model"
         )
 
 
 def load_denoiser(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
-    """Load the UNet and fingerprint it, from the files, because `dtype` may have rounded the loaded weights."""
+    """Load the UNet and compute its fingerprint from the files, because `dtype` may round the loaded weights."""
     model = load_weights(UNet2DConditionModel, folder, dtype)
     first_rows: dict[str, Tensor] = {}
     for path in weight_files(folder, "diffusion_pytorch_model")[0]:
         with safe_open(path, "pt") as weights:
             slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
-            first_rows |= {key: slices[key][:1] for key in slices if slices[key].get_shape()}  # no lone numbers
+            first_rows |= {key: slices[key][:1] for key in slices if slices[key].get_shape()}  # scalars have no rows
     return model, denoiser_fingerprint_of(first_rows)
 
 
 def load_text_encoder(folder: Path, dtype: torch.dtype, *, projected: bool | None = None) -> tuple[Any, Tensor]:
-    """Load a text encoder, and its token table from the file, because `dtype` may have rounded the loaded one.
+    """Load a text encoder, and its token table from the file, because `dtype` may round the loaded table.
 
-    `projected` says whether it must have a projection; None takes one where the weights have it.
+    `projected` says whether it must have a projection; None loads a projection if the weights have one.
     """
     keys = read_keys(weight_files(folder, "model")[0])
-    # model_index.json names CLIPTextModel either way, for the sake of diffusers' pipeline.
+    # model_index.json names CLIPTextModel in both cases, because diffusers' pipeline needs it.
     projected = "text_projection.weight" in keys if projected is None else projected
     model = load_weights(CLIPTextModelWithProjection if projected else CLIPTextModel, folder, dtype)
     table = next(key for key in keys if key.endswith("embeddings.token_embedding.weight"))
@@ -144,25 +150,28 @@ def load_text_encoder(folder: Path, dtype: torch.dtype, *, projected: bool | Non
         return model, weights.get_tensor(table)
 
 
-@quiet()
+@silence_libraries()
 def load_scheduler(folder: Path) -> DDIMScheduler:
-    """Load the noise schedule and the kind of prediction of any diffusion sampler of diffusers."""
+    """Load the noise schedule and the prediction type of any diffusion scheduler of diffusers."""
     path = folder / "scheduler_config.json"
     config = read_json(path)
-    prediction = config.get("prediction_type", "epsilon")  # Stable Diffusion 1.x's files do not say it
+    prediction = config.get("prediction_type", "epsilon")  # the files of Stable Diffusion 1.x lack this entry
     if "beta_schedule" not in config or prediction not in ("epsilon", "v_prediction"):
         raise InstError(
             f"{path} describes {config.get('_class_name', 'nothing')} with the prediction "
-            f'"{prediction}": only diffusion schedules with "epsilon" or "v_prediction" can be used.'
+            f'"{prediction}", but only diffusion schedules with "epsilon" or "v_prediction" can be used',
+            "use another model",
         )
-    # Whatever sampler the folder names, only the noise schedule is used, which DDIM's class holds for all of them.
+    # Only the noise schedule is used. The class of DDIM can hold the schedule of every scheduler.
     try:
         scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
     except Exception as error:
-        raise InstError(f"{path} makes no noise schedule ({first_line(error)})", AGAIN) from error
+        raise InstError(f"{path} has no usable noise schedule ({first_line(error)})", COPY_AGAIN) from error
     alphas = scheduler.alphas_cumprod
-    if len(alphas) == 0 or not ((alphas >= 0) & (alphas <= 1)).all():  # neither holds for NaN
-        raise InstError(f"{path} makes no noise schedule (alphas_cumprod is not within 0 and 1)", AGAIN)
+    if len(alphas) == 0 or not ((alphas >= 0) & (alphas <= 1)).all():  # also false for NaN
+        raise InstError(f"{path} has no usable noise schedule (alphas_cumprod is not between 0 and 1)", COPY_AGAIN)
     if len(alphas) != (steps := scheduler.config["num_train_timesteps"]):
-        raise InstError(f"{path} makes no noise schedule ({len(alphas)} trained_betas for {steps} timesteps)", AGAIN)
+        raise InstError(
+            f"{path} has no usable noise schedule ({len(alphas)} trained_betas for {steps} timesteps)", COPY_AGAIN
+        )
     return scheduler

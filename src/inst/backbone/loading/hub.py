@@ -1,6 +1,6 @@
-"""Models of the hub (huggingface.co, or the mirror that HF_ENDPOINT names), in the cache that its libraries share.
+"""Models on the hub (huggingface.co, or the mirror in HF_ENDPOINT), in the cache of the hub's libraries.
 
-Nothing is asked of the network unless a download is wanted and something is missing.
+The network is used only if a download is allowed and a file is missing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but loaded on demand
 
 from inst.backbone.loading.part import read_json, weight_files
+from inst.backbone.parts import COPY_AGAIN
 from inst.errors import Argument, InstError, UsageError, first_line
 
 _PART = r"[A-Za-z0-9](?:[\w.-]*\w)?"
@@ -40,14 +41,20 @@ _STEMS = {
     "image_encoder": "model",
     "inversion": "model",
 }
-"""The parts with weights, and what their files are called."""
+"""The parts with weights, and the stems of their file names."""
 
 _OTHER_PARTS = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of repository: the file that says what it is, what of it is needed, and whether a folder has all that."""
+    """A kind of repository.
+
+    Attributes:
+        index: the file that describes the model.
+        choose: returns the files that are needed, from the model's name and all files of the repository.
+        check: raises InstError if a folder does not have these files.
+    """
 
     index: str
     choose: Callable[[str, Collection[str]], list[str]]
@@ -55,12 +62,12 @@ class _Kind:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form "owner/model" or "owner/model@revision"."""
+    """Return whether a name has the form "owner/model" or "owner/model@revision"."""
     return _split(name) is not None
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """Repository and revision; None where the hub, or git, could have no such name."""
+    """Return repository and revision, or None if the name is not possible on the hub or in git."""
     found = _NAME.fullmatch(name)
     if not found or ".." in (found[2] or ""):
         return None
@@ -72,27 +79,29 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def find_model(name: str, download: bool = False) -> Path:
-    """Find a model in the diffusers layout in the hub's cache, and fetch what is missing where that is allowed.
+    """Find a model in the diffusers layout in the hub's cache. If allowed, download the files that are missing.
 
-    Only what is used is fetched: configurations, tokenizers, and one set of safetensors weights; the half-precision
-    ones ("fp16") where the model has both, which is half the download. Progress bars are the hub library's own.
+    Only the needed files are downloaded: configurations, tokenizers, and one set of safetensors weights. If the model
+    has half-precision weights ("fp16"), these are used, which is half the download. The hub's library shows the
+    progress bars.
 
     Args:
         name: "owner/model", or "owner/model@revision" with a branch, a tag or a commit.
-        download: ask the hub for what is not on this machine.
+        download: download from the hub the files that are not on this machine.
 
     Returns:
         The folder of one commit; its name is the commit's hash.
 
     Raises:
-        InstError: the model is not here and may not, or cannot, be downloaded, or has no safetensors weights.
+        InstError: the model is not on this machine and the download is not allowed or fails, or the model has no
+            safetensors weights.
         UsageError: `name` has another form.
     """
     return _find(name, download, _Kind("model_index.json", _choose_model, _check_model))
 
 
 def find_clip(name: str, download: bool = False) -> Path:
-    """Find a CLIP model in transformers' layout, as `find_model` does one in the diffusers layout."""
+    """Find a CLIP model in transformers' layout. Arguments, result and errors as `find_model`."""
     return _find(name, download, _Kind("config.json", _choose_clip, _check_clip))
 
 
@@ -100,30 +109,30 @@ def _find(name: str, download: bool, kind: _Kind) -> Path:
     found = _split(name)
     if not found:
         raise UsageError(
-            f'{name} is no name of a model on the hub: it would be "owner/model" or "owner/model@revision".'
+            f"{name} is not a name of a model on the hub", 'use the form "owner/model" or "owner/model@revision"'
         )
     repository, revision = found
     index = try_to_load_from_cache(repository, kind.index, revision=revision)
-    lacking = "is not on this machine, neither as a path nor from the model hub"
+    problem = "is not on this machine, neither as a path nor in the cache of the model hub"
     if isinstance(index, str):
         folder = Path(index).parent
         try:
             kind.check(folder)
         except InstError as error:
-            lacking = f"is on this machine incompletely ({str(error).removesuffix('.')})"
+            problem = f"is incomplete on this machine ({str(error).removesuffix('.')})"
         else:
             return folder
     if not download:
         raise InstError(
-            f"{name} {lacking}", "add ", Argument("download", True), f" to get it from {constants.ENDPOINT}"
+            f"{name} {problem}", "add ", Argument("download", True), f" to get it from {constants.ENDPOINT}"
         )
     try:
-        with _no_remarks():
+        with _silence_warnings():
             folder = _download(name, repository, revision, kind)
     except InstError:
         raise
-    except Exception as error:  # those of httpx, whose name depends on the version, beside the library's own
-        raise InstError(_reason(error, name, repository, revision)) from error
+    except Exception as error:  # also errors of httpx: their names depend on its version
+        raise InstError(*_problem_and_remedy(error, name, repository, revision)) from error
     kind.check(folder)
     return folder
 
@@ -132,7 +141,7 @@ def _download(name: str, repository: str, revision: str, kind: _Kind) -> Path:
     info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if kind.index not in sizes:
-        raise InstError(_no_index(name, kind.index, sizes))
+        raise _wrong_layout(name, kind.index, sizes)
     wanted = kind.choose(name, sizes)
     missing = [
         path for path in wanted if not isinstance(try_to_load_from_cache(repository, path, revision=info.sha), str)
@@ -142,40 +151,40 @@ def _download(name: str, repository: str, revision: str, kind: _Kind) -> Path:
     existing = next(path for path in (cache, *cache.parents) if path.exists())
     if needed > (free := shutil.disk_usage(existing).free):
         raise InstError(
-            f"{name} takes {needed / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left",
-            "make room, or name another folder with HF_HOME",
+            f"{name} needs {needed / 1e9:.1f} GB, but {cache} has only {free / 1e9:.1f} GB left",
+            "free disk space, or set HF_HOME to another folder",
         )
-    # All from one commit. The index comes last: a folder that has it was not left half downloaded.
+    # All files come from one commit. The index comes last, so that a folder with an index is a complete download.
     snapshot_download(repository, revision=info.sha, allow_patterns=wanted)
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[kind.index]))
     if folder.name != info.sha:
-        raise InstError(f"{name} was changed on the hub while it was downloaded", "do it again")
+        raise InstError(f"{name} was changed on the hub during the download", "try again")
     return folder
 
 
-def _no_index(name: str, index: str, files: Collection[str]) -> str:
+def _wrong_layout(name: str, index: str, files: Collection[str]) -> InstError:
     single = sorted(path for path in files if "/" not in path and path.endswith((".safetensors", ".ckpt")))
-    hint = f"download its file {single[0]} and name that" if single else "use another model"
-    return f"{name} is not in the layout that is needed (it has no {index}): {hint}."
+    remedy = f"download its file {single[0]} and give its path" if single else "use another model"
+    return InstError(f"{name} does not have the layout that is needed (it has no {index})", remedy)
 
 
-# What is needed of a repository
+# The files that are needed
 
 
 def _choose_model(name: str, files: Collection[str]) -> list[str]:
     wanted = []
     for part in (*_STEMS, *_OTHER_PARTS):
-        own = [path for path in files if path.startswith(f"{part}/") and path.count("/") == 1]
-        if own:
-            wanted += [path for path in own if path.endswith((".json", ".txt")) and ".index." not in path]
-            wanted += _choose_weights(name, own, f"{part}/{_STEMS[part]}") if part in _STEMS else []
+        inside = [path for path in files if path.startswith(f"{part}/") and path.count("/") == 1]
+        if inside:
+            wanted += [path for path in inside if path.endswith((".json", ".txt")) and ".index." not in path]
+            wanted += _choose_weights(name, inside, f"{part}/{_STEMS[part]}") if part in _STEMS else []
     return wanted
 
 
 def _choose_clip(name: str, files: Collection[str]) -> list[str]:
     preprocessing = "preprocessor_config.json"
     if preprocessing not in files:
-        raise InstError(f"{name} has no {preprocessing}, which says what its image encoder wants to see", "use another")
+        raise InstError(f"{name} has no {preprocessing}, which its image encoder needs", "use another model")
     return [preprocessing, *_choose_weights(name, files, "model")]
 
 
@@ -188,7 +197,7 @@ def _choose_weights(name: str, files: Collection[str], stem: str) -> list[str]:
             shard = re.compile(re.escape(f"{stem}{variant}") + r"-\d+-of-\d+\.safetensors")
             return [index, *(path for path in files if shard.fullmatch(path))]
     raise InstError(
-        f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened", "use another"
+        f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened", "use another model"
     )
 
 
@@ -203,7 +212,7 @@ def _check_model(folder: Path) -> None:
             read_json(folder / part / "tokenizer_config.json")
             if not (folder / part / "tokenizer.json").is_file():
                 for file in ("vocab.json", "merges.txt"):
-                    _need(folder / part / file)
+                    _require_file(folder / part / file)
         elif part == "scheduler":
             read_json(folder / part / "scheduler_config.json")
     if "image_encoder" in named:
@@ -216,53 +225,52 @@ def _check_clip(folder: Path) -> None:
     weight_files(folder, "model")
 
 
-def _need(path: Path) -> None:
+def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise InstError(f"{path} is missing.")
+        raise InstError(f"{path} is missing", COPY_AGAIN)
 
 
-# What can go wrong
+# Errors of a download
 
 
-def _reason(error: Exception, name: str, repository: str, revision: str) -> str:
-    hub = constants.ENDPOINT
+def _problem_and_remedy(error: Exception, name: str, repository: str, revision: str) -> tuple[str, str]:
+    hub, failed = constants.ENDPOINT, f"{name} cannot be downloaded"
     match error:
         case OfflineModeIsEnabled():
-            return f"{name} is not on this machine, and HF_HUB_OFFLINE forbids a download: unset it."
+            return f"{name} is not on this machine, and HF_HUB_OFFLINE forbids a download", "unset HF_HUB_OFFLINE"
         case GatedRepoError():
             return (
-                f"{name} is open only to those who accepted its terms: do so on {hub}/{repository}, "
-                f"then log in with `hf auth login` or HF_TOKEN."
+                f"{name} is available only to users who accepted its terms",
+                f"accept them on {hub}/{repository}, then log in with `hf auth login` or HF_TOKEN",
             )
         case RevisionNotFoundError():
-            return f"{repository} has no revision {revision}: see {hub}/{repository}/commits/main."
+            return f"{repository} has no revision {revision}", f"choose one from {hub}/{repository}/commits/main"
         case RepositoryNotFoundError():
             return (
-                f"{hub} has no model {repository}, or does not show it to you: check the spelling; for a private "
-                f"model log in with `hf auth login` or HF_TOKEN."
+                f"{hub} has no model {repository}, or you have no access to it",
+                "check the spelling; for a private model, log in with `hf auth login` or HF_TOKEN",
             )
         case HfHubHTTPError() if error.response is not None:
             status = error.response.status_code
             if status in (401, 403):
                 return (
-                    f"{hub} does not let you have {name} ({status}): log in with a token that may read it (HF_TOKEN)."
+                    f"{hub} gives you no access to {name} ({status})",
+                    "log in with a token that may read it (HF_TOKEN)",
                 )
-            return f"{name} cannot be downloaded: {hub} answered {status}; try again later."
+            return f"{failed} ({hub} answered {status})", "try again later"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return (
-                f"{name} cannot be downloaded: the disk of {constants.HF_HUB_CACHE} is full; make room, or set HF_HOME."
-            )
+            return f"{failed} (the disk of {constants.HF_HUB_CACHE} is full)", "free disk space, or set HF_HOME"
         case PermissionError():
-            return f"{name} cannot be downloaded: {constants.HF_HUB_CACHE} cannot be written to; set HF_HOME."
+            return f"{failed} ({constants.HF_HUB_CACHE} is not writable)", "set HF_HOME to another folder"
         case LocalEntryNotFoundError() if error.__cause__ is not None:
             error = error.__cause__  # type: ignore[assignment]
     reason = first_line(error).removesuffix(".")
-    return f"{name} cannot be downloaded: no whole answer from {hub} ({reason}); check the network, and try again."
+    return f"{failed}, because there was no complete answer from {hub} ({reason})", "check the network and try again"
 
 
 @contextmanager
-def _no_remarks() -> Iterator[None]:
-    """Silence the hub library's warnings: what matters is said in an error."""
+def _silence_warnings() -> Iterator[None]:
+    """Silence the warnings of the hub's library; important problems are raised as errors."""
     level = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""CLIP: the image encoder of a model, which Stable Diffusion's files come without, and CLIP as a whole."""
+"""Read CLIP's image encoder, which Stable Diffusion's files do not contain, and whole CLIP models."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from inst.backbone.loading.hub import find_clip, is_hub_name
 from inst.backbone.loading.part import (
     build_model,
     find_folder,
-    quiet,
     read_json,
     read_keys,
     refuse_adapter,
+    silence_libraries,
     weight_files,
 )
 from inst.backbone.loading.tokenizer import VOCABULARY
-from inst.backbone.parts import AGAIN, FeatureExtractor
-from inst.errors import Argument, InstError, UsageError, Words, first_line
+from inst.backbone.parts import COPY_AGAIN, FeatureExtractor
+from inst.errors import Argument, InstError, RemedyPiece, UsageError, first_line
 
 MATCHING = {
     768: "openai/clip-vit-large-patch14",
     1024: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
 }
-"""The hub's name of the image encoder that was trained together with a (first) text encoder of this width.
+"""The image encoder on the hub that was trained together with a (first) text encoder of this width.
 
-768 is the text encoder of Stable Diffusion 1.x and the first one of XL; 1024 is that of 2.x. XL's second one was
-trained with the image encoder of OpenCLIP's ViT-bigG, six times as large as that of the first. The inversion module
-learns its own way from pictures to words (paper sec. 3.2) and needs no common space, so the smaller one serves XL too.
+768 is the text encoder of Stable Diffusion 1.x and the first one of XL; 1024 is the one of 2.x. XL's second one was
+trained with the image encoder of OpenCLIP's ViT-bigG, which is six times as large. The inversion module learns its
+own mapping from pictures to words (paper sec. 3.2) and needs no shared space, so XL uses the smaller one.
 """
 
 
-def find_image_encoder(named: str | Path, download: bool) -> Path:
-    """Find the folder of an image encoder, which `read_image_encoder` reads.
+def find_image_encoder(name: str | Path, download: bool) -> Path:
+    """Find the folder of an image encoder, for `read_image_encoder`.
 
     Args:
-        named: a folder of CLIP's image encoder in transformers' layout, alone or as a part of a whole CLIP model or of
-            a model in the diffusers layout; or the name of such a model on the hub.
-        download: ask the hub for it where it is not on this machine.
+        name: a folder with CLIP's image encoder in transformers' layout, alone, in a whole CLIP model, or in a model in
+            the diffusers layout; or the name of such a model on the hub.
+        download: download it from the hub if it is not on this machine.
 
     Raises:
-        InstError: it is not there, or a download failed.
-        UsageError: `named` is neither a folder nor of a name's form.
+        InstError: the image encoder is not found, or the download failed.
+        UsageError: `name` is neither a folder nor a name on the hub.
     """
-    if folder := find_folder(named):
+    if folder := find_folder(name):
         return folder
-    if not is_hub_name(str(named)):
+    if not is_hub_name(str(name)):
         raise UsageError(
-            f"{named} is no image encoder", f"name a folder, or a model of the hub such as {MATCHING[768]}"
+            f"{name} is not an image encoder", f"give a folder, or a model on the hub such as {MATCHING[768]}"
         )
-    return find_clip(str(named), download)
+    return find_clip(str(name), download)
 
 
 def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None:
-    """Find the folder of the image encoder that matches a model's (first) text encoder, by its configuration.
+    """Find the folder of the image encoder that matches the configuration of a model's (first) text encoder.
 
     Returns:
-        None where none is known, or where it is not on this machine and may not be downloaded.
+        The folder. None if no match is known, or if it is not on this machine and may not be downloaded.
 
     Raises:
         InstError: the download failed.
@@ -78,11 +78,11 @@ def find_matching_image_encoder(text_config: Any, download: bool) -> Path | None
         return None
 
 
-def how_to_give(text_config: Any) -> tuple[Words, ...]:
-    """The remedy for a model that has no image encoder: which one fits its (first) text encoder, and how to give it."""
+def image_encoder_remedy(text_config: Any) -> tuple[RemedyPiece, ...]:
+    """Return the remedy for a model without an image encoder. It names the one that fits its (first) text encoder."""
     name = _matching(text_config)
     if name is None:
-        return "give one (", Argument("image_encoder"), " with the folder of a CLIP)"
+        return "give one (", Argument("image_encoder"), " with the folder of a CLIP model)"
     return "give one (", Argument("image_encoder", name), " and ", Argument("download", True), ", or its folder)"
 
 
@@ -91,13 +91,13 @@ def _matching(text_config: Any) -> str | None:
 
 
 def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureExtractor]:
-    """Read CLIP's image encoder with its projection, out of whatever else the folder holds.
+    """Read CLIP's image encoder with its projection. Other parts in the folder are ignored.
 
     Returns:
-        The image encoder, on the CPU and in evaluation mode, and what it wants to see.
+        The image encoder, on the CPU and in evaluation mode, and its feature extractor.
 
     Raises:
-        InstError: something is missing or broken, or is of another kind.
+        InstError: a file is missing or broken, or describes another kind of model.
     """
     preprocessing = folder
     if not (folder / "config.json").is_file() and (folder / "image_encoder").is_dir():
@@ -106,42 +106,45 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
         preprocessing = folder.parent / "feature_extractor"
     refuse_adapter(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") == "clip":  # a whole CLIP model; of its two projections it says the width once
+    if config.get("model_type") == "clip":  # a whole CLIP model has one width for both projections
         vision = config.get("vision_config")
         config = {**vision, "projection_dim": config.get("projection_dim", 512)} if isinstance(vision, dict) else {}
     elif config.get("model_type") != "clip_vision_model":
         kind = config.get("model_type") or "nothing"
-        raise InstError(f"{folder / 'config.json'} describes {kind}, not the image encoder of CLIP that is needed.")
+        raise InstError(
+            f"{folder / 'config.json'} describes {kind}, not the image encoder of CLIP that is needed",
+            "use another folder",
+        )
     files = read_keys(weight_files(folder, "model")[0])
     tensors: dict[str, torch.Tensor] = {}
     for path in set(files.values()):
         with safe_open(path, "pt") as weights:
-            own = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
-            tensors |= {key: weights.get_tensor(key) for key in own}
+            keys = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
+            tensors |= {key: weights.get_tensor(key) for key in keys}
     encoder = build_model(CLIPVisionModelWithProjection, config, tensors, dtype, str(folder))
     return encoder, read_feature_extractor(preprocessing / "preprocessor_config.json", encoder.config.image_size)
 
 
 def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, FeatureExtractor]:
-    """Read a whole CLIP in transformers' layout: image encoder and text encoder, in float32.
+    """Read a whole CLIP model in transformers' layout: image encoder and text encoder, in float32.
 
     Args:
         name: a folder with config.json, model.safetensors, the tokenizer and preprocessor_config.json, or the name of a
             model on the hub, such as "openai/clip-vit-base-patch32".
-        download: fetch it where it is not in the hub's cache.
+        download: download the model if it is not in the hub's cache.
 
     Returns:
-        The model on the CPU, frozen; its tokenizer; and what its image encoder wants to see.
+        The model on the CPU, frozen; its tokenizer; and its feature extractor.
 
     Raises:
-        InstError: the folder is missing or incomplete, or the model is neither here nor allowed to be fetched.
+        InstError: the folder is missing or incomplete, or the model is not on this machine and may not be downloaded.
     """
     folder = find_folder(name)
     place = str(folder or name)
     try:
         if folder and not (folder / "config.json").is_file():
-            raise ValueError("it has no config.json")  # transformers would make a CLIP of the usual size first
-        with quiet():
+            raise ValueError("it has no config.json")  # transformers would first make a CLIP model of default size
+        with silence_libraries():
             options = {"local_files_only": not download}
             model, report = CLIPModel.from_pretrained(
                 place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
@@ -149,9 +152,9 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
             tokenizer = CLIPTokenizerFast.from_pretrained(place, **options)
             preprocessing = cached_file(place, "preprocessor_config.json", **options)
         if not 0.9 * model.config.text_config.vocab_size <= len(tokenizer) <= model.config.text_config.vocab_size:
-            raise ValueError("its tokenizer is missing or of another model")  # transformers makes an empty one
+            raise ValueError("its tokenizer is missing or belongs to another model")  # transformers makes an empty one
         if report["missing_keys"]:
-            raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers draws it at random
+            raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers would initialise it at random
     except (OSError, ValueError, RuntimeError) as error:
         raise InstError(
             f"CLIP cannot be read from {name} ({first_line(error)})",
@@ -163,22 +166,22 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
 
 
 def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
-    """Read what an image encoder that takes `side` x `side` pixels wants to see.
+    """Read the feature extractor of an image encoder that takes `side` x `side` pixels.
 
     Raises:
-        InstError: a value is missing, makes no sense, or is another side.
+        InstError: a value is missing or invalid, or the size is not `side`.
     """
     config = read_json(path)
     try:
         crop = config["crop_size"]
         size = crop if isinstance(crop, int) else crop["height"]
     except (KeyError, TypeError):
-        raise InstError(f"{path} has no usable crop_size", AGAIN) from None
+        raise InstError(f"{path} has no usable crop_size", COPY_AGAIN) from None
     if size != side:
-        raise InstError(f"{path} makes pictures of {size} px, but the image encoder takes {side} px.")
+        raise InstError(f"{path} makes pictures of {size} px, but the image encoder takes {side} px", COPY_AGAIN)
     mean, std = _read_channels(path, config, "image_mean"), _read_channels(path, config, "image_std")
     if min(std) <= 0:
-        raise InstError(f"{path} has the image_std {list(std)}, which is not positive", AGAIN)
+        raise InstError(f"{path} has the image_std {list(std)}, which is not positive", COPY_AGAIN)
     return FeatureExtractor(size, mean, std)
 
 
@@ -189,4 +192,4 @@ def _read_channels(path: Path, config: dict[str, Any], name: str) -> tuple[float
         ):
             return red, green, blue
         case other:
-            raise InstError(f"{path} has the {name} {other!r}, not a number for each of three colours", AGAIN)
+            raise InstError(f"{path} has the {name} {other!r}, not three numbers, one per colour", COPY_AGAIN)

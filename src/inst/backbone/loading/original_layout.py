@@ -1,6 +1,6 @@
-"""The original layout of Stable Diffusion's files (CompVis, Stability AI): what a file holds, and its weights' names.
+"""Files in the original layout of Stable Diffusion (CompVis, Stability AI): find the family, and rename the weights.
 
-The conversions are diffusers' own (`diffusers.loaders.single_file_utils`).
+The conversions come from diffusers (`diffusers.loaders.single_file_utils`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from diffusers.loaders import single_file_utils as diffusers_layout
 from torch import Tensor
 
 from inst.backbone.loading.checkpoint import Checkpoint
-from inst.backbone.loading.part import MisfitError, quiet
+from inst.backbone.loading.part import FITTING_CONFIGURATION, MisfitError, silence_libraries
 from inst.errors import InstError, first_line
+
+_USE_A_MODEL = "use the complete file, or the folder, of a Stable Diffusion 1.x, 2.x or XL model"
 
 UNET = "model.diffusion_model."
 _AUTOENCODERS = ("first_stage_model.", "vae.")
@@ -23,55 +25,57 @@ _OPEN_CLIP = {
     "sd2": ("cond_stage_model.model.", "conditioner.embedders.0.model."),
     "sdxl": ("conditioner.embedders.1.model.",),
 }
-"""Where the text encoders are; the second place for sd2 is that of Stability AI's later code."""
+"""Prefixes of the text encoders' keys; the second one for sd2 is used in Stability AI's later code."""
 
 _OTHER_INPUTS = {
     5: "a depth-to-image model",
     7: "an upscaler",
-    8: "a model that edits by instruction, or makes videos",
+    8: "a model that edits pictures by instruction, or makes videos",
     9: "an in-painting model",
 }
-"""What the UNet's first layer says, where it takes more than latents of 4 channels."""
+"""The kind of model, by the input channels of the UNet's first layer; Stable Diffusion has 4."""
 
 _OTHER_MODELS = {
     "xl_refiner": "the refiner of Stable Diffusion XL; its base model is needed",
-    "playground-v2-5": "Playground 2.5, whose latents are scaled in another way",
+    "playground-v2-5": "Playground 2.5, which scales latents in another way",
     "sd35": "Stable Diffusion 3.5",
     "sd3": "Stable Diffusion 3",
     "flux": "FLUX",
     "controlnet": "a ControlNet",
     "animatediff": "a motion module of AnimateDiff",
 }
-"""By what the names begin with that diffusers has for them."""
+"""Other kinds of models, by the start of their names in diffusers."""
 
-_NOT_EVEN_MODELS = (
-    ("lora_", "a LoRA, which changes a model but is none"),
+_OTHER_FILES = (
+    ("lora_", "a LoRA, which changes a model but is not a model"),
     ("emb_params", "a textual-inversion embedding"),
     ("clip_l", "a textual-inversion embedding"),
     ("control_model.", "a ControlNet"),
-    ("time_embedding.", "one part of a model in the diffusers layout; name the folder of the whole model"),
-    ("text_model.", "one part of a model in the diffusers layout; name the folder of the whole model"),
-    ("first_stage_model.", "an autoencoder alone"),
-    ("encoder.conv_in.", "an autoencoder alone"),
-    ("encoder.down.", "an autoencoder alone"),
+    ("time_embedding.", "only one part of a model in the diffusers layout"),
+    ("text_model.", "only one part of a model in the diffusers layout"),
+    ("first_stage_model.", "only an autoencoder"),
+    ("encoder.conv_in.", "only an autoencoder"),
+    ("encoder.down.", "only an autoencoder"),
 )
+"""Other kinds of files, by the start of their keys."""
 
 
 def find_layout(checkpoint: Checkpoint) -> str:
-    """Tell by the keys which family's layout a file has: "sd1", "sd2" or "sdxl", whatever the sizes.
+    """Return the family of a file, found by its keys: "sd1", "sd2" or "sdxl". The sizes do not matter.
 
     Raises:
-        InstError: it is of another kind, or lacks a part; the message says which.
+        InstError: the file contains another kind of model, which the message names, or has no autoencoder or text
+            encoder.
     """
     path, tensors = checkpoint.path, checkpoint.tensors
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
     if first is None or first.dim() != 4:
-        raise InstError(f"{path} cannot be used as a model: it holds {_something_else(tensors)}.")
+        raise InstError(f"{path} cannot be used as a model (it contains {_describe_content(tensors)})", _USE_A_MODEL)
     if (channels := first.shape[1]) != 4:
         other = _OTHER_INPUTS.get(channels, "another kind of model")
-        raise InstError(f"{path} cannot be used: its UNet takes {channels} channels, not 4, so it is {other}.")
+        raise InstError(f"{path} is {other} (its UNet takes {channels} channels, not 4)", _USE_A_MODEL)
     if kind := _other_model(tensors):
-        raise InstError(f"{path} cannot be used: it holds {kind}.")
+        raise InstError(f"{path} cannot be used (it contains {kind})", _USE_A_MODEL)
     if not any(key.startswith(_AUTOENCODERS) for key in tensors):
         raise InstError(f"{path} has no autoencoder ({_AUTOENCODERS[0]}*)", "get the complete model")
 
@@ -84,13 +88,13 @@ def find_layout(checkpoint: Checkpoint) -> str:
         return "sd1"
     if any(map(has, _OPEN_CLIP["sd2"])):
         return "sd2"
-    raise InstError(f"{path} lacks a text encoder (cond_stage_model.* or conditioner.*)", "get the complete model")
+    raise InstError(f"{path} has no text encoder (cond_stage_model.* or conditioner.*)", "get the complete model")
 
 
 def _other_model(tensors: Mapping[str, Tensor]) -> str | None:
     try:
         kind = diffusers_layout.infer_diffusers_model_type(tensors)
-    except Exception:  # it looks at shapes that a strange file may not have
+    except Exception:  # diffusers expects shapes that an unusual file may not have
         return None
     if kind in ("v1", "v2", "xl_base"):
         return None
@@ -98,28 +102,27 @@ def _other_model(tensors: Mapping[str, Tensor]) -> str | None:
     return next(known, f'a model of another kind ("{kind}" in diffusers)')
 
 
-def _something_else(tensors: Mapping[str, Tensor]) -> str:
-    for start, name in _NOT_EVEN_MODELS:
+def _describe_content(tensors: Mapping[str, Tensor]) -> str:
+    for start, name in _OTHER_FILES:
         if any(key.startswith(start) for key in tensors):
             return name
     return _other_model(tensors) or "no UNet in the original layout of Stable Diffusion"
 
 
-@quiet()
+@silence_libraries()
 def convert(
     checkpoint: Checkpoint, layout: str, unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]
 ) -> dict[str, dict[str, Tensor]]:
-    """Give each part's weights the names that they have in the diffusers layout.
+    """Rename the weights of each part to their names in the diffusers layout.
 
-    Where a file holds a second, averaged set of the UNet's weights (`model_ema.*`), the first is taken, as diffusers
-    does.
+    If a file has a second, averaged set of the UNet's weights (`model_ema.*`), the first set is used, as in diffusers.
 
     Returns:
-        The weights of "unet", "vae", "text_encoder" and, of sdxl, "text_encoder_2".
+        The weights of "unet", "vae", "text_encoder" and, for sdxl, "text_encoder_2".
 
     Raises:
         MisfitError: the configurations do not fit the file.
-        InstError: the UNet has weights that Stable Diffusion's has not.
+        InstError: the UNet has weights that Stable Diffusion does not have.
     """
     path, tensors = checkpoint.path, checkpoint.tensors
     try:
@@ -131,18 +134,21 @@ def convert(
         if layout in _OPEN_CLIP:
             prefix = next(prefix for prefix in _OPEN_CLIP[layout] if f"{prefix}token_embedding.weight" in tensors)
             width = tensors[f"{prefix}token_embedding.weight"].shape[1]
-            # Of the model that it converts for, the function reads the width, and only where there is no projection.
+            # The function reads only the width of the model, and only if there is no projection.
             model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
             text = diffusers_layout.convert_open_clip_checkpoint(model, tensors, prefix=prefix)
-            if layout == "sd2":  # its projection belongs to the last layer, which Stable Diffusion 2 leaves out
+            if layout == "sd2":  # the projection needs the last layer, which Stable Diffusion 2 leaves out
                 text.pop("text_projection.weight", None)
             parts["text_encoder" if layout == "sd2" else "text_encoder_2"] = text
-    except Exception as error:  # they take every key and every shape for granted
+    except Exception as error:  # the conversions do not check for missing keys or wrong shapes
         raise MisfitError(
-            f"{path} does not fit its configuration: its keys cannot be converted ({first_line(error)})."
+            f"{path} does not fit its configuration, and its keys cannot be converted ({first_line(error)})",
+            FITTING_CONFIGURATION,
         ) from error
-    # diffusers drops what it does not know, such as a layer that the UNet of a distilled model has in addition.
+    # diffusers drops weights that it does not know, such as the extra layer in the UNet of a distilled model.
     extra = sum(key.startswith(UNET) for key in tensors) - len(unet)
     if extra > 0:
-        raise InstError(f"{path} has {extra} weights in its UNet that Stable Diffusion's has not", "use another model")
+        raise InstError(
+            f"{path} has {extra} weights in its UNet that Stable Diffusion does not have", "use another model"
+        )
     return parts

@@ -1,6 +1,6 @@
-"""The files of a model's part: configuration and safetensors weights, checked before they are used.
+"""Read the files of one part of a model: the configuration and the safetensors weights, which are checked before use.
 
-Pickles are never opened: nothing here can execute what a file says.
+Pickles are never opened, so no code in a file can run.
 """
 
 from __future__ import annotations
@@ -21,44 +21,47 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from inst.backbone.parts import AGAIN
+from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, InstWarning, first_line
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
-"""What a shard may be called: never a path, which could lead out of the model's folder."""
+"""A valid file name of a shard. Paths are not allowed, because they could lead out of the model's folder."""
+
+FITTING_CONFIGURATION = "use the configuration that belongs to the weights"
+"""The remedy of `MisfitError`."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises InstError where the file is missing, broken, or holds something else."""
+    """Read a JSON object. Raises InstError if the file is missing or broken, or is not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InstError(f"{path} is missing", AGAIN) from None
+        raise InstError(f"{path} is missing", COPY_AGAIN) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InstError(f"{path} cannot be read ({error})", AGAIN) from None
+        raise InstError(f"{path} cannot be read ({error})", COPY_AGAIN) from None
     if not isinstance(content, dict):
-        raise InstError(f"{path} holds no JSON object", AGAIN)
+        raise InstError(f"{path} is not a JSON object", COPY_AGAIN)
     return content
 
 
 def find_folder(name: str | Path) -> Path | None:
-    """Return the folder of a name, `~` being the user's own; None where there is none, whatever the name."""
+    """Return the folder with this name, or None if it does not exist. `~` means the user's home folder."""
     try:
         folder = Path(name).expanduser()
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError):  # a name that is too long, the home of a user who is not there
+    except (OSError, RuntimeError):  # the name is too long, or the user of a `~user` does not exist
         return None
 
 
 def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
-    """Find the safetensors files of a part: one or several shards, and the variant in their names ("fp16" or None).
+    """Find the safetensors files of a part: one or several shards, and the variant ("fp16" or None) in their names.
 
     Args:
         folder: the part's folder.
         stem: the file name without variant and ending: "model", or "diffusion_pytorch_model".
 
     Raises:
-        InstError: a file is missing, or there are pickles only.
+        InstError: a file is missing, or the only weights are pickles.
     """
     for variant in (None, "fp16"):
         dot = f".{variant}" if variant else ""
@@ -68,34 +71,37 @@ def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
             shards = _read_index(index)
             missing = [shard.name for shard in shards if not shard.is_file()]
             if missing or not shards:
-                raise InstError(f"{folder} is incomplete: {index.name} names {', '.join(missing) or 'no file'}", AGAIN)
+                raise InstError(
+                    f"{folder} is incomplete ({index.name} names {', '.join(missing) or 'no file'})", COPY_AGAIN
+                )
             return shards, variant
         if single.is_file():
             return [single], variant
     pickles = sorted(path.name for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))
     if pickles:
         raise InstError(
-            f"{folder} holds weights as a pickle only ({', '.join(pickles)}), which can run code and is never opened",
-            "get the model's safetensors files",
+            f"{folder} has weights only as a pickle ({', '.join(pickles)}), which can run code and is never opened",
+            "use the model's safetensors files",
         )
-    raise InstError(f"{folder} is incomplete: it has no {stem}.safetensors", AGAIN)
+    raise InstError(f"{folder} is incomplete (it has no {stem}.safetensors)", COPY_AGAIN)
 
 
 def _read_index(path: Path) -> list[Path]:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise InstError(f"{path} is no index of safetensors files (it has no usable weight_map)", AGAIN)
+        raise InstError(f"{path} is not an index of safetensors files (it has no usable weight_map)", COPY_AGAIN)
     for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise InstError(f"{path} names {name!r}, which is no safetensors file of its folder", AGAIN)
+            raise InstError(f"{path} names {name!r}, which is not a safetensors file in its folder", COPY_AGAIN)
     return sorted({path.parent / name for name in weight_map.values()})
 
 
 def read_keys(files: list[Path]) -> dict[str, Path]:
-    """Read the headers: which file holds which tensor.
+    """Read the headers of safetensors files, and return the file of each tensor by the tensor's name.
 
     Raises:
-        InstError: a file is truncated, foreign or quantised: the libraries would take integers for the weights.
+        InstError: a file is truncated, not a safetensors file, or quantised; the libraries would use the integers as
+            weights.
     """
     keys: dict[str, Path] = {}
     for path in files:
@@ -103,7 +109,7 @@ def read_keys(files: list[Path]) -> dict[str, Path]:
             with safe_open(path, "pt") as weights:
                 kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise InstError(f"{path} is damaged or no safetensors file ({error})", AGAIN) from None
+            raise InstError(f"{path} is damaged or not a safetensors file ({error})", COPY_AGAIN) from None
         for key, kind in kinds.items():
             if kind in ("I8", "U8"):
                 raise InstError(f"{path} is quantised ({key} is {kind})", "use the model's ordinary weights")
@@ -112,8 +118,8 @@ def read_keys(files: list[Path]) -> dict[str, Path]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' progress bars and their remarks on unused keys; what matters is checked below."""
+def silence_libraries() -> Iterator[None]:
+    """Silence the progress bars of diffusers and transformers, and their warnings of unused keys (checked here)."""
     libraries = (diffusers_logging, transformers_logging)
     levels = [library.get_verbosity() for library in libraries]
     bars = [library.is_progress_bar_enabled() for library in libraries]
@@ -130,28 +136,28 @@ def quiet() -> Iterator[None]:
 
 
 class MisfitError(InstError):
-    """Weights and a configuration that do not belong together: a weight is missing, or has another shape."""
+    """Weights and a configuration do not fit together: a weight is missing, or has another shape."""
 
 
-@quiet()
+@silence_libraries()
 def build_model(
     model_class: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: str
 ) -> Any:
-    """Build one part of a model around its weights: none is ever made up, and none is copied without need.
+    """Build one part of a model from its weights. Missing weights are never initialised.
 
     Args:
-        model_class: a model class of diffusers or of transformers.
-        config: what its `config.json` holds.
-        tensors: the weights in the layout of diffusers and transformers, of any precision; others are left alone.
+        model_class: a model class of diffusers or transformers.
+        config: the content of its `config.json`.
+        tensors: the weights in the layout of diffusers and transformers, in any precision; unknown ones are ignored.
         dtype: the precision of the model.
-        source: what to call the file in messages.
+        source: the file's name in messages.
 
     Returns:
-        The model, on the CPU, in evaluation mode. Weights that have `dtype` already are those of `tensors`.
+        The model, on the CPU, in evaluation mode. Weights that already have `dtype` are not copied.
 
     Raises:
-        MisfitError: a weight is missing, or has another shape than the configuration says.
-        InstError: the configuration makes no sense, or the weights are quantised.
+        MisfitError: a weight is missing, or its shape does not fit the configuration.
+        InstError: the configuration is invalid, or the weights are quantised.
     """
     name = model_class.__name__
     try:
@@ -163,21 +169,26 @@ def build_model(
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise anything at all over a configuration that makes no sense
-        raise InstError(f"{source}: the configuration makes no {name} ({first_line(error)}).") from error
+        raise InstError(
+            f"{source} has a configuration that is not valid for {name} ({first_line(error)})", FITTING_CONFIGURATION
+        ) from error
 
-    given = {_without_prefix(key): tensor for key, tensor in tensors.items()}
+    available = {_without_prefix(key): tensor for key, tensor in tensors.items()}
     wanted: dict[str, Tensor] = model.state_dict()
-    missing = sorted(key for key in wanted if _without_prefix(key) not in given)
+    missing = sorted(key for key in wanted if _without_prefix(key) not in available)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise MisfitError(f"{source} does not fit its configuration: the {name} would need {missing[0]}{more}.")
+        raise MisfitError(
+            f"{source} does not fit its configuration (the {name} needs {missing[0]}{more})", FITTING_CONFIGURATION
+        )
     weights = {}
     for key, parameter in wanted.items():
-        tensor = given[_without_prefix(key)]
+        tensor = available[_without_prefix(key)]
         if tensor.shape != parameter.shape:
             raise MisfitError(
-                f"{source} does not fit its configuration: {key} of the {name} has the shape {list(tensor.shape)}, "
-                f"not {list(parameter.shape)}."
+                f"{source} does not fit its configuration ({key} of the {name} has the shape {list(tensor.shape)}, "
+                f"not {list(parameter.shape)})",
+                FITTING_CONFIGURATION,
             )
         if not tensor.is_floating_point():
             raise InstError(f"{source} is quantised ({key} is {tensor.dtype})", "use the model's ordinary weights")
@@ -187,35 +198,38 @@ def build_model(
 
 
 def _without_prefix(key: str) -> str:
-    # transformers 5 has these prefixes in some of its classes, and took them out of others.
+    # transformers 5 uses these prefixes in some classes and removed them from others.
     return key.removeprefix("text_model.").removeprefix("vision_model.")
 
 
-@quiet()
+@silence_libraries()
 def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Load one part of a model, from safetensors files only and complete: no weight is ever made up.
+    """Load one part of a model, only from safetensors files. Missing weights are never initialised.
 
     Args:
         model_class: a model class of diffusers, such as `AutoencoderKL`, or of transformers.
-        folder: holds `config.json` and the weights: one file or several, with or without "fp16" in their names.
-        dtype: the precision to load with, whatever that of the files.
+        folder: the folder with `config.json` and the weights: one file or several, with or without "fp16" in the names.
+        dtype: the precision of the loaded model; the files may have another one.
 
     Returns:
         The model, on the CPU, in evaluation mode.
 
     Raises:
-        InstError: a file is missing or broken, is of another class, or does not fit the configuration; or the files
-            hold more than the model: then it is another.
+        InstError: a file is missing or broken, belongs to another class, or does not fit the configuration; or the
+            files of a diffusers model have weights that the model does not have.
 
     Warns:
-        InstWarning: the files of a model of transformers hold more, which often is a head that is of no use.
+        InstWarning: the files of a transformers model have more weights, often those of a head that is not needed.
     """
     config = read_json(folder / "config.json")
     from_diffusers = issubclass(model_class, ModelMixin)
     expected = model_class.__name__ if from_diffusers else model_class.config_class.model_type
     found = config.get("_class_name" if from_diffusers else "model_type")
     if found != expected:
-        raise InstError(f"{folder / 'config.json'} describes {found or 'nothing'}, not the {expected} that is needed.")
+        raise InstError(
+            f"{folder / 'config.json'} describes {found or 'nothing'}, not the {expected} that is needed",
+            "use another model",
+        )
 
     refuse_adapter(folder)
     files, variant = weight_files(folder, "diffusion_pytorch_model" if from_diffusers else "model")
@@ -227,34 +241,36 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # reported below, in our words
+            ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
         )
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise anything at all over a configuration that makes no sense
         raise InstError(
-            f"{folder}: config.json and the weights make no {expected} ({first_line(error)})", AGAIN
+            f"{folder}: config.json or the weights are not valid for {expected} ({first_line(error)})", COPY_AGAIN
         ) from error
     for key, in_file, in_config in report["mismatched_keys"]:
-        raise InstError(f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}", AGAIN)
+        raise InstError(
+            f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}", COPY_AGAIN
+        )
     surplus = sorted(key for key in report["unexpected_keys"] if key in keys and _is_weight(keys[key], key))
     if surplus:
-        found = f"{folder} has weights that the {expected} of its config.json has not ({_some(surplus)})"
+        problem = f"{folder} has weights that the {expected} of its config.json does not have ({_some(surplus)})"
         if from_diffusers:
-            raise InstError(f"{found}: it is another model, or changed by another program", "use another")
-        warnings.warn(f"{found}: they are left out.", InstWarning, stacklevel=2)
+            raise InstError(f"{problem}, so it is another model or was changed by another program", "use another model")
+        warnings.warn(f"{problem}; they are ignored.", InstWarning, stacklevel=2)
     if report["missing_keys"]:
-        raise InstError(f"{files[0]} is incomplete: it has no {_some(sorted(report['missing_keys']))}", AGAIN)
+        raise InstError(f"{files[0]} is incomplete (it has no {_some(sorted(report['missing_keys']))})", COPY_AGAIN)
     return model
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise InstError for a part with an adapter beside it, which leads to other weights beside these, or elsewhere."""
-    if (folder / "adapter_config.json").exists():  # transformers, with peft installed, would follow it
+    """Raise InstError if a part's folder contains an adapter, because an adapter loads other weights."""
+    if (folder / "adapter_config.json").exists():  # with peft installed, transformers would load the adapter
         raise InstError(
-            f"{folder} holds an adapter beside the model (adapter_config.json)",
-            "merge it into the weights, or take it out of the folder",
+            f"{folder} contains an adapter in addition to the model (adapter_config.json)",
+            "merge it into the weights, or remove it from the folder",
         )
 
 
@@ -263,7 +279,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _is_weight(path: Path, key: str) -> bool:
-    """Whether a tensor holds floating point numbers; counters and positions are integers."""
+    """Return whether a tensor has floating point numbers; counters and positions are integers."""
     with safe_open(path, "pt") as tensors:
         kind: str = tensors.get_slice(key).get_dtype()
         return kind.startswith(("F", "BF"))

@@ -1,4 +1,4 @@
-"""Models that come as one file, in the original layout: `sd-v1-4.ckpt` and the like."""
+"""Read models from a single file in the original layout, such as `sd-v1-4.ckpt`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from inst.errors import Argument, InstError, UsageError
 CONFIGS = models.FOLDER / "configs"
 
 FAMILIES = ("sd1", "sd2", "sd2-v", "sdxl")
-"""The configurations that ship with the package, without weights; see `models/configs/README.md`."""
+"""The configurations that are part of the package, without weights; see `models/configs/README.md`."""
 
 _TOKENS = "embeddings.token_embedding.weight"
 
 
 def read_single_file(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype, config: str | Path | None = None) -> Parts:
-    """Read a model in the original layout: Stable Diffusion 1.x, 2.x or XL base, complete, never from the network.
+    """Read a complete Stable Diffusion 1.x, 2.x or XL base model in the original layout, without the network.
 
-    The file has weights only. Sizes and noise schedule come from the configuration of the family that its keys show,
-    and the kind of prediction from the file's own words; Stable Diffusion 2.x, which came in both kinds under the same
-    keys, is asked where the file says nothing (`predicts_v`).
+    The file has only weights. Its keys give the family, and the family's configuration gives the sizes and the noise
+    schedule. The file may state the prediction type. Stable Diffusion 2.x has models of both types with the same keys;
+    if its file states nothing, the UNet is tested (`predicts_v`).
 
     Args:
-        path: a safetensors file, or a checkpoint of torch, which is read without running anything in it.
+        path: a safetensors file, or a PyTorch checkpoint, which is read without running any code in it.
         dtype: the precision of UNet and text encoders.
         vae_dtype: the precision of the autoencoder.
-        config: one of `FAMILIES`, or a folder in the diffusers layout, whose weights are not needed: for models of
-            other sizes, and to overrule what was found.
+        config: one of `FAMILIES`, or a folder in the diffusers layout, which needs no weights. Use it for models of
+            other sizes, or if the wrong configuration was found.
 
     Raises:
-        InstError: the file is damaged, incomplete, of another kind, or does not fit the configuration.
-        UsageError: there is no such configuration.
+        InstError: the file is damaged, incomplete or of another kind, or does not fit the configuration.
+        UsageError: the configuration does not exist.
     """
     checkpoint = read_checkpoint(path)
     layout = find_layout(checkpoint)
@@ -57,8 +57,8 @@ def read_single_file(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype, con
         if config is not None:
             raise
         raise InstError(
-            f"{error} The file looks like {family}",
-            "copy or download it again, or name the configuration of a model of another size (",
+            f"{error.problem}; the file looks like {family}",
+            "copy or download it again, or give the configuration of a model of another size (",
             Argument("config"),
             ")",
         ) from None
@@ -119,13 +119,13 @@ def _find_config(config: str | Path) -> Path:
     folder = find_folder(config)
     if folder is None:
         raise UsageError(
-            f"{config} is no configuration", f"name one of {', '.join(FAMILIES)}, or a folder in the diffusers layout"
+            f"{config} is not a configuration", f"use one of {', '.join(FAMILIES)}, or a folder in the diffusers layout"
         )
     return folder
 
 
 def _stated_prediction(checkpoint: Checkpoint) -> str | None:
-    """What a file says that its UNet predicts: in its metadata (ModelSpec), or by an empty tensor called v_pred."""
+    """Return the prediction type that a file states: in its metadata (ModelSpec), or by an empty tensor `v_pred`."""
     stated = checkpoint.metadata.get("modelspec.prediction_type", "").lower()
     if "v_pred" in checkpoint.tensors or stated in ("v", "v_prediction"):
         return "v_prediction"
@@ -134,20 +134,20 @@ def _stated_prediction(checkpoint: Checkpoint) -> str | None:
 
 @torch.inference_mode()
 def predicts_v(parts: Parts, path: Path) -> bool:
-    """Find out what a UNet was trained to predict, by asking it about pure noise at the last timestep, unprompted.
+    """Return whether a UNet predicts v and not noise: test it with pure noise at the last timestep, without prompt.
 
-    There the input is all but the noise itself, so that epsilon = input, while v = sqrt(abar) eps - sqrt(1 - abar) z0
-    (Salimans and Ho 2022, arXiv 2202.00512) is all but a picture, which knows nothing of the input.
+    At this timestep the input is almost only noise, so epsilon = input, while v = sqrt(abar) eps - sqrt(1 - abar) z0
+    (Salimans and Ho 2022, arXiv 2202.00512) is almost a clean picture, which does not depend on the input.
 
     Raises:
-        InstError: the answer is neither.
+        InstError: the output is neither.
     """
     unet: Any = parts.unet
     tokens = parts.tokenizer([""], padding="max_length", return_tensors="pt").input_ids
     text = parts.text_encoder(tokens).last_hidden_state
     noise = torch.randn(1, unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
-    answer = unet(noise.to(unet.dtype), parts.scheduler.config.num_train_timesteps - 1, text).sample.float()
-    share = ((answer * noise).sum() / (noise * noise).sum()).item()  # of the input in the answer: 1 for epsilon
+    output = unet(noise.to(unet.dtype), parts.scheduler.config.num_train_timesteps - 1, text).sample.float()
+    share = ((output * noise).sum() / (noise * noise).sum()).item()  # share of the input in the output, 1 for epsilon
     if not (abs(share) < 0.35 or abs(share - 1) < 0.35):
         raise InstError(
             f"{path} does not show whether it predicts noise or v",

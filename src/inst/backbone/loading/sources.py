@@ -1,4 +1,4 @@
-"""Where a model is found by its name, folder or file, and which reader reads it."""
+"""Find a model by its name, folder or file, and read its parts."""
 
 from __future__ import annotations
 
@@ -10,51 +10,50 @@ from inst import models
 from inst.backbone.devices import autoencoder_dtype
 from inst.backbone.loading.folder import read_folder
 from inst.backbone.parts import Parts
-from inst.errors import InstError, UsageError, first_line
+from inst.errors import Argument, InstError, UsageError, first_line
 
 BUNDLED = {"mini": models.FOLDER / "mini"}
-"""The models that ship with the package, by name."""
+"""The models that are part of the package, by name."""
+
+_GIVE_A_MODEL = f"give the path of a model, a bundled model ({', '.join(BUNDLED)}), or a model on the hub (owner/model)"
 
 
 def find_source(name: str | Path, *, download: bool = False) -> Path:
     """Find the folder or file of a model.
 
     Args:
-        name: that of a bundled model; a folder or a file; or a model's on the hub, "owner/model" or
-            "owner/model@revision". What is on the disk comes first.
-        download: fetch a model of the hub that is not in the cache.
+        name: the name of a bundled model; a folder or a file; or the name of a model on the hub, "owner/model" or
+            "owner/model@revision". An existing path comes before a name on the hub.
+        download: download a model from the hub if it is not in the cache.
 
     Raises:
-        InstError: there is none.
+        InstError: the model is not found.
     """
     if str(name) in BUNDLED:
         folder = BUNDLED[str(name)]
         if not folder.is_dir():
             raise InstError(
-                f"{folder}: the bundled model {name} is missing from this installation", "install inst again"
+                f"The bundled model {name} is missing from this installation ({folder})", "install inst again"
             )
         return folder
     try:
         path = Path(name).expanduser()
-        is_there = path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, the home of a user who is not there
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # the name is too long, or the user of a `~user` does not exist
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InstError(f"{name} is no usable path ({reason}). Bundled: {', '.join(BUNDLED)}.") from None
-    if is_there:
+        raise InstError(f"{name} is not a usable path ({reason})", _GIVE_A_MODEL) from None
+    if exists:
         return path
     from inst.backbone.loading.hub import find_model, is_hub_name
 
-    # A file that is not there is a slip, and no name to ask the hub for.
+    # The name of a missing file is a mistake of the user, not the name of a model on the hub.
     if is_hub_name(str(name)) and path.suffix.lower() not in (".safetensors", ".ckpt"):
         return find_model(str(name), download)
-    raise InstError(
-        f"{name}: no such folder or file, and no bundled model of that name. Bundled: {', '.join(BUNDLED)}; "
-        f"on the model hub: owner/model."
-    )
+    raise InstError(f"{name}: no such folder or file, and no bundled model has this name", _GIVE_A_MODEL)
 
 
-def known_as(name: str | Path, source: Path) -> str:
-    """What to call the model that `name` led to: by the name that was given, or by its folder's or file's."""
+def display_name(name: str | Path, source: Path) -> str:
+    """Return the model's name for the user: `name` for a bundled model or one on the hub, otherwise the base name."""
     if str(name) in BUNDLED or not Path(name).expanduser().exists():
         return str(name)
     return source.resolve().name if source.is_dir() else source.stem
@@ -65,17 +64,17 @@ def read_parts(source: Path, dtype: torch.dtype, config: str | Path | None = Non
 
     Args:
         source: the folder or file.
-        dtype: the precision; the autoencoder's is `inst.backbone.devices.autoencoder_dtype`.
+        dtype: the precision; for the autoencoder, see `inst.backbone.devices.autoencoder_dtype`.
         config: see `Backbone.load`.
 
     Raises:
-        UsageError: a configuration for a folder, which has its own.
-        InstError: the parts are incomplete or broken, or of a model of another kind.
+        UsageError: a configuration is given for a folder, which has its own.
+        InstError: the parts are incomplete or broken, or belong to another kind of model.
     """
     vae_dtype = autoencoder_dtype(dtype)
     if source.is_dir():
         if config is not None:
-            raise UsageError(f"{source} is a folder with a configuration of its own", "leave the other one out")
+            raise UsageError(f"{source} is a folder with a configuration of its own", "leave out ", Argument("config"))
         return read_folder(source, dtype, vae_dtype)
     from inst.backbone.loading.single_file import read_single_file
 

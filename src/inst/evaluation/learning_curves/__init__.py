@@ -1,1 +1,1 @@
-"""Learning curves: how fast the forms of the inversion module learn."""
+"""Learning curves: how fast the variants of the inversion module learn."""

@@ -1,4 +1,4 @@
-"""The points of learning curves in a folder: kept, gone on with, and told as a table, a plot and pictures."""
+"""Store the points of learning curves in a folder, continue them, and write them as a table, a plot and pictures."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from inst.evaluation.collection import CURVES, SEPARATOR
 from inst.evaluation.compare import SETTINGS
 from inst.evaluation.evaluate import PAINTING, PHOTO
 from inst.evaluation.learning_curves.measure import VARIANTS, CurveControl, CurvePoint
-from inst.evaluation.results import Figure
+from inst.evaluation.results import Score
 from inst.files.provenance import SourceFile, describe
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.pictures.io import Photo, save_picture
 
 
-def column(variant: str, seed: int) -> str:
-    """The folder of the pictures of a start and a seed, and what they are called on sheets."""
+def learning_name(variant: str, seed: int) -> str:
+    """Return the name of the picture folder of a variant and a seed, which is also their name on sheets."""
     return f"{variant}-{seed}"
 
 
 @dataclass(frozen=True)
 class CurveRow:
-    """The means of a start after so many steps over `count` learnings, or of a control over as many paintings.
+    """The means of a variant after `step` steps over `count` learnings, or of a control over `count` paintings.
 
-    What does not apply to it is None.
+    Values that do not apply are None.
     """
 
     label: str
     step: int | None
     count: int
     seconds: float | None
-    loss: Figure | None
-    gram: Figure | None
-    wrong_gram: Figure | None
-    accuracy: Figure | None
+    loss: Score | None
+    gram: Score | None
+    wrong_gram: Score | None
+    accuracy: Score | None
 
 
 class Curves:
-    """The points of learning curves, kept in a folder as `curves.json`: an interrupted run goes on from it."""
+    """The points of learning curves, stored in a folder as `curves.json`, from which an interrupted run continues."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], photos: Sequence[Photo] = ()) -> None:
         self.folder, self.settings, self.photos = folder, settings, photos
@@ -63,57 +63,57 @@ class Curves:
         paintings: Sequence[Photo] = (),
         photos: Sequence[Photo] = (),
     ) -> Self:
-        """Begin in a folder, which is made where it is missing, or go on with what it has.
+        """Start in a folder, which is created if it is missing, or continue the curves in it.
 
         Args:
-            folder: of the curves alone.
-            settings: what all points depend on, as plain JSON values; among them "steps", of each learning, and
-                "similarity", the name of what the accuracy is by.
-            paintings: what is to be learned; points are told apart by their names, and there may be points of others.
-            photos: what is to be transferred with each style.
+            folder: a folder only for these curves.
+            settings: the settings that all points depend on, as plain JSON values; they include "steps" (of each
+                learning) and "similarity" (the name of the encoder of the accuracy).
+            paintings: paintings to learn. Points belong to paintings by name; there may be points of other paintings.
+            photos: photos to transfer with each style.
 
         Raises:
-            UsageError: its curves were made with other settings, or one of another painting of the same name; or it is
-                the folder of a comparison.
+            UsageError: the curves were made with other settings, or a curve is of another painting with the same name;
+                or the folder contains a comparison.
             InstError: the folder cannot be used.
         """
         curves = cls(folder, settings, photos)
         place = folder / CURVES
         if (folder / SETTINGS).exists():
-            raise UsageError(f"{folder} holds a comparison, whose methods the curves would join", "give another folder")
+            raise UsageError(f"{folder} holds a comparison and cannot hold learning curves too", "give another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not place.is_file():
                 return curves
             stored = json.loads(place.read_text())
-            there: dict[str, Any] = stored["settings"]
-            changed = sorted(key for key in {*there, *settings} if there.get(key) != settings.get(key))
+            former: dict[str, Any] = stored["settings"]
+            changed = sorted(key for key in {*former, *settings} if former.get(key) != settings.get(key))
             if changed:
                 raise UsageError(
                     f"{place} has curves made with other settings ({', '.join(changed)})", "give another folder"
                 )
             points = [CurvePoint(**entry) for entry in stored["points"]]
             controls = [CurveControl(**entry) for entry in stored["controls"]]
-            if strange := {point.variant for point in points} - set(VARIANTS):
-                raise ValueError(f"{strange.pop()} is no start of a learning")
+            if unknown := {point.variant for point in points} - set(VARIANTS):
+                raise ValueError(f"it contains the unknown variant {unknown.pop()}")
         except UsageError:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InstError(f"{place} cannot be used ({error})", "give another folder") from None
-        known = {Path(painting.name).stem: painting.sha256 for painting in paintings}
+        hashes = {Path(painting.name).stem: painting.sha256 for painting in paintings}
         entries: list[CurvePoint | CurveControl] = [*points, *controls]
-        for point in entries:
-            if known.get(name := Path(point.painting).stem, point.sha256) != point.sha256:
+        for entry in entries:
+            if hashes.get(name := Path(entry.painting).stem, entry.sha256) != entry.sha256:
                 raise UsageError(
                     f"{place} has curves of another painting called {name}",
                     "give another folder, or rename the painting",
                 )
-        curves.points = {(one.painting, one.variant, one.seed, one.step): one for one in points}
-        curves.controls = {(one.painting, one.control): one for one in controls}
+        curves.points = {(point.painting, point.variant, point.seed, point.step): point for point in points}
+        curves.controls = {(control.painting, control.control): control for control in controls}
         return curves
 
     def has(self, painting: str, variant: str, seed: int) -> bool:
-        """Whether a learning is known to its end, and its pictures are there."""
+        """Return whether a learning is finished and its pictures exist."""
         pictures = (self._picture(painting, variant, seed, photo) for photo in self.photos)
         return self._finished(painting, variant, seed) and all(picture.is_file() for picture in pictures)
 
@@ -122,50 +122,50 @@ class Curves:
 
     def _picture(self, painting: str, variant: str, seed: int, photo: Photo) -> Path:
         name = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting).stem}.png"
-        return self.folder / column(variant, seed) / name
+        return self.folder / learning_name(variant, seed) / name
 
     def has_controls(self, painting: str) -> bool:
-        """Whether a painting's controls are known."""
+        """Return whether the controls of a painting are stored."""
         return (painting, PHOTO) in self.controls and (painting, PAINTING) in self.controls
 
     def add(self, point: CurvePoint | CurveControl) -> None:
-        """Keep a point or a control, and write them all. Raises InstError where the folder cannot be written to."""
+        """Add a point or a control, and write all to the file. Raises InstError if the folder cannot be written to."""
         if isinstance(point, CurvePoint):
             self.points[point.painting, point.variant, point.seed, point.step] = point
         else:
             self.controls[point.painting, point.control] = point
         content = {
             "settings": dict(self.settings),
-            "points": [asdict(one) for one in self.points.values()],
-            "controls": [asdict(one) for one in self.controls.values()],
+            "points": [asdict(stored) for stored in self.points.values()],
+            "controls": [asdict(stored) for stored in self.controls.values()],
         }
         write_bytes_atomically(self.folder / CURVES, (json.dumps(content, indent=1) + "\n").encode())
 
     def save(self, point: CurvePoint, pictures: Sequence[Tensor]) -> None:
-        """Save the photos transferred at a learning's end as VARIANT-SEED/PHOTO__PAINTING.png.
+        """Save the photos transferred at the end of a learning as VARIANT-SEED/PHOTO__PAINTING.png.
 
         Args:
-            point: whose style they have; nothing is done with those before the last.
-            pictures: of each photo, [1, 3, H, W] in [-1, 1].
+            point: the point with the style of the pictures; only the last point of a learning is saved.
+            pictures: the transferred photos, each [1, 3, H, W] in [-1, 1].
 
         Raises:
             InstError: the folder cannot be written to.
         """
         if point.step != self.settings["steps"]:
             return
-        make_folder(self.folder / column(point.variant, point.seed))
+        make_folder(self.folder / learning_name(point.variant, point.seed))
         for photo, picture in zip(self.photos, pictures, strict=True):
-            made_of = {
+            origin = {
                 "settings": self.settings,
                 "point": asdict(point),
                 "photo": asdict(SourceFile(photo.name, photo.sha256)),
             }
-            texts = describe("photo transferred at the end of a learning curve", "inst ablate", **made_of)
+            texts = describe("photo transferred at the end of a learning curve", "inst ablate", **origin)
             path = self._picture(point.painting, point.variant, point.seed, photo)
             save_picture(picture[0], path, None, texts)
 
     def rows(self) -> list[CurveRow]:
-        """The starts, step by step, and then the controls. Learnings that were broken off do not count."""
+        """Return rows of the variants, step by step, and then of the controls. Unfinished learnings do not count."""
         grouped: dict[tuple[str, int], list[CurvePoint]] = {}
         for point in self.points.values():
             if self._finished(point.painting, point.variant, point.seed):
@@ -183,63 +183,62 @@ class Curves:
     def _similarity(self) -> str:
         return f"{self.settings['similarity']} image similarity"
 
-    def _about_wrong(self) -> list[str]:
-        wrong = {one.painting: one.wrong for one in self.points.values()}
-        named = ", ".join(f"{stranger} for {painting}" for painting, stranger in wrong.items())
-        return ["", f"The wrong painting is {named}."] if named else []
+    def _wrong_painting_note(self) -> list[str]:
+        wrong = {point.painting: point.wrong for point in self.points.values()}
+        names = ", ".join(f"{wrong_name} for {painting}" for painting, wrong_name in wrong.items())
+        return ["", f"The wrong painting is {names}."] if names else []
 
     def write(self) -> list[Path]:
-        """Write the table as `curves.md`, and where matplotlib is installed the curves as `curves.png`."""
+        """Write the table as `curves.md`, and the curves as `curves.png` if matplotlib is installed."""
         rows = self.rows()
-        text = "\n".join([*_table(rows, self._similarity), *self._about_wrong()]) + "\n"
+        text = "\n".join([*_table(rows, self._similarity), *self._wrong_painting_note()]) + "\n"
         files = [write_bytes_atomically(self.folder / "curves.md", text.encode())]
         try:
-            from matplotlib.figure import Figure as Drawing
+            from matplotlib.figure import Figure
         except ImportError:
             return files
-        figure = Drawing(figsize=(11, 6.5), layout="constrained")
+        figure = Figure(figsize=(11, 6.5), layout="constrained")
         panels = figure.subplots(2, 3)
         measures = ("loss", "validation loss"), ("gram", "Gram distance"), ("accuracy", self._similarity)
-        for across, label, line in (("step", "steps", panels[0]), ("seconds", "seconds", panels[1])):
+        for x_name, x_label, line in (("step", "steps", panels[0]), ("seconds", "seconds", panels[1])):
             for panel, (name, title) in zip(line, measures, strict=True):
                 for variant in dict.fromkeys(row.label for row in rows if row.step is not None):
                     own = [row for row in rows if row.label == variant]
-                    heights = [getattr(row, name).value for row in own]
-                    panel.plot([getattr(row, across) for row in own], heights, marker=".", label=variant)
+                    values = [getattr(row, name).value for row in own]
+                    panel.plot([getattr(row, x_name) for row in own], values, marker=".", label=variant)
                 for control in (row for row in rows if row.label == PHOTO and name != "loss"):
                     panel.axhline(getattr(control, name).value, color="grey", linestyle="--", label=PHOTO)
-                panel.set(xlabel=label, title=title)
+                panel.set(xlabel=x_label, title=title)
         panels[0][1].legend()
-        drawn = io.BytesIO()
-        paintings = dict.fromkeys(SourceFile(one.painting, one.sha256) for one in self.points.values())
+        encoded = io.BytesIO()
+        paintings = dict.fromkeys(SourceFile(point.painting, point.sha256) for point in self.points.values())
         texts = describe(
             "plot of learning curves",
             "inst ablate",
             settings=self.settings,
-            paintings=[asdict(one) for one in paintings],
+            paintings=[asdict(painting) for painting in paintings],
         )
-        figure.savefig(drawn, format="png", dpi=110, metadata=texts)
-        return [*files, write_bytes_atomically(self.folder / "curves.png", drawn.getvalue())]
+        figure.savefig(encoded, format="png", dpi=110, metadata=texts)
+        return [*files, write_bytes_atomically(self.folder / "curves.png", encoded.getvalue())]
 
 
-def _row(label: str, step: int | None, seconds: float | None, of: Sequence[CurvePoint | CurveControl]) -> CurveRow:
-    return CurveRow(
-        label, step, len(of), seconds, *(_mean(of, name) for name in ("loss", "gram", "wrong_gram", "accuracy"))
-    )
+def _row(label: str, step: int | None, seconds: float | None, entries: Sequence[CurvePoint | CurveControl]) -> CurveRow:
+    means = (_mean(entries, name) for name in ("loss", "gram", "wrong_gram", "accuracy"))
+    return CurveRow(label, step, len(entries), seconds, *means)
 
 
-def _mean(of: Sequence[CurvePoint | CurveControl], name: str) -> Figure | None:
-    """The mean, where they have the figure. The paintings alone are drawn for its interval: seeds go with theirs."""
-    if not hasattr(of[0], name):
+def _mean(entries: Sequence[CurvePoint | CurveControl], name: str) -> Score | None:
+    """Return the mean of a score; None if the entries do not have it. The bootstrap draws only paintings."""
+    if not hasattr(entries[0], name):
         return None
-    values = np.array([[getattr(one, name)] for one in of], dtype=np.float64)
-    paintings = np.unique([one.painting for one in of], return_inverse=True)[1]
-    ends = mean_intervals(values, np.zeros(len(of), dtype=np.int64), paintings)
-    return Figure(float(values.mean()), *(ends[0] if ends else ()))
+    values = np.array([[getattr(entry, name)] for entry in entries], dtype=np.float64)
+    paintings = np.unique([entry.painting for entry in entries], return_inverse=True)[1]
+    intervals = mean_intervals(values, np.zeros(len(entries), dtype=np.int64), paintings)
+    return Score(float(values.mean()), *(intervals[0] if intervals else ()))
 
 
 def _table(rows: Sequence[CurveRow], similarity: str) -> list[str]:
-    """The lines of a Markdown table; what is not known stays empty."""
+    """Return the lines of a Markdown table; the cells of missing values are empty."""
     lines = [
         "| start | steps | learnings | seconds | validation loss | Gram distance | to a wrong painting "
         f"| {similarity} |",
@@ -248,16 +247,17 @@ def _table(rows: Sequence[CurveRow], similarity: str) -> list[str]:
     for row in rows:
         run = ["", ""] if row.step is None else [f"{row.step}", f"{row.count}"]
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        figures = [_spell(row.loss, 5), *(_spell(one, 3) for one in (row.gram, row.wrong_gram, row.accuracy))]
+        others = (row.gram, row.wrong_gram, row.accuracy)
+        scores = [_format_score(row.loss, 5), *(_format_score(score, 3) for score in others)]
         label = f"*{row.label}*" if row.step is None else row.label
-        lines.append(f"| {' | '.join([label, *run, seconds, *figures])} |")
-    if any(one and one.low is not None for row in rows for one in (row.gram, row.accuracy)):
+        lines.append(f"| {' | '.join([label, *run, seconds, *scores])} |")
+    if any(score and score.low is not None for row in rows for score in (row.gram, row.accuracy)):
         lines += ["", "In brackets: 95 % intervals by bootstrap over paintings."]
     return lines
 
 
-def _spell(figure: Figure | None, digits: int) -> str:
-    if figure is None:
+def _format_score(score: Score | None, digits: int) -> str:
+    if score is None:
         return ""
-    interval = "" if figure.low is None else f" [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
-    return f"{figure.value:.{digits}f}{interval}"
+    interval = "" if score.low is None else f" [{score.low:.{digits}f}, {score.high:.{digits}f}]"
+    return f"{score.value:.{digits}f}{interval}"

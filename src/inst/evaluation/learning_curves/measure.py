@@ -1,4 +1,4 @@
-"""How fast the variants of the inversion module learn (the paper's Fig. 5), as curves over steps and seconds."""
+"""Measure how fast the variants of the inversion module learn (the paper's Fig. 5): curves over steps and seconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inst.backbone.loading.image_encoder import how_to_give
+from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.errors import InstError
 from inst.evaluation.collection import check_names
 from inst.evaluation.evaluate import PAINTING, PHOTO
-from inst.evaluation.judging import cover, demo_stranger
+from inst.evaluation.judging import other_demo_painting, resize_and_crop
 from inst.evaluation.methods.styles import check_transfer, learned
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine
 from inst.learning.loop import learn
@@ -31,25 +31,25 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "pooled": {"variant": "pooled", "pretrained": False},
     "direct": {"variant": "direct", "pretrained": False},
 }
-"""Arguments of `learn` by the name of the curve. "pretrained" starts from the backbone's module: a row of its own."""
+"""Arguments of `learn` by the name of the curve; "pretrained" starts from the backbone's pretrained module."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A style on the way, and how good it is.
+    """The scores of a style after some learning steps.
 
     Attributes:
-        painting: the painting's name.
-        sha256: of the painting's file.
+        painting: name of the painting.
+        sha256: hash of the painting's file.
         variant: one of `VARIANTS`.
-        seed: of the learning.
-        step: learning steps so far.
-        seconds: of learning so far, its own validations among them, without the time that the other figures took.
-        loss: the validation loss (fixed crops, timesteps and noise, which are not learned from).
-        gram: mean distance to the painting of the photos transferred with it, lower is closer.
-        wrong_gram: as `gram`, but to another painting.
-        wrong: that painting's name.
-        accuracy: mean cosine of the image embeddings of pictures generated from "[C]" and of the painting.
+        seed: random seed of the learning.
+        step: number of learning steps so far.
+        seconds: learning time so far, with its validations but without the time for the other scores.
+        loss: validation loss (fixed crops, timesteps and noise, which are not used for learning).
+        gram: mean Gram distance between the painting and photos transferred with the style; lower is closer.
+        wrong_gram: the same distance to a wrong painting.
+        wrong: name of the wrong painting.
+        accuracy: mean cosine between the image embeddings of the painting and of pictures generated from "[C]".
     """
 
     painting: str
@@ -67,14 +67,14 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class CurveControl:
-    """What can be had without learning, measured as a point is.
+    """The scores of unchanged pictures, which need no learning.
 
     Attributes:
-        painting: the painting's name.
-        sha256: of the painting's file.
-        control: "photo unchanged" or "painting unchanged": what stands in the place of the pictures.
-        gram: mean distance to the painting.
-        accuracy: mean cosine of the image embeddings of these pictures and of the painting.
+        painting: name of the painting.
+        sha256: hash of the painting's file.
+        control: "photo unchanged" or "painting unchanged": the pictures that replace the results.
+        gram: mean Gram distance to the painting.
+        accuracy: mean cosine between the image embeddings of these pictures and of the painting.
     """
 
     painting: str
@@ -94,28 +94,27 @@ def check_curves(
     every: int,
     seeds: Sequence[int],
 ) -> None:
-    """Check what `learning_curves` is given, before anything is learned.
+    """Check the arguments of `learning_curves` before anything is learned.
 
     Raises:
-        UsageError: names that results cannot be called by (`inst.evaluation.collection.check_names`), or arguments
-            that `inst.learn` or `inst.transfer` cannot use.
+        UsageError: names that cannot be names of results (`inst.evaluation.collection.check_names`), or arguments that
+            `inst.learn` or `inst.transfer` cannot use.
         InstError: the backbone has no image encoder.
     """
     if backbone.image_encoder is None:
         raise InstError(
-            f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled look "
-            f"through",
-            *how_to_give(backbone.text_encoder.config),
+            f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled need",
+            *image_encoder_remedy(backbone.text_encoder.config),
         )
     check_names("photos", [Path(photo.name) for photo in photos])
     check_names("paintings", [Path(painting.name) for painting in paintings])
     for seed in seeds:
-        learned(backbone, **_learning(steps, every, seed))  # begun and not run
+        learned(backbone, **_learning(steps, every, seed))  # created but not run, to check the arguments
     check_transfer(backbone, transferred)
 
 
 def _learning(steps: int, every: int, seed: int) -> dict[str, Any]:
-    """The arguments of `learn` that every variant has: none stops early."""
+    """Return the arguments of `learn` for every variant; they prevent early stopping."""
     return {"steps": steps, "validate_every": every, "patience": steps, "seed": seed}
 
 
@@ -136,32 +135,32 @@ def learning_curves(
     done: Callable[[str, str, int], bool] | None = None,
     keep: Callable[[CurvePoint, Sequence[Tensor]], object] | None = None,
 ) -> Generator[CurvePoint, None, None]:
-    """Learn each painting with each variant and seed, and measure the style every `every` steps.
+    """Learn each painting with each variant and seed, and compute the scores of the style every `every` steps.
 
     Args:
-        backbone: has an image encoder.
-        paintings: each learned by itself.
-        photos: transferred with each style; few will do.
+        backbone: a backbone with an image encoder.
+        paintings: paintings; each is learned by itself.
+        photos: photos transferred with each style; a few are enough.
         gram_distance: ([B, 3, H, W], [1, 3, H', W']) -> [B], such as `inst.evaluation.metrics.gram.GramDistance`.
-        steps: of each learning, none of which stops early.
+        steps: steps of each learning; none stops early.
         every: steps between two points.
-        seeds: of the learnings; the same for every variant.
-        size: pixels that the short side of paintings and photos is brought to for the Gram distance, by default as
-            `inst.evaluation.evaluate.evaluate` brings them: figures of different sizes cannot be compared.
-        pictures: generated from "[C]" for the accuracy, always with the same noise.
-        variants: which of `VARIANTS`; None is all that the backbone has the parts for.
-        transferred: arguments of `inst.transfer` for the photos; None leaves the tone alone, as the other ablations
-            do: with the painting's palette even a poor style would be close to the painting.
-        encoder: embeds pictures for the accuracy; None takes the backbone's own image encoder.
-        done: which learnings (painting's name, variant, seed) to leave out, because they are known; None is none.
-        keep: is given each point and its photos transferred, each [1, 3, H, W], before the point is yielded.
+        seeds: random seeds of the learning, the same for every variant.
+        size: short side of paintings and photos for the Gram distance, in pixels. The default is the default of
+            `inst.evaluation.evaluate.evaluate`; scores at different sizes cannot be compared.
+        pictures: number of pictures generated from "[C]" for the accuracy, always from the same noise.
+        variants: names from `VARIANTS`; None uses all that the backbone supports.
+        transferred: arguments of `inst.transfer` for the photos; None does not transfer the tone, as in the other
+            ablations, because with the painting's palette even a poor style would be close to the painting.
+        encoder: embeds pictures for the accuracy; None uses the backbone's own image encoder.
+        done: returns whether to skip a finished learning (painting's name, variant, seed); None skips nothing.
+        keep: called with each point and its transferred photos, each [1, 3, H, W], before the point is yielded.
 
     Yields:
-        The points of one learning after the other, in the order of their steps.
+        The points of one learning after another, in the order of their steps.
 
     Raises:
-        UsageError: as `check_curves` does.
-        InstError: the backbone has no image encoder; or what `learn` raises while it runs.
+        UsageError: the same as `check_curves`.
+        InstError: the backbone has no image encoder; or an error of `learn` while it runs.
     """
     if transferred is None:
         transferred = {"tone": "none"}
@@ -172,9 +171,9 @@ def learning_curves(
         variants = [name for name in VARIANTS if name != "pretrained" or backbone.inversion is not None]
     for seed in seeds:
         for place, painting in enumerate(paintings):
-            stranger = _wrong_painting(paintings, place)
-            target, wrong = (
-                resize_short_side(one.picture[None], size).to(backbone.device) for one in (painting, stranger)
+            wrong_painting = _wrong_painting(paintings, place)
+            target, wrong_target = (
+                resize_short_side(photo.picture[None], size).to(backbone.device) for photo in (painting, wrong_painting)
             )
             with torch.inference_mode():
                 embedded = encoder.pictures(target)
@@ -188,15 +187,15 @@ def learning_curves(
                         continue
                     begin = time.perf_counter()
                     style = step.style()
-                    shown = [complete(transfer(backbone, photo.picture, style, **transferred)) for photo in photos]
-                    made = complete(generate(backbone, "[C]", style, seed=range(pictures)))
+                    results = [complete(transfer(backbone, photo.picture, style, **transferred)) for photo in photos]
+                    generated = complete(generate(backbone, "[C]", style, seed=range(pictures)))
                     with torch.inference_mode():
-                        judged = [resize_short_side(one, size).to(backbone.device) for one in shown]
+                        resized = [resize_short_side(result, size).to(backbone.device) for result in results]
                         gram, wrong_gram = (
-                            torch.cat([gram_distance(one, other) for one in judged]).mean().item()
-                            for other in (target, wrong)
+                            torch.cat([gram_distance(picture, other) for picture in resized]).mean().item()
+                            for other in (target, wrong_target)
                         )
-                        accuracy = cosine(encoder.pictures(made), embedded).mean().item()
+                        accuracy = cosine(encoder.pictures(generated), embedded).mean().item()
                     point = CurvePoint(
                         painting=painting.name,
                         sha256=painting.sha256,
@@ -207,20 +206,20 @@ def learning_curves(
                         loss=step.validation,
                         gram=gram,
                         wrong_gram=wrong_gram,
-                        wrong=stranger.name,
+                        wrong=wrong_painting.name,
                         accuracy=accuracy,
                     )
                     if keep is not None:
-                        keep(point, shown)
+                        keep(point, results)
                     yield point
                     measuring += time.perf_counter() - begin
 
 
 def _wrong_painting(paintings: Sequence[Photo], place: int) -> Photo:
-    """The painting after that at `place`, and after the last one the first; where there is no other, the demo's."""
+    """Return the painting after `place` (after the last one, the first); a demo painting if there is no other."""
     if len(paintings) > 1:
         return paintings[(place + 1) % len(paintings)]
-    return read_photo(demo_stranger(to_image(paintings[place].picture)), flattened=True)
+    return read_photo(other_demo_painting(to_image(paintings[place].picture)), flattened=True)
 
 
 @torch.inference_mode()
@@ -232,22 +231,22 @@ def curve_controls(
     encoder: PictureTextEncoder,
     size: int,
 ) -> Iterator[CurveControl]:
-    """Measure the photos as they are, and the painting cut to their shapes, in the place of results.
+    """Compute the scores of the unchanged photos, and of the painting cropped to their shapes, in place of results.
 
-    `size` and the rest are as for `learning_curves`.
+    `size` and the other arguments are the same as for `learning_curves`.
     """
     target = resize_short_side(painting.picture[None], size).to(backbone.device)
     embedded = encoder.pictures(target)
-    seen = [resize_short_side(photo.picture[None], size) for photo in photos]
+    resized = [resize_short_side(photo.picture[None], size) for photo in photos]
     image = to_image(painting.picture)
-    cut = [to_tensor(cover(image, (photo.shape[3], photo.shape[2])))[None] for photo in seen]
-    unchanged = {PHOTO: seen, PAINTING: cut}
-    for control, pictures in unchanged.items():
-        there = [one.to(backbone.device) for one in pictures]
+    cropped = [to_tensor(resize_and_crop(image, (photo.shape[3], photo.shape[2])))[None] for photo in resized]
+    unchanged = {PHOTO: resized, PAINTING: cropped}
+    for control, control_pictures in unchanged.items():
+        pictures = [picture.to(backbone.device) for picture in control_pictures]
         yield CurveControl(
             painting=painting.name,
             sha256=painting.sha256,
             control=control,
-            gram=torch.cat([gram_distance(one, target) for one in there]).mean().item(),
-            accuracy=torch.cat([cosine(encoder.pictures(one), embedded) for one in there]).mean().item(),
+            gram=torch.cat([gram_distance(picture, target) for picture in pictures]).mean().item(),
+            accuracy=torch.cat([cosine(encoder.pictures(picture), embedded) for picture in pictures]).mean().item(),
         )

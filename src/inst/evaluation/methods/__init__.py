@@ -1,1 +1,1 @@
-"""The methods that a comparison can have."""
+"""The methods of a comparison."""

@@ -1,4 +1,4 @@
-"""The ablations: each a set of methods that differ in one thing, for `inst ablate` (paper sec. 4.3, and our own)."""
+"""The ablations: sets of methods that differ in one thing, for `inst ablate` (paper sec. 4.3, and our own)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Arguments = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Ablation:
-    """One thing that is varied.
+    """A comparison in which one thing is varied.
 
     Attributes:
-        question: what it answers, one line.
+        question: the question that it answers, one line.
         methods: (backbone, arguments of `learn` common to all, arguments of `transfer` common to all) -> the methods.
     """
 
@@ -27,7 +27,7 @@ class Ablation:
 
 
 def _vary_transfer(argument: str, values: Sequence[Any]) -> Callable[..., Sequence[StyleMethod]]:
-    """One learned style, transferred with several values of an argument."""
+    """Return a function that makes methods: one learned style, transferred with several values of an argument."""
 
     def methods(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
         maker = learned(backbone, **learning)
@@ -37,7 +37,7 @@ def _vary_transfer(argument: str, values: Sequence[Any]) -> Callable[..., Sequen
 
 
 def _vary_learning(settings: Mapping[str, Arguments]) -> Callable[..., Sequence[StyleMethod]]:
-    """Styles learned with several sets of arguments, all transferred alike."""
+    """Return a function that makes methods: styles learned with different arguments, all transferred the same way."""
 
     def methods(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
         return [
@@ -50,7 +50,10 @@ def _vary_learning(settings: Mapping[str, Arguments]) -> Callable[..., Sequence[
 
 def _instant_or_learned(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
     if backbone.inversion is None:
-        raise InstError(f"The backbone {backbone.name} has no pretrained inversion module: it has no instant style.")
+        raise InstError(
+            f"The backbone {backbone.name} has no pretrained inversion module and so no instant styles",
+            "choose another backbone",
+        )
     makers: list[StyleMaker] = [instant(backbone), learned(backbone, **learning)]
     return [StyleMethod(maker.name, backbone, maker, transfer) for maker in makers]
 
@@ -59,7 +62,7 @@ _SCRATCH = {"pretrained": False}
 
 ABLATIONS: Mapping[str, Ablation] = {
     "stochastic": Ablation(
-        "What does stochastic inversion keep of the photo, beside plain noise and DDIM inversion?",
+        "How much of the photo does stochastic inversion keep, compared with plain noise and DDIM inversion?",
         _vary_transfer("inversion", ("stochastic", "none", "ddim")),
     ),
     "strength": Ablation(
@@ -67,7 +70,7 @@ ABLATIONS: Mapping[str, Ablation] = {
         _vary_transfer("strength", (0.2, 0.35, 0.5, 0.65, 0.8)),
     ),
     "layers": Ablation(
-        "What are the attention layers worth: none, one, several, over patch tokens or one pooled token?",
+        "How much do attention layers help: none, one or several, over patch tokens or one pooled token?",
         _vary_learning(
             {
                 "direct": {"variant": "direct", **_SCRATCH},
@@ -86,12 +89,12 @@ ABLATIONS: Mapping[str, Ablation] = {
     ),
     "instant": Ablation("Is a learned style closer to the painting than an instant one?", _instant_or_learned),
     "vectors": Ablation(
-        "How many pseudo-word vectors does a style want?",
+        "How many pseudo-word vectors does a style need?",
         _vary_learning({f"vectors-{n}": {"vectors": n, **_SCRATCH} for n in (1, 2, 4, 8, 16)}),
     ),
     "steps": Ablation(
-        "How long is learning worth it?",
+        "How many learning steps are worth their time?",
         _vary_learning({f"steps-{steps}": {"steps": steps, "patience": steps} for steps in (25, 50, 100, 200, 400)}),
     ),
 }
-"""The ablations by name; `inst.evaluation.learning_curves.measure` is one more, which compares curves."""
+"""The ablations by name. `inst.evaluation.learning_curves.measure` is another one, which compares learning curves."""

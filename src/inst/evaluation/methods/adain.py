@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inst.errors import UsageError
-from inst.evaluation.methods.method import OnStep, Repaint, Repainted
+from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult
 from inst.evaluation.networks.frozen import load_frozen
 from inst.evaluation.networks.vgg import VGG19Features
 from inst.pictures.io import Photo, resize_short_side
@@ -20,9 +20,10 @@ from inst.synthesis.tone import adain, channel_statistics
 
 
 class AdaINDecoder(nn.Module):
-    """Features of VGG-19's relu4_1, [B, 512, h, w], to pictures [B, 3, 8 h, 8 w] in [-1, 1], with AdaIN's weights.
+    """Decodes features of VGG-19's relu4_1, [B, 512, h, w], to pictures [B, 3, 8 h, 8 w] in [-1, 1].
 
-    Each convolution mirrors the encoder's layer of its name; after the first of a block the features are enlarged.
+    Each convolution mirrors the encoder layer with its name. After the first convolution of a block, features are
+    enlarged. The weights are AdaIN's.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class AdaINDecoder(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
-        """The authors' weights in float32, frozen: from an `adain-decoder` safetensors file, else fetched."""
+        """Load the authors' weights in float32, frozen, from an `adain-decoder` safetensors file; None downloads it."""
         return load_frozen(cls(), "adain-decoder", path)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ class AdaIN:
     """The method "adain" of `inst.evaluation.compare`.
 
     Attributes:
-        encoder, decoder: with their weights, on one device.
-        size: pixels of the short side of photo, painting and result.
-        alpha: in [0, 1], how much of the painting's statistics the features get (eq. 14); 1 is all.
+        encoder, decoder: networks with loaded weights, on one device.
+        size: short side of photo, painting and result, in pixels.
+        alpha: share of the painting's statistics in the features, in [0, 1] (eq. 14); 1 uses only the painting's.
     """
 
     encoder: VGG19Features
@@ -84,19 +85,19 @@ class AdaIN:
         return {"size": self.size, "alpha": self.alpha}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
-        mean, std = channel_statistics(self._features(self._seen(painting)))
+        mean, std = channel_statistics(self._features(self._prepare(painting)))
 
         @torch.no_grad()
-        def repaint(photo: Photo) -> Repainted:
-            content = self._seen(photo)
+        def repaint(photo: Photo) -> RepaintResult:
+            content = self._prepare(photo)
             features = self._features(content)
             styled = self.decoder(features.lerp(adain(features, mean, std), self.alpha))
-            # The encoder rounds sizes up to multiples of 8.
-            return Repainted(styled[0, :, : content.shape[2], : content.shape[3]])
+            # Cropped, because the encoder rounds sizes up to multiples of 8.
+            return RepaintResult(styled[0, :, : content.shape[2], : content.shape[3]])
 
         return repaint
 
-    def _seen(self, photo: Photo) -> Tensor:
+    def _prepare(self, photo: Photo) -> Tensor:
         return resize_short_side(photo.picture[None], self.size).to(self.encoder.conv0.weight.device)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The built-in methods of a comparison, by name."""
+"""Make the built-in methods of a comparison by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from inst.evaluation.methods.method import Method
 from inst.evaluation.methods.styles import StyleMethod, captioned, instant, learned
 from inst.evaluation.networks.vgg import VGG19Features
 
-_OTHERS = ("adain", "gatys")
-"""Those that do without a backbone."""
+_WITHOUT_BACKBONE = ("adain", "gatys")
+"""The methods that need no backbone."""
 
 
 def built_in(
@@ -28,27 +28,28 @@ def built_in(
     transfer: Mapping[str, Any],
     captions: Mapping[str, str],
 ) -> tuple[list[Method], list[str]]:
-    """Make the methods of these names.
+    """Make the methods with these names.
 
     Args:
-        names: some of `inst.evaluation.methods.names.METHODS`.
-        backbone: loads the backbone; called only where a method needs one.
-        device: where the methods without a backbone compute.
+        names: names from `inst.evaluation.methods.names.METHODS`.
+        backbone: loads the backbone; called only if a method needs one.
+        device: device of the methods without a backbone.
         learning: arguments of `inst.learn`, for "inst" and "textual-inversion".
-        transfer: arguments of `inst.transfer`, for all with a backbone.
-        captions: for "sdm", by painting; see `inst.evaluation.methods.styles.captioned`.
+        transfer: arguments of `inst.transfer`, for all methods with a backbone.
+        captions: captions by painting, for "sdm"; see `inst.evaluation.methods.styles.captioned`.
 
     Returns:
-        The methods in the order of the names, and a line for each that is left out, because its weights are not here.
+        The methods in the order of the names, and a line for each method that is left out because its weights are
+        missing.
 
     Raises:
-        UsageError: arguments that cannot be used, or "inst-instant" with a backbone that has no instant style.
+        UsageError: arguments that cannot be used, or "inst-instant" with a backbone without instant styles.
     """
     made: dict[str, Method] = {}
-    if set(names) - set(_OTHERS):
+    if set(names) - set(_WITHOUT_BACKBONE):
         made |= _with_backbone(names, backbone(), learning, transfer, captions)
     missing: list[str] = []
-    others = [name for name in _OTHERS if name in names]
+    others = [name for name in _WITHOUT_BACKBONE if name in names]
     if others:
         try:
             network = VGG19Features.load().to(device)
@@ -76,11 +77,11 @@ def _with_backbone(
         name: StyleMethod(name, backbone, makers[name], transfer) for name in names if name in makers
     }
     if "sdm" in names:
-        # As it comes: a caption, plain noise, and no help with the tone.
+        # Plain Stable Diffusion: a caption, plain noise, and no tone transfer.
         plain = {**transfer, "tone": "none", "inversion": "none"}
         made["sdm"] = StyleMethod("sdm", backbone, captioned(backbone, captions), plain)
     if "inst-instant" in names and backbone.inversion is None:
         raise UsageError(
-            f"The backbone {backbone.name} has no instant style", "leave inst-instant out of ", Argument("methods")
+            f"The backbone {backbone.name} has no instant styles", "leave inst-instant out of ", Argument("methods")
         )
     return made

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inst.arguments import check_at_least
 from inst.errors import UsageError
-from inst.evaluation.methods.method import OnStep, Repaint, Repainted
+from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult
 from inst.evaluation.metrics.gram import gram_matrix
 from inst.evaluation.networks.vgg import VGG19Features
 from inst.pictures.io import Photo, resize_short_side
@@ -22,16 +22,16 @@ from inst.pictures.io import Photo, resize_short_side
 class Gatys:
     """The method "gatys" of `inst.evaluation.compare`.
 
-    Minimises content + style_weight x style by L-BFGS, starting at the photo (eq. 7). Content is the mean squared
-    difference of the features at relu4_1 (the paper takes conv4_2; the next lower rectified layer is at hand), relative
-    to their mean square; style the mean over relu1_1 to relu5_1 of |G(x) - G(y)|^2 / |G(y)|^2 (eq. 4 and 5 with each
-    layer weighted by its own size).
+    Minimises content + style_weight x style by L-BFGS, starting from the photo (eq. 7). Content is the mean squared
+    difference of the features at relu4_1, relative to their mean square. (The paper uses conv4_2; relu4_1 is the next
+    lower layer that this network returns.) Style is the mean over relu1_1 to relu5_1 of |G(x) - G(y)|^2 / |G(y)|^2
+    (eq. 4 and 5, with each layer weighted by its own size).
 
     Attributes:
-        network: with its weights.
-        size: pixels of the short side.
-        steps: evaluations of the loss.
-        style_weight: beta / alpha of eq. 7, for losses that are relative as said above.
+        network: network with loaded weights.
+        size: short side in pixels.
+        steps: number of evaluations of the loss.
+        style_weight: beta / alpha of eq. 7, for the relative losses above.
     """
 
     network: VGG19Features
@@ -51,14 +51,14 @@ class Gatys:
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         with torch.no_grad():
-            targets = [gram_matrix(features) for features in self.network(self._seen(painting))]
+            targets = [gram_matrix(features) for features in self.network(self._prepare(painting))]
 
-        def repaint(photo: Photo) -> Repainted:
-            return Repainted(self._optimise(self._seen(photo), targets, on_step)[0])
+        def repaint(photo: Photo) -> RepaintResult:
+            return RepaintResult(self._optimise(self._prepare(photo), targets, on_step)[0])
 
         return repaint
 
-    def _seen(self, photo: Photo) -> Tensor:
+    def _prepare(self, photo: Photo) -> Tensor:
         return resize_short_side(photo.picture[None], self.size).to(self.network.conv0.weight.device)
 
     @torch.enable_grad()
@@ -76,15 +76,15 @@ class Gatys:
             nonlocal taken
             optimiser.zero_grad()
             features = self.network(picture)
-            kept = (features[3] - content).square().mean() / content.square().mean()
-            styled = [
+            content_loss = (features[3] - content).square().mean() / content.square().mean()
+            style_losses = [
                 (gram_matrix(x) - target).square().sum() / target.square().sum()
                 for x, target in zip(features, targets, strict=True)
             ]
-            total = kept + self.style_weight * torch.stack(styled).mean()
+            total = content_loss + self.style_weight * torch.stack(style_losses).mean()
             total.backward()
             taken += 1
-            on_step(min(taken, self.steps), self.steps)  # a line search may end a little late
+            on_step(min(taken, self.steps), self.steps)  # a line search may take a few more evaluations
             return total
 
         optimiser.step(loss)

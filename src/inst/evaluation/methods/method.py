@@ -1,4 +1,4 @@
-"""What a method of a comparison is."""
+"""The interface of a method of a comparison."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 from inst.pictures.io import Photo
 
 OnStep = Callable[[int, int], object]
-"""Told (steps taken, steps in all) while a method prepares, or makes a picture that takes many steps."""
+"""Called with (steps done, steps in total) while a method prepares, or makes a picture that takes many steps."""
 
 
 @dataclass(frozen=True, eq=False)
-class Repainted:
-    """A result, [3, H, W] in [-1, 1], and the texts that its PNG file carries."""
+class RepaintResult:
+    """A result, [3, H, W] in [-1, 1], and the texts to store in its PNG file."""
 
     picture: Tensor
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-Repaint = Callable[[Photo], Repainted]
+Repaint = Callable[[Photo], RepaintResult]
 PICTURES = "pictures"
-"""Among a method's settings, marks of the pictures that it takes from elsewhere, by name: there may come more."""
+"""Key in a method's settings: size and time of the pictures of another system, by name; pictures may be added later."""
 
 
 class Method(Protocol):
     """A way to repaint photos.
 
     Attributes:
-        name: what its folder of results is called.
-        settings: all that its results depend on besides the pictures, as plain JSON values.
+        name: name of the method and of its folder of results.
+        settings: everything besides the pictures that the results depend on, as plain JSON values.
     """
 
     @property
@@ -43,11 +43,11 @@ class Method(Protocol):
     def settings(self) -> Mapping[str, Any]: ...
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
-        """Do what is to be done once for a painting.
+        """Prepare once for a painting, and return the function that repaints photos in its style.
 
         Args:
-            painting: laid over white.
-            folder: exists; for files worth keeping for a later call, such as learned styles.
-            on_step: is told how far the preparation is, and later, where a picture takes minutes, how far that one is.
+            painting: without transparency, on white.
+            folder: an existing folder for files that a later call can use again, such as learned styles.
+            on_step: called with the progress of the preparation, and later of each picture that takes minutes.
         """
         ...

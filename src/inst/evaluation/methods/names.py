@@ -1,4 +1,4 @@
-"""The names of the built-in methods, which the command line knows without importing any of them."""
+"""Names of the built-in methods, in a module of their own so that the command line need not import the methods."""
 
 METHODS = ("inst", "inst-instant", "textual-inversion", "sdm", "adain", "gatys")
-"""Ours learned and instant; textual inversion; Stable Diffusion with a caption; AdaIN; Gatys et al."""
+"""InST with learned or instant styles, textual inversion, Stable Diffusion with captions, AdaIN, Gatys et al."""

@@ -1,4 +1,4 @@
-"""Methods that repaint photos in the style of a painting, by name: this project's in its forms, for `inst compare`."""
+"""This project's methods that repaint photos in the style of a painting, for `inst compare`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
-from inst.evaluation.methods.method import OnStep, Repaint, Repainted
+from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
 from inst.pictures.io import Photo, make_thumbnail
@@ -28,7 +28,7 @@ _BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
 
 @dataclass(frozen=True, eq=False)
 class StyleMaker:
-    """A way to make a style of a painting; its name is that of the files that keep the styles."""
+    """A way to make a style of a painting. Its name is part of the names of style files."""
 
     name: str
     settings: Mapping[str, Any]
@@ -37,10 +37,10 @@ class StyleMaker:
 
 @dataclass(frozen=True, eq=False)
 class StyleMethod:
-    """A style, made once for a painting, and `inst.transfer` with fixed arguments.
+    """A method that makes a style once for each painting and calls `inst.transfer` with fixed arguments.
 
-    Methods with the same maker share the styles, which are kept as files in the folder that `start` is given; the names
-    hold a digest of what the styles were made with and of.
+    Methods with the same maker share styles. Styles are saved in the folder given to `start`; the file names contain a
+    digest of the settings and the painting.
 
     Raises:
         UsageError: arguments that `inst.transfer` cannot use.
@@ -52,7 +52,7 @@ class StyleMethod:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_transfer(self.backbone, self.arguments)  # now, and not after every style has been learned
+        check_transfer(self.backbone, self.arguments)  # now, so that no time is spent on learning styles first
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -72,21 +72,22 @@ class StyleMethod:
             style = self.maker.make(painting, on_step)
             style.save(place)
 
-        def repaint(photo: Photo) -> Repainted:
+        def repaint(photo: Photo) -> RepaintResult:
             painted = complete(paint(self.backbone, {"[C]": style}, self.arguments, photo=photo))
-            return Repainted(painted.picture, painted.record.texts())
+            return RepaintResult(painted.picture, painted.record.texts())
 
         return repaint
 
 
 def check_transfer(backbone: Backbone, arguments: Mapping[str, Any]) -> None:
     """Raise UsageError for arguments that `inst.transfer` cannot use with any photo and style."""
-    transfer(backbone, _BLANK.picture, caption_style(backbone, "a", _BLANK), **arguments)  # begun and not run
+    # Created but not run: only the arguments are checked.
+    transfer(backbone, _BLANK.picture, caption_style(backbone, "a", _BLANK), **arguments)
 
 
 def learned(backbone: Backbone, name: str = "learned", **arguments: Any) -> StyleMaker:
-    """Styles learned by `inst.learn` with these arguments. Raises UsageError for those that it cannot use."""
-    with warnings.catch_warnings(action="ignore", category=InstWarning):  # they come when a style is learned
+    """Return a maker of styles learned by `inst.learn` with these arguments. Raises UsageError for wrong arguments."""
+    with warnings.catch_warnings(action="ignore", category=InstWarning):  # they are shown when a style is learned
         learn(backbone, [_BLANK], **arguments)
 
     def make(painting: Photo, on_step: OnStep) -> Style:
@@ -97,16 +98,16 @@ def learned(backbone: Backbone, name: str = "learned", **arguments: Any) -> Styl
 
 
 def instant(backbone: Backbone) -> StyleMaker:
-    """Styles as the backbone's pretrained inversion module sees them."""
+    """Return a maker of instant styles, by the backbone's pretrained inversion module."""
     return StyleMaker("instant", {}, lambda painting, on_step: instant_style(backbone, [painting]))
 
 
 def captioned(backbone: Backbone, captions: Mapping[str, str]) -> StyleMaker:
-    """Written captions in the place of learned words: their ordinary tokens are the style's vectors.
+    """Return a maker of styles from written captions: the token embeddings of the caption are the style's vectors.
 
     Args:
-        captions: a caption for each painting's name without ending; one that has none gets that of
-            the name "", or is called after its file's name.
+        captions: captions by the painting's name without ending. A painting without a caption gets the caption of the
+            name ""; if there is none, the caption is made from the file name.
     """
 
     def make(painting: Photo, on_step: OnStep) -> Style:
@@ -118,14 +119,14 @@ def captioned(backbone: Backbone, captions: Mapping[str, str]) -> StyleMaker:
 
 
 def caption_style(backbone: Backbone, caption: str, painting: Photo) -> Style:
-    """A "style" whose vectors are the tokens of a caption, so that the prompt "[C]" is that caption to the denoiser.
+    """Return a style whose vectors are the tokens of a caption, so that the prompt "[C]" stands for that caption.
 
     Raises:
-        UsageError: a caption without a word.
+        UsageError: the caption has no word.
     """
     ids = backbone.tokenizer(caption, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise UsageError(f'The caption "{caption}" of {painting.name} has no word', "write what the painting shows")
+        raise UsageError(f'The caption "{caption}" of {painting.name} has no word', "describe what the painting shows")
     return Style(
         vectors=backbone.token_table[ids],
         fingerprint=backbone.fingerprint,

@@ -1,8 +1,8 @@
-"""Similarities in a space that pictures and texts share (CLIP; Radford et al., ICML 2021), as in the InST paper.
+"""Similarities in the shared space of pictures and texts (CLIP; Radford et al., ICML 2021), as in the InST paper.
 
-Accuracy is the mean cosine between results and their paintings, editability the mean cosine between results and their
-prompts with the placeholder removed (Zhang et al., CVPR 2023, sec. 4; its code takes CLIP ViT-B/32). Both lie in
-[-1, 1]; the figures of different encoders cannot be compared.
+Accuracy is the mean cosine between results and their paintings. Editability is the mean cosine between results and
+their prompts without the placeholder (Zhang et al., CVPR 2023, sec. 4; its code uses CLIP ViT-B/32). Both are in
+[-1, 1]. Scores by different encoders cannot be compared.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from inst.errors import Argument, InstError
 
 @dataclass(frozen=True, eq=False)
 class PictureTextEncoder:
-    """Pictures and texts to vectors of unit length in one space.
+    """Embeds pictures and texts as vectors of length 1 in one space.
 
     Attributes:
-        name: what the columns are called after: "CLIP" for CLIP itself, else the backbone's name.
-        source: which weights.
+        name: first word of the columns' titles: "CLIP" for CLIP itself, otherwise the backbone's name.
+        source: name of the weights.
         pictures: [B, 3, H, W] in [-1, 1] -> [B, P], of length 1.
-        texts: B texts -> [B, P], of length 1; None where there is no text side in the pictures' space.
-        no_texts: why there is none.
+        texts: B texts -> [B, P], of length 1; None if no text encoder shares the space of the pictures.
+        no_texts: the reason if `texts` is None.
     """
 
     name: str
@@ -41,10 +41,10 @@ class PictureTextEncoder:
 
     @classmethod
     def of_backbone(cls, backbone: Backbone) -> Self:
-        """A backbone's own encoders. They are not CLIP unless somebody made them so, and are not called it.
+        """Return a backbone's own encoders. The columns have the backbone's name, because these may not be CLIP.
 
-        An image encoder that was not trained together with the text encoder has a space of its own, even where the
-        widths agree: cosines between the two mean nothing, and there is no text side then.
+        An image encoder that was not trained together with the text encoder has its own space, even if the widths are
+        the same. Cosines between the two mean nothing then, and `texts` is None.
 
         Raises:
             InstError: the backbone has no image encoder.
@@ -72,18 +72,18 @@ class PictureTextEncoder:
 
     @classmethod
     def load_clip(cls, name: str | Path, device: str | torch.device = "cpu", download: bool = False) -> Self:
-        """CLIP in the layout of transformers, in float32.
+        """Load CLIP in the layout of transformers, in float32.
 
         Args:
             name: a folder with config.json, model.safetensors, the tokenizer and preprocessor_config.json, or the name
                 of a model on the hub, such as "openai/clip-vit-base-patch32".
-            device: where to run it.
-            download: fetch it where it is not in the hub's cache.
+            device: device of the model.
+            download: download the model if it is not in the hub's cache.
 
         Raises:
-            InstError: the folder is missing or incomplete, or the model is neither here nor allowed to be fetched.
+            InstError: the folder is missing or incomplete, or the model is not in the cache and `download` is False.
         """
-        # transformers takes seconds to import: only who measures with CLIP waits for it.
+        # Imported here because importing transformers takes seconds.
         from inst.backbone.loading.image_encoder import read_clip
 
         model, tokenizer, extractor = read_clip(name, download)
@@ -91,24 +91,24 @@ class PictureTextEncoder:
         positions = model.config.text_config.max_position_embeddings
 
         def pictures(batch: Tensor) -> Tensor:
-            seen = model.vision_model(pixel_values=extractor(batch.to(device)))
-            return F.normalize(model.visual_projection(seen.pooler_output), dim=-1)
+            outputs = model.vision_model(pixel_values=extractor(batch.to(device)))
+            return F.normalize(model.visual_projection(outputs.pooler_output), dim=-1)
 
         def texts(prompts: Sequence[str]) -> Tensor:
             tokens = tokenizer(
                 list(prompts), padding=True, truncation=True, max_length=positions, return_tensors="pt"
             ).to(device)
-            read = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            return F.normalize(model.text_projection(read.pooler_output), dim=-1)
+            outputs = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+            return F.normalize(model.text_projection(outputs.pooler_output), dim=-1)
 
         return cls("CLIP", Path(name).name, pictures, texts)
 
 
 def without_placeholder(prompt: str) -> str:
-    """The prompt without its placeholders such as `[C]`, and without the gaps that they leave."""
+    """Return the prompt without placeholders such as `[C]`, and without the spaces that they leave."""
     return " ".join(PLACEHOLDER.sub(" ", prompt).split())
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Cosines [B] of vectors of unit length, [B, P] and [B or 1, P]."""
+    """Return the cosines [B] of vectors of length 1, [B, P] and [B or 1, P]."""
     return (x * y).sum(-1)

@@ -1,8 +1,8 @@
 """FID (Heusel et al., NeurIPS 2017), extrapolated to infinitely many pictures (Chong and Forsyth, CVPR 2020); ArtFID.
 
-FID_N, the Frechet inception distance of N pictures, lies above the true distance by about c / N, with a c that differs
-from model to model: small sets do not merely scatter, they compare unfairly. FID_infinity fits FID_N = a + b / N to
-subsets of growing N and takes a.
+FID_N, the Frechet inception distance of N pictures, is greater than the true distance by about c / N, and c differs
+from model to model. So small sets are not only noisy, they also compare unfairly. FID_infinity fits FID_N = a + b / N
+to subsets of growing N and returns a.
 
 ArtFID (Wright and Ommer, GCPR 2022) is (1 + LPIPS to the photos) (1 + FID to the paintings).
 """
@@ -22,18 +22,18 @@ from torch import Tensor
 from inst.evaluation.metrics.frechet import FeatureStatistics
 
 POINTS = 15
-"""Subsets that the line is fitted to, as in the paper."""
+"""Number of subsets for the fit of the line, as in the paper."""
 SMALLEST_SUBSET = 5000
-"""Pictures of the smallest subset, as in the paper; with fewer than twice as many, half of what there is."""
+"""Pictures in the smallest subset, as in the paper; half of the pictures if there are fewer than 10000."""
 FEWEST = 20
-"""With fewer pictures no line is fitted."""
+"""With fewer pictures, no line is fitted."""
 _ROWS = 1024
 
 
 class FeatureFile:
-    """Feature vectors [N, D] that arrive in batches, in a temporary file: the memory does not grow with N.
+    """Stores feature vectors [N, D] in a temporary file, in batches, so that the memory does not grow with N.
 
-    2,048 float32 features take 8 kB of disk a picture, where temporary files are (TMPDIR).
+    2,048 float32 features take 8 kB of disk for each picture, in the folder of temporary files (TMPDIR).
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -42,12 +42,12 @@ class FeatureFile:
         self._file = tempfile.TemporaryFile(prefix="inst-features-")  # noqa: SIM115 - closed by `close`
 
     def append(self, features: Tensor) -> None:
-        """Take in features [B, D]."""
+        """Append features [B, D]."""
         self._file.write(np.ascontiguousarray(features.detach().cpu().float().numpy()).tobytes())
         self.count += len(features)
 
     def batches(self, chosen: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
-        """Yield the vectors, or those at the places `chosen`, as [at most 1024, D] in float64."""
+        """Yield all vectors, or those with the indices `chosen`, as [at most 1024, D] in float64."""
         if self.count == 0:
             return
         self._file.flush()
@@ -57,22 +57,22 @@ class FeatureFile:
             yield torch.from_numpy(stored[places[start : start + _ROWS]]).double()
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Free the disk space."""
         self._file.close()
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What FID compares with: the mean [D] of features, and a root R [r, D] of their covariance R^T R; in float64."""
+    """The reference of FID: the mean [D] of features, and a root R [r, D] of their covariance R^T R, in float64."""
 
     mean: Tensor
     root: Tensor
 
 
 class ReferenceSet:
-    """The paintings, each counting as often as pictures were made in its style, as in ArtFID's protocol.
+    """The set of paintings, each weighted by the number of pictures in its style, as in ArtFID's protocol.
 
-    Holds the features of at most D different paintings; if there are more, only their mean and covariance.
+    It stores the features of at most D different paintings; if there are more, only their mean and covariance.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -81,7 +81,7 @@ class ReferenceSet:
         self._statistics: FeatureStatistics | None = None
 
     def add(self, name: str, features: Tensor, count: int) -> None:
-        """Count a painting with the features [D] another `count` times."""
+        """Add `count` to the weight of a painting with features [D]."""
         if self._statistics is None:
             row, before = self._rows.get(name, (features.detach().cpu().double(), 0))
             self._rows[name] = row, before + count
@@ -94,7 +94,7 @@ class ReferenceSet:
             self._statistics.update(features.expand(count, -1))
 
     def reference(self) -> Reference | None:
-        """The reference; None with fewer than two paintings, which have no covariance."""
+        """Return the reference; None for fewer than two paintings, which have no covariance."""
         if self._statistics is not None:
             values, vectors = torch.linalg.eigh(self._statistics.covariance)
             return Reference(self._statistics.mean, values.clamp_min(0).sqrt()[:, None] * vectors.T)
@@ -107,8 +107,8 @@ class ReferenceSet:
 
 
 @dataclass(frozen=True)
-class FrechetFigures:
-    """FID of `count` pictures, and FID_infinity; None where there are too few pictures."""
+class FrechetScores:
+    """FID of `count` pictures, and FID_infinity, which is None for too few pictures."""
 
     fid: float
     fid_infinity: float | None
@@ -116,7 +116,7 @@ class FrechetFigures:
 
     @classmethod
     def of(cls, features: FeatureFile, reference: Reference, seed: int = 0) -> Self | None:
-        """Measure; `seed` draws the subsets. None with fewer than two pictures."""
+        """Compute the scores; None for fewer than two pictures. `seed` is the random seed of the subsets."""
         if features.count < 2:
             return None
         fid = distance_to(features.batches(), reference)
@@ -124,16 +124,16 @@ class FrechetFigures:
 
 
 def distance_to(batches: Iterator[Tensor], reference: Reference) -> float:
-    """The squared Frechet distance of feature vectors, batches of [B, D], to a reference (eq. 6 of Heusel et al.).
+    """Return the squared Frechet distance of feature vectors, batches of [B, D], to a reference (Heusel et al., eq. 6).
 
-    With Z the centred features / sqrt(N - 1), the trace of (S1 S2)^(1/2) is the sum of the singular values of Z R^T: it
-    takes an r x r matrix rather than the root of a D x D one, and no rank is missing where paintings are few.
+    With Z the centred features / sqrt(N - 1), the trace of (S1 S2)^(1/2) is the sum of the singular values of Z R^T.
+    This needs an r x r matrix instead of the root of a D x D matrix, and no rank is lost for few paintings.
     """
     rank = len(reference.root)
     count, total, squares = 0, torch.zeros_like(reference.mean), 0.0
     sums, products = torch.zeros(rank, dtype=torch.float64), torch.zeros(rank, rank, dtype=torch.float64)
     for batch in batches:
-        shifted = batch - reference.mean  # close to the mean: little is lost when it is taken off at the end
+        shifted = batch - reference.mean  # close to the final mean, which keeps the later subtraction accurate
         projected = shifted @ reference.root.T
         count += len(batch)
         total += shifted.sum(0)
@@ -148,9 +148,9 @@ def distance_to(batches: Iterator[Tensor], reference: Reference) -> float:
 
 
 def fid_infinity(features: FeatureFile, reference: Reference, fid: float, seed: int = 0) -> float | None:
-    """FID_infinity by 15 random subsets whose sizes are spaced evenly up to all pictures, whose distance is `fid`.
+    """Return FID_infinity by 15 random subsets with evenly spaced sizes; the largest is all pictures, with FID `fid`.
 
-    None with fewer than 20 pictures. It can be negative where pictures are few: then it says no more than that.
+    None for fewer than 20 pictures. For few pictures the result can be negative and then only means a small distance.
     """
     if features.count < FEWEST:
         return None
@@ -167,5 +167,5 @@ def fid_infinity(features: FeatureFile, reference: Reference, fid: float, seed: 
 
 
 def art_fid(lpips: float, fid: float) -> float:
-    """(1 + LPIPS)(1 + FID), eq. 4 of Wright and Ommer; lower is better, 1 is the least."""
+    """Return (1 + LPIPS)(1 + FID), eq. 4 of Wright and Ommer; lower is better, the minimum is 1."""
     return (1 + lpips) * (1 + fid)

@@ -1,4 +1,4 @@
-"""How far the textures of a picture are from a painting's: Gram matrices, and means with standard deviations."""
+"""Distances between the textures of a picture and a painting: Gram matrices, and means with standard deviations."""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from inst.evaluation.networks.vgg import VGG19Distance
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """The correlations of channels over all places: [B, C, h, w] -> [B, C, C], the mean over the places.
+    """Return the products of channels, averaged over all places: [B, C, h, w] -> [B, C, C].
 
-    The mean rather than the sum, so that pictures of different sizes can be compared.
+    It is the mean, not the sum, so that pictures of different sizes can be compared.
     """
     flat = features.float().flatten(2)
     return flat @ flat.transpose(1, 2) / flat.shape[2]
@@ -18,14 +18,14 @@ def gram_matrix(features: Tensor) -> Tensor:
 class GramDistance(VGG19Distance):
     """|G(x) - G(y)| / |G(y)| (Frobenius norms), mean over relu1_1 to relu5_1 (Gatys et al., CVPR 2016, eq. 3 to 5).
 
-    0 for a picture with the painting's textures and palette; about 1 is as far as a grey picture. Divided by the
-    painting's own norm, so that every layer and every painting counts alike; Gatys et al. square the difference and
-    leave the weights of the layers open. Not symmetric.
+    0 for a picture with the painting's textures and palette; about 1 for a grey picture. Division by the norm of the
+    painting's matrix gives every layer and every painting the same weight. Gatys et al. square the difference and do
+    not fix the weights of the layers. The distance is not symmetric.
     """
 
     @staticmethod
     def compare(pictures: list[Tensor], others: list[Tensor]) -> Tensor:
-        """Distances [B] of what `network` made of pictures and of paintings."""
+        """Return the distances [B] between features of pictures and of paintings."""
         total = torch.zeros(len(pictures[0]), device=pictures[0].device)
         for x, y in zip(pictures, others, strict=True):
             target = gram_matrix(y)
@@ -36,13 +36,13 @@ class GramDistance(VGG19Distance):
 class MeanStdDistance(VGG19Distance):
     """Sum over relu1_1 to relu4_1 of |mean(x) - mean(y)| + |std(x) - std(y)| (AdaIN, Huang and Belongie 2017, eq. 13).
 
-    Means and standard deviations are those of each channel over all places, and the norms Euclidean over the channels.
-    It is the loss that AdaIN was trained with, so AdaIN does well by it.
+    Means and standard deviations are over all places of each channel; the norms are Euclidean over the channels. AdaIN
+    was trained with this loss, so it scores well here.
     """
 
     @staticmethod
     def compare(pictures: list[Tensor], others: list[Tensor]) -> Tensor:
-        """Distances [B] of what `network` made of pictures and of paintings."""
+        """Return the distances [B] between features of pictures and of paintings."""
         total = torch.zeros(len(pictures[0]), device=pictures[0].device)
         for x, y in zip(pictures[:4], others[:4], strict=True):
             (mean_x, std_x), (mean_y, std_y) = _moments(x), _moments(y)
@@ -51,6 +51,6 @@ class MeanStdDistance(VGG19Distance):
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Each channel's mean and standard deviation over the places, [B, C]."""
+    """Return the mean and the standard deviation of each channel over the places, [B, C]."""
     flat = features.float().flatten(2)
     return flat.mean(2), flat.std(2)

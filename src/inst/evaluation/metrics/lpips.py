@@ -12,11 +12,11 @@ from inst.evaluation.networks.vgg import BLOCKS, VGG16Features
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of pairs of pictures: 0 for equal ones, about 0.1 for close and 0.7 for unrelated ones.
+    """Perceptual distance of pairs of pictures: 0 if equal, about 0.1 if similar, about 0.7 if unrelated.
 
-    Eq. 1 of the paper: features of five layers, each scaled to unit length along the channels, squared differences
-    weighted per channel by learned non-negative weights, averaged over places and summed over layers. Differentiable in
-    both arguments; a perceptual loss as well as a metric.
+    Eq. 1 of the paper: the features of five layers are scaled to length 1 along the channels; their squared differences
+    are weighted per channel by learned non-negative weights, averaged over places and summed over layers. LPIPS is
+    differentiable in both arguments, so it is also a perceptual loss.
 
     Args:
         net: "vgg" for VGG-16, "alex" for AlexNet. Their distances are on different scales.
@@ -33,9 +33,9 @@ class LPIPS(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None, net: Literal["vgg", "alex"] = "vgg") -> Self:
-        """The authors' weights, frozen: from a safetensors file of any precision, else fetched.
+        """Load the authors' weights, frozen, from a safetensors file of any precision; None downloads them.
 
-        `path` is a file of the weights `vgg16-lpips` or `alexnet-lpips`, whichever `net` wants.
+        `path` is a file with the weights `vgg16-lpips` for net="vgg" or `alexnet-lpips` for net="alex".
         """
         model = cls(net)
         return load_frozen(
@@ -46,11 +46,11 @@ class LPIPS(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances [B] in float32 of two batches of pictures [B, 3, H, W] in [-1, 1] (H and W of at least 32)."""
+        """Return distances [B] in float32 of two batches of pictures [B, 3, H, W] in [-1, 1] (H, W of at least 32)."""
         return self.compare(self.network(x), self.network(y))
 
     def compare(self, x: list[Tensor], y: list[Tensor]) -> Tensor:
-        """Distances [B] of what `network` made of two batches of pictures."""
+        """Return the distances [B] between the features of two batches of pictures."""
         total = torch.zeros(x[0].shape[0], device=x[0].device)
         for head, a, b in zip(self.heads, x, y, strict=True):
             difference = (_unit_length(a) - _unit_length(b)).square()
@@ -59,10 +59,10 @@ class LPIPS(nn.Module):
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    """Channels scaled to unit length at every place, in float32 whatever the features' precision.
+    """Scale the channels to length 1 at every place, in float32 for features of any precision.
 
-    The lower bound only matters where all channels are 0: there the square root has no gradient, and without the bound
-    a flat black region would turn a whole training step into NaN.
+    The lower bound only matters if all channels of a place are 0: the square root has no gradient there, and without
+    the bound a flat black region would turn a whole training step into NaN.
     """
     features = features.float()
     return features / (features.square().sum(1, keepdim=True).clamp_min(1e-20).sqrt() + 1e-10)

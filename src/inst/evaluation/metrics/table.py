@@ -1,4 +1,4 @@
-"""The metrics by name, and the columns that they make."""
+"""Load metrics by name, and define their columns in the table."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from inst.evaluation.networks.inception import InceptionFID
 from inst.evaluation.networks.vgg import VGG19Features
 
 NAMES = ("lpips-vgg", "lpips-alex", "cfsd", "gram", "mean-std", "colour", "clip", "fid", "artfid")
-"""What can be asked for."""
+"""The names of all metrics."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a table.
+    """A column of scores in the table.
 
     Attributes:
-        key: in JSON and CSV.
-        title: for people.
-        better: which way is good.
-        against: what a picture is compared with; "set" where whole sets are compared.
-        means: one sentence.
+        key: name in JSON and CSV files.
+        title: title of the column.
+        better: "lower" or "higher".
+        against: what a picture is compared with; "set" if whole sets are compared.
+        means: meaning of the score, in one sentence.
     """
 
     key: str
@@ -44,9 +44,9 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class PairMetric:
-    """A figure of each picture: `compare(network(picture), network(other))`, [B].
+    """A metric with a score for each picture: `compare(network(picture), network(other))`, [B].
 
-    Metrics that have the very same `network` share its work.
+    Metrics with the same `network` object share its features.
     """
 
     column: Column
@@ -56,14 +56,14 @@ class PairMetric:
 
 @dataclass(frozen=True, eq=False)
 class Metrics:
-    """What is to be measured.
+    """The metrics of an evaluation.
 
     Attributes:
-        pairs: figures of single pictures against a photo or a painting.
-        encoder: measures the likeness to prompts too; None if that is not wanted.
-        inception: pictures to the features [B, D] of FID; None if neither FID nor ArtFID is wanted.
-        sets: the columns of sets, in their order.
-        problems: metrics that had to be left out, one line each.
+        pairs: metrics that compare single pictures with a photo or a painting.
+        encoder: encoder for the similarity to prompts; None if it is not wanted.
+        inception: network from pictures to the features [B, D] of FID; None if neither FID nor ArtFID is wanted.
+        sets: columns that compare sets, in order.
+        problems: metrics that were left out, one line each.
     """
 
     pairs: tuple[PairMetric, ...]
@@ -74,13 +74,13 @@ class Metrics:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """All columns that there can be; those of which nothing could be measured stay empty."""
+        """Return all columns; a column without scores stays empty."""
         texts = () if self.encoder is None or self.encoder.texts is None else (text_column(self.encoder),)
         return (*(metric.column for metric in self.pairs), *texts, *self.sets)
 
 
 def text_column(encoder: PictureTextEncoder) -> Column:
-    """The column of the likeness to prompts (editability)."""
+    """Return the column of the similarity to prompts (editability)."""
     return Column(
         f"{encoder.name.lower()}-text",
         f"{encoder.name} text similarity",
@@ -91,7 +91,13 @@ def text_column(encoder: PictureTextEncoder) -> Column:
 
 
 _FID = (
-    Column("fid", "FID", "lower", "set", "Frechet distance of Inception features to the paintings, all as one set."),
+    Column(
+        "fid",
+        "FID",
+        "lower",
+        "set",
+        "Frechet distance between the Inception features of all pictures and all paintings.",
+    ),
     Column("fid-inf", "FID∞", "lower", "set", "FID extrapolated to infinitely many pictures."),
 )
 _ARTFID = (
@@ -101,10 +107,10 @@ _ARTFID = (
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise UsageError for a name that is not of `NAMES`, or for none."""
+    """Raise UsageError if a name is not in `NAMES`, or if there is no name."""
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
-        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}", f"choose of {', '.join(NAMES)}")
+        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}", f"choose from {', '.join(NAMES)}")
 
 
 def load_metrics(
@@ -114,17 +120,17 @@ def load_metrics(
     device: str | torch.device = "cpu",
     photos: bool = True,
 ) -> Metrics:
-    """Load the networks of the metrics `names`; weights that cannot be had are among the problems, the others go on.
+    """Load the networks of metrics. A metric whose weights are missing becomes a problem; the others are loaded.
 
     Args:
-        names: of `NAMES`. "artfid" measures "fid" and "lpips-alex" as well.
-        encoder: loads what "clip" is measured with; without one, "clip" is left out.
-        device: where the networks run.
-        photos: whether there are photos; without them, what is measured against photos is left out silently.
+        names: names from `NAMES`. "artfid" also adds "fid" and "lpips-alex".
+        encoder: loads the encoder for "clip"; without it, "clip" is left out.
+        device: device of the networks.
+        photos: whether there are photos; without them, the metrics that compare with photos are left out silently.
 
     Raises:
-        UsageError: an unknown name, or none.
-        InstError: no weights at all could be had.
+        UsageError: an unknown name, or no name.
+        InstError: no metric could be loaded.
     """
     check_names(names)
     wanted = set(names) | ({"fid", "lpips-alex"} if "artfid" in names else set())
@@ -132,7 +138,7 @@ def load_metrics(
         wanted -= {"lpips-vgg", "lpips-alex", "cfsd", "artfid"}
     problems: list[str] = []
 
-    def attempt(names: Sequence[str], load: Callable[[], Any]) -> Any:
+    def load_or_skip(names: Sequence[str], load: Callable[[], Any]) -> Any:
         try:
             return load()
         except InstError as error:
@@ -143,54 +149,57 @@ def load_metrics(
     nets: tuple[tuple[Literal["vgg", "alex"], str], ...] = (("vgg", "VGG"), ("alex", "Alex"))
     for net, title in nets:
         load = partial(LPIPS.load, net=net)
-        if f"lpips-{net}" in wanted and (lpips := attempt([f"lpips-{net}"], load)):
+        if f"lpips-{net}" in wanted and (lpips := load_or_skip([f"lpips-{net}"], load)):
             lpips.to(device)
             means = "Perceptual distance to the photo: 0 for the photo itself."
             column = Column(f"lpips-{net}", f"LPIPS {title}", "lower", "photo", means)
             pairs.append(PairMetric(column, lpips.network, lpips.compare))
-    styles = [name for name in ("cfsd", "gram", "mean-std") if name in wanted]
-    if styles and (vgg := attempt(styles, lambda: VGG19Features.load().to(device))):
-        pairs += [_of_vgg19(name, vgg) for name in styles]
+    vgg19_names = [name for name in ("cfsd", "gram", "mean-std") if name in wanted]
+    if vgg19_names and (vgg := load_or_skip(vgg19_names, lambda: VGG19Features.load().to(device))):
+        pairs += [_vgg19_metric(name, vgg) for name in vgg19_names]
     if "colour" in wanted:
         colour = ColourDistance().to(device)
         means = (
-            "Hellinger distance of the colour histograms to the painting's: 0 the same palette, 1 nothing in common."
+            "Hellinger distance between the colour histograms of picture and painting: 0 for the same palette, "
+            "1 for no colours in common."
         )
         column = Column("colour", "Colour histogram", "lower", "painting", means)
         pairs.append(PairMetric(column, colour.network, colour.compare))
-    seen = attempt(["clip"], encoder) if encoder and "clip" in wanted else None
-    if seen is not None:
-        means = f"Accuracy: cosine with the painting, in the space of {seen.source}."
-        column = Column(f"{seen.name.lower()}-image", f"{seen.name} image similarity", "higher", "painting", means)
-        pairs.append(PairMetric(column, seen.pictures, cosine))
-    inception = attempt(["fid"], lambda: InceptionFID.load().to(device)) if "fid" in wanted else None
+    clip = load_or_skip(["clip"], encoder) if encoder and "clip" in wanted else None
+    if clip is not None:
+        means = f"Accuracy: cosine with the painting, in the space of {clip.source}."
+        column = Column(f"{clip.name.lower()}-image", f"{clip.name} image similarity", "higher", "painting", means)
+        pairs.append(PairMetric(column, clip.pictures, cosine))
+    inception = load_or_skip(["fid"], lambda: InceptionFID.load().to(device)) if "fid" in wanted else None
     sets = () if inception is None else _FID
     if "artfid" in wanted:
-        had = {"fid": inception is not None, "lpips-alex": any(one.column.key == "lpips-alex" for one in pairs)}
-        if lacking := [name for name, there in had.items() if not there]:
-            problems.append(f"artfid is left out: it takes {' and '.join(lacking)}")
+        loaded = {"fid": inception is not None, "lpips-alex": any(one.column.key == "lpips-alex" for one in pairs)}
+        if missing := [name for name, is_loaded in loaded.items() if not is_loaded]:
+            problems.append(f"artfid is left out: it needs {' and '.join(missing)}")
         else:
             sets = (*sets, *_ARTFID)
     if not pairs and inception is None:
         if problems:
             raise InstError(problems[0])
         raise InstError("Nothing can be measured without photos", "give ", Argument("photos"))
-    return Metrics(tuple(pairs), seen, inception, sets, tuple(problems))
+    return Metrics(tuple(pairs), clip, inception, sets, tuple(problems))
 
 
-def _of_vgg19(name: str, vgg: VGG19Features) -> PairMetric:
+def _vgg19_metric(name: str, vgg: VGG19Features) -> PairMetric:
     compare: Callable[[Any, Any], Tensor]
     if name == "cfsd":
         compare = CFSD.compare
-        column = Column(name, "CFSD", "lower", "photo", "Change of the places' likeness to each other since the photo.")
+        means = "Change of the similarities between places of the picture, compared with the photo."
+        column = Column(name, "CFSD", "lower", "photo", means)
     elif name == "gram":
         compare = GramDistance.compare
         means = (
-            "Relative distance of VGG-19's Gram matrices to the painting's: 0 its textures, about 1 a grey picture's."
+            "Relative distance between the Gram matrices of VGG-19 of picture and painting: 0 for the same textures, "
+            "about 1 for a grey picture."
         )
         column = Column(name, "Gram distance", "lower", "painting", means)
     else:
         compare = MeanStdDistance.compare
-        means = "Distance of the means and standard deviations of VGG-19's channels to the painting's (AdaIN's loss)."
+        means = "Distance between means and deviations of VGG-19's channels of picture and painting (AdaIN's loss)."
         column = Column(name, "Mean and std", "lower", "painting", means)
     return PairMetric(column, vgg, compare)

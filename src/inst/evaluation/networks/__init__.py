@@ -1,1 +1,1 @@
-"""The networks that pictures are judged by, and where their weights come from."""
+"""The networks of the metrics, and the sources of their weights."""

@@ -10,7 +10,7 @@ CHANNELS = (64, 192, 384, 256, 256)
 class AlexNetFeatures(nn.Module):
     """The rectified activations of AlexNet's five convolutions, as LPIPS uses them.
 
-    Receives pictures [B, 3, H, W] in [-1, 1], with H and W of at least 31, and normalises them itself.
+    The input is pictures [B, 3, H, W] in [-1, 1], with H and W of at least 31; the network normalises them itself.
     """
 
     shift: Tensor
@@ -26,7 +26,7 @@ class AlexNetFeatures(nn.Module):
             *(nn.Conv2d(c, d, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(d, e, 3, padding=1), nn.ReLU()),
         )
-        # As in the LPIPS authors' ScalingLayer; the same as VGG-16's.
+        # As in the LPIPS authors' ScalingLayer; the same values as for VGG-16.
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
         self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""Weights files into networks."""
+"""Load frozen networks from weights files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,23 +17,23 @@ Network = TypeVar("Network", bound=nn.Module)
 def load_frozen(
     model: Network, name: str, path: str | Path | None, rename: Callable[[str], str | None] = lambda key: key
 ) -> Network:
-    """`model` with weights in float32, in evaluation mode and frozen.
+    """Load weights into `model` in float32, and return it frozen and in evaluation mode.
 
     Args:
         model: the network to fill.
-        name: what `inst.evaluation.networks.weights.fetch` calls its weights.
-        path: a safetensors file of these weights in any precision; fetched if None.
-        rename: the model's name of each tensor of the file; None for one that it has no use for.
+        name: name of the weights in `inst.evaluation.networks.weights.fetch`.
+        path: a safetensors file of these weights in any precision; None downloads them.
+        rename: returns the model's name for each tensor of the file; None for a tensor that the model does not use.
 
     Raises:
-        InstError: the file is missing, broken, or does not hold these weights.
+        InstError: the file is missing, broken, or does not contain these weights.
     """
     path = Path(path or fetch(name))
     try:
         stored = load_file(path)
         model.load_state_dict({new: stored[key].float() for key in stored if (new := rename(key)) is not None})
     except FileNotFoundError as error:
-        raise InstError(f"{path}: no such file", f"leave the path out to fetch the weights {name!r}") from error
+        raise InstError(f"{path}: no such file", f"leave out the path to download the weights {name!r}") from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise InstError(f"{path}: does not hold the weights {name!r}", "delete it or give another file") from error
+        raise InstError(f"{path} does not contain the weights {name!r}", "delete it or give another file") from error
     return model.eval().requires_grad_(False)

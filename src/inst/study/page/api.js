@@ -1,5 +1,5 @@
-// Talking to the server. What a participant answered is sent again until the server has it: the key that goes with an
-// answer lets the server see that it is the same one.
+// Requests to the server. A request is sent again until the server answers. The key of a participant's answer lets the
+// server recognise a repeated one.
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -12,28 +12,28 @@ const LONGEST_PAUSE = 8000;
 const sleep = (milliseconds) => new Promise((wake) => setTimeout(wake, milliseconds));
 
 export function randomHex(bytes) {
-  return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (one) => one.toString(16).padStart(2, "0")).join("");
+  return Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Asks until there is an answer; `offline(true)` is called while there is none. Throws Refused. */
+/** Sends a request until there is an answer; calls `offline(true)` while there is none. Throws Refused. */
 export async function ask(path, token, body, offline = () => {}) {
   const headers = { Authorization: `Bearer ${token}` };
   const request = body === undefined ? { headers } : { method: "POST", headers, body: JSON.stringify(body) };
   for (let pause = 500; ; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
-    let answer, found;
+    let answer, content;
     try {
       answer = await fetch(path, request);
-      found = await answer.json();
+      content = await answer.json();
     } catch {
-      answer = undefined; // no connection, or it ended in the middle
+      answer = undefined; // no connection, or it was lost
     }
     if (answer?.ok) {
       offline(false);
-      return found;
+      return content;
     }
     if (answer && answer.status < 500) {
       offline(false);
-      throw new Refused(answer.status, found.error ?? answer.statusText);
+      throw new Refused(answer.status, content.error ?? answer.statusText);
     }
     offline(true);
     await sleep(pause);

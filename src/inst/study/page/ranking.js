@@ -1,23 +1,23 @@
-// The ranking: factors are dragged, or moved by buttons or keys, between "your order" and "left out".
+// The ranking: factors are dragged, or moved with buttons or keys, between "your order" and "left out".
 
-import { say } from "./texts.js";
+import { text } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
-let on;
+let handlers;
 
-const name = (item) => say(`factors.${item.dataset.factor}.name`);
+const name = (item) => text(`factors.${item.dataset.factor}.name`);
 const order = () => Array.from($("ranked").children, (item) => item.dataset.factor);
 
-/** Shows the factors. `calls` has draft (JSON of an order, or null), changed(order), back() and send(order or null). */
-export function startRanking(factors, calls) {
-  on = calls;
+/** Shows the factors. `options` has draft (JSON of an order, or null), changed(order), back(), send(order or null). */
+export function startRanking(factors, options) {
+  handlers = options;
   let draft = [];
-  try { draft = JSON.parse(calls.draft ?? "[]").filter((one) => factors.includes(one)); } catch { /* none */ }
-  $("ranked").dataset.empty = say("emptyRanked");
-  $("unranked").dataset.empty = say("emptyUnranked");
+  try { draft = JSON.parse(options.draft ?? "[]").filter((factor) => factors.includes(factor)); } catch { /* none */ }
+  $("ranked").dataset.empty = text("emptyRanked");
+  $("unranked").dataset.empty = text("emptyUnranked");
   $("ranked").replaceChildren(...draft.map(makeItem));
-  $("unranked").replaceChildren(...factors.filter((one) => !draft.includes(one)).map(makeItem));
-  $("rank-back").onclick = on.back;
+  $("unranked").replaceChildren(...factors.filter((factor) => !draft.includes(factor)).map(makeItem));
+  $("rank-back").onclick = handlers.back;
   $("skip").onclick = () => send(null);
   $("send").onclick = () => send(order());
   $("skip").disabled = false;
@@ -26,18 +26,18 @@ export function startRanking(factors, calls) {
 
 async function send(ranking) {
   $("send").disabled = $("skip").disabled = true;
-  await on.send(ranking);
+  await handlers.send(ranking);
 }
 
 function update() {
   $("send").disabled = !$("ranked").children.length;
-  on.changed(order());
+  handlers.changed(order());
 }
 
 function announce(item) {
   const place = order().indexOf(item.dataset.factor) + 1;
   const values = { what: name(item), place, count: order().length };
-  $("moved").textContent = place ? say("placed", values) : say("removed", values);
+  $("moved").textContent = place ? text("placed", values) : text("removed", values);
 }
 
 function makeItem(factor) {
@@ -48,7 +48,7 @@ function makeItem(factor) {
   grip.ariaHidden = "true";
   const place = Object.assign(document.createElement("span"), { className: "place" });
   const label = Object.assign(document.createElement("span"), { className: "name", textContent: name(item) });
-  label.append(Object.assign(document.createElement("small"), { textContent: say(`factors.${factor}.help`) }));
+  label.append(Object.assign(document.createElement("small"), { textContent: text(`factors.${factor}.help`) }));
   const tools = Object.assign(document.createElement("span"), { className: "tools" });
   tools.append(
     tool("↑", "up", "ranked-only", () => move(item, -1), item),
@@ -58,15 +58,15 @@ function makeItem(factor) {
   );
   item.append(grip, place, label, tools);
   grip.addEventListener("pointerdown", (event) => drag(event, item));
-  // The item moves in the page while the finger is on it: without this, Chromium takes no notice of the next tap.
+  // The item moves in the page while the finger is on it. Without this, Chromium ignores the next tap.
   grip.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
   item.addEventListener("keydown", (event) => key(event, item));
   return item;
 }
 
-function tool(sign, text, kind, act, item) {
+function tool(sign, key, kind, act, item) {
   const button = Object.assign(document.createElement("button"), { type: "button", textContent: sign, className: kind });
-  button.ariaLabel = button.title = say(text, { what: name(item) });
+  button.ariaLabel = button.title = text(key, { what: name(item) });
   button.addEventListener("click", act);
   return button;
 }
@@ -76,17 +76,17 @@ function move(item, by) {
   if (item.parentElement !== $("ranked") || !other) return;
   const focused = document.activeElement;
   if (by < 0) other.before(item); else other.after(item);
-  focused.focus(); // moving an element takes its focus away
-  settled(item);
+  focused.focus(); // an element loses the focus when it is moved
+  finishMove(item);
 }
 
 function toggle(item) {
   (item.parentElement === $("ranked") ? $("unranked") : $("ranked")).append(item);
   item.focus();
-  settled(item);
+  finishMove(item);
 }
 
-function settled(item) {
+function finishMove(item) {
   update();
   announce(item);
 }
@@ -100,18 +100,18 @@ function key(event, item) {
   event.preventDefault();
 }
 
-/** The held item follows the pointer from place to place, in and between the lists. */
+/** The dragged item follows the pointer from place to place, in and between the lists. */
 function drag(start, item) {
   if (start.button !== 0) return;
   start.preventDefault();
-  item.classList.add("held");
+  item.classList.add("dragged");
   const follow = (event) => {
     if (event.pointerId !== start.pointerId) return;
     const lists = [$("ranked"), $("unranked")];
     const boundary = lists[1].getBoundingClientRect().top - lists[0].getBoundingClientRect().bottom;
     const list = event.clientY < lists[0].getBoundingClientRect().bottom + boundary / 2 ? lists[0] : lists[1];
-    const middle = (one) => (one.getBoundingClientRect().top + one.getBoundingClientRect().bottom) / 2;
-    const next = Array.from(list.children).find((one) => one !== item && event.clientY < middle(one)) ?? null;
+    const middle = (child) => (child.getBoundingClientRect().top + child.getBoundingClientRect().bottom) / 2;
+    const next = Array.from(list.children).find((child) => child !== item && event.clientY < middle(child)) ?? null;
     if (item.parentElement !== list || item.nextElementSibling !== next) list.insertBefore(item, next);
   };
   const end = (event) => {
@@ -119,8 +119,8 @@ function drag(start, item) {
     window.removeEventListener("pointermove", follow);
     window.removeEventListener("pointerup", end);
     window.removeEventListener("pointercancel", end);
-    item.classList.remove("held");
-    settled(item);
+    item.classList.remove("dragged");
+    finishMove(item);
   };
   window.addEventListener("pointermove", follow);
   window.addEventListener("pointerup", end);

@@ -1,29 +1,29 @@
-// What a participant sees: consent, pairs, ranking, thanks. The server knows how far the participant is; the browser
-// keeps nothing but a random token, so the page can be closed and opened again at any time.
+// The pages for a participant: consent, pairs, ranking, thanks. The server stores the participant's progress. The
+// browser stores a random token, the language and the draft of the ranking, so the page can be closed and opened again.
 
 import { ask, randomHex, Refused } from "./api.js";
 import { startRanking } from "./ranking.js";
-import { languages, preferred, say, speak } from "./texts.js";
+import { languages, preferredLanguage, setLanguage, text } from "./texts.js";
 import { Trial } from "./trial.js";
 
-const SECONDS_A_PAIR = 12;
+const SECONDS_PER_PAIR = 12;
 const $ = (id) => document.getElementById(id);
 
-// Where storing is forbidden, the study works as long as the page is open.
-function recall(name) {
+// If the browser forbids storage, the study works as long as the page is open.
+function readStored(name) {
   try { return localStorage.getItem(name); } catch { return null; }
 }
-function remember(name, value) {
+function store(name, value) {
   try { localStorage.setItem(name, value); } catch { /* see above */ }
 }
 
 let study, session;
-const known = recall("inst-study-token");
-const token = known ?? randomHex(32);
+const storedToken = readStored("inst-study-token");
+const token = storedToken ?? randomHex(32);
 
-function offline(is) {
-  $("offline").textContent = is ? say("offline") : "";
-  $("offline").hidden = !is;
+function offline(isOffline) {
+  $("offline").textContent = isOffline ? text("offline") : "";
+  $("offline").hidden = !isOffline;
 }
 
 const request = (path, body) => ask(path, token, body, offline);
@@ -36,21 +36,22 @@ function show(name) {
 
 function stop(error) {
   if (!(error instanceof Refused)) throw error;
-  $("offline").textContent = say("refused", { error: error.message });
+  $("offline").textContent = text("refused", { error: error.message });
   $("offline").hidden = false;
 }
 
 function paragraphs(texts) {
-  return texts.filter(Boolean).map((text) => Object.assign(document.createElement("p"), { textContent: text }));
+  return texts.filter(Boolean).map((content) => Object.assign(document.createElement("p"), { textContent: content }));
 }
 
 async function fillConsent() {
-  document.title = study.title || say("title");
-  $("study-title").textContent = study.title || say("title");
-  const minutes = Math.max(1, Math.round((study.trials * SECONDS_A_PAIR) / 60) + 1);
-  const usual = [say("about"), say("length", { count: study.trials, minutes }), say("voluntary"), say("privacy")];
-  const own = study.consent ? study.consent.split(/\n\s*\n/) : usual;
-  $("consent-text").replaceChildren(...paragraphs([...own, study.contact && say("contact", { contact: study.contact })]));
+  document.title = study.title || text("title");
+  $("study-title").textContent = study.title || text("title");
+  const minutes = Math.max(1, Math.round((study.trials * SECONDS_PER_PAIR) / 60) + 1);
+  const standard = [text("about"), text("length", { count: study.trials, minutes }), text("voluntary"), text("privacy")];
+  const parts = study.consent ? study.consent.split(/\n\s*\n/) : standard;
+  const contact = study.contact && text("contact", { contact: study.contact });
+  $("consent-text").replaceChildren(...paragraphs([...parts, contact]));
 }
 
 async function consent() {
@@ -61,26 +62,26 @@ async function consent() {
 
 $("agree").addEventListener("click", async () => {
   $("agree").disabled = true;
-  remember("inst-study-token", token);
-  remember("inst-study-ranking", "[]"); // that of another study at the same address is no answer to this one
+  store("inst-study-token", token);
+  store("inst-study-ranking", "[]"); // remove the draft of another study at the same address
   try {
     session = await request("api/begin", {});
-    goOn();
+    continueSession();
   } catch (error) { stop(error); }
 });
 
-/** To the first pair without an answer, or the ranking, or the end. */
-function goOn() {
+/** Shows the first pair without an answer, or the ranking, or the end. */
+function continueSession() {
   if (session.finished) return show("thanks");
-  const next = session.trials.findIndex((one) => one.chosen === null);
+  const next = session.trials.findIndex((assigned) => assigned.chosen === null);
   return next < 0 ? ranking() : pair(next);
 }
 
 const trial = new Trial({
   async answer(index, choice, seconds) {
-    const one = session.trials[index];
-    await request("api/vote", { key: randomHex(16), position: one.position, choice, seconds });
-    one.chosen = choice;
+    const assigned = session.trials[index];
+    await request("api/vote", { key: randomHex(16), position: assigned.position, choice, seconds });
+    assigned.chosen = choice;
     forward(index);
   },
   back: (index) => pair(index - 1),
@@ -94,15 +95,15 @@ function forward(index) {
 
 function pair(index) {
   const changed = $("trial").hidden;
-  $("question").textContent = study.question || say("question");
+  $("question").textContent = study.question || text("question");
   if (changed) show("trial");
   trial.show(session.trials, index);
 }
 
 function ranking() {
   startRanking(session.factors, {
-    draft: recall("inst-study-ranking"),
-    changed: (order) => remember("inst-study-ranking", JSON.stringify(order)),
+    draft: readStored("inst-study-ranking"),
+    changed: (order) => store("inst-study-ranking", JSON.stringify(order)),
     back: () => pair(session.trials.length - 1),
     async send(order) {
       try {
@@ -116,24 +117,24 @@ function ranking() {
 }
 
 async function begin() {
-  await speak(recall("inst-study-language") ?? preferred());
+  await setLanguage(readStored("inst-study-language") ?? preferredLanguage());
   study = await request("api/study");
-  document.title = study.title || say("title");
+  document.title = study.title || text("title");
   for (const [code, name] of await languages()) $("language").append(new Option(name, code));
   $("language").value = document.documentElement.lang.slice(0, 2);
   $("language").addEventListener("change", async () => {
-    remember("inst-study-language", $("language").value);
-    await speak($("language").value);
+    store("inst-study-language", $("language").value);
+    await setLanguage($("language").value);
     await fillConsent();
   });
-  if (!known) return consent();
+  if (!storedToken) return consent();
   try {
     session = await request("api/session");
   } catch (error) {
     if (error.status !== 401) return stop(error);
-    return consent(); // to another study at the same address
+    return consent(); // the token belongs to another study at the same address
   }
-  return goOn();
+  return continueSession();
 }
 
 begin();

@@ -1,19 +1,19 @@
-// One pair: painting and photo beside two results. A click or a key chooses.
+// One pair: photo and painting beside two results. A click or a key chooses a result.
 
-import { say } from "./texts.js";
+import { text } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
 const ROLES = ["photo", "painting", "first", "second"];
 const KEYS = { ArrowLeft: "first", 1: "first", ArrowRight: "second", 2: "second" };
-// A double click is one choice, not the choice of the next pair too.
-const SETTLE = 350;
-const RETRY = 2000;
+// Minimum time before an answer, so that a double click does not answer the next pair too.
+const MINIMUM_MILLISECONDS = 350;
+const RETRY_MILLISECONDS = 2000;
 
 const address = (key) => `pictures/${key}`;
 const sleep = (milliseconds) => new Promise((wake) => setTimeout(wake, milliseconds));
 
-/** Counts the seconds that the page is in sight. */
-class Watch {
+/** Counts the seconds while the page is visible. */
+class Stopwatch {
   start() {
     this.sum = 0;
     this.since = document.hidden ? null : performance.now();
@@ -29,18 +29,18 @@ class Watch {
 }
 
 export class Trial {
-  /** `on` has the functions answer(index, choice, seconds), back(index), keep(index) and failed(error). */
-  constructor(on) {
-    this.on = on;
+  /** `handlers` has the functions answer(index, choice, seconds), back(index), keep(index) and failed(error). */
+  constructor(handlers) {
+    this.handlers = handlers;
     this.open = false;
     this.shown = 0;
-    this.watch = new Watch();
+    this.stopwatch = new Stopwatch();
     for (const role of ROLES) this.#fill(role);
     $("back").addEventListener("click", () => this.#back());
-    $("keep").addEventListener("click", () => this.open && on.keep(this.index));
+    $("keep").addEventListener("click", () => this.open && handlers.keep(this.index));
     $("close").addEventListener("click", () => $("enlarged").close());
     $("enlarged").addEventListener("click", (event) => event.target.id === "enlarged-picture" && $("enlarged").close());
-    document.addEventListener("visibilitychange", () => this.watch.pause(document.hidden));
+    document.addEventListener("visibilitychange", () => this.stopwatch.pause(document.hidden));
     document.addEventListener("keydown", (event) => this.#key(event));
   }
 
@@ -70,44 +70,44 @@ export class Trial {
     this.#figure(role).append(frame, caption);
   }
 
-  /** Shows the pair `trials[index]`; it can be answered when all its pictures are there. */
+  /** Shows the pair `trials[index]`; it can be answered when all its pictures are loaded. */
   async show(trials, index) {
-    const one = trials[index];
+    const trial = trials[index];
     const turn = ++this.shown;
     this.index = index;
     this.open = false;
     $("progress").max = trials.length;
     $("progress").value = index;
-    $("progress-text").textContent = say("progress", { position: index + 1, count: trials.length });
+    $("progress-text").textContent = text("progress", { position: index + 1, count: trials.length });
     $("back").disabled = index === 0;
-    $("keep").hidden = one.chosen === null;
-    $("status").textContent = say("loading");
-    for (const role of ROLES) this.#label(role, one);
-    await Promise.all([sleep(SETTLE), ...ROLES.map((role) => this.#load(role, one[role], turn))]);
+    $("keep").hidden = trial.chosen === null;
+    $("status").textContent = text("loading");
+    for (const role of ROLES) this.#label(role, trial);
+    await Promise.all([sleep(MINIMUM_MILLISECONDS), ...ROLES.map((role) => this.#load(role, trial[role], turn))]);
     if (turn !== this.shown) return;
-    $("status").textContent = one.chosen === null ? "" : `${say("chosen")}: ${say(one.chosen)}`;
+    $("status").textContent = trial.chosen === null ? "" : `${text("chosen")}: ${text(trial.chosen)}`;
     this.#enable(true);
-    this.watch.start();
+    this.stopwatch.start();
     const next = trials[index + 1];
     if (next) for (const role of ROLES) new Image().src = address(next[role]);
   }
 
-  #label(role, one) {
+  #label(role, trial) {
     const figure = this.#figure(role);
-    const name = say(role);
+    const name = text(role);
     figure.querySelector("img").alt = name;
     const enlarge = figure.querySelector(".enlarge");
-    enlarge.ariaLabel = enlarge.title = say("enlarge", { what: name });
+    enlarge.ariaLabel = enlarge.title = text("enlarge", { what: name });
     figure.querySelector("figcaption span").textContent = name;
     if (!figure.classList.contains("result")) return;
     const frame = figure.querySelector(".frame");
-    frame.ariaPressed = String(one.chosen === role);
-    frame.ariaDisabled = "true"; // rather than disabled, which would take the focus away
+    frame.ariaPressed = String(trial.chosen === role);
+    frame.ariaDisabled = "true"; // not disabled, because a disabled button loses the focus
   }
 
   async #load(role, key, turn) {
     const image = this.#figure(role).querySelector("img");
-    image.removeAttribute("src"); // the picture before must not be taken for this one
+    image.removeAttribute("src"); // so that the previous picture is not shown
     while (turn === this.shown) {
       image.src = address(key);
       try {
@@ -115,44 +115,46 @@ export class Trial {
         return;
       } catch {
         if (turn !== this.shown) return;
-        $("status").textContent = say("offline");
-        await sleep(RETRY);
+        $("status").textContent = text("offline");
+        await sleep(RETRY_MILLISECONDS);
         image.removeAttribute("src");
       }
     }
   }
 
-  #enable(is) {
-    this.open = is;
-    for (const frame of document.querySelectorAll(".result .frame")) frame.ariaDisabled = String(!is);
+  #enable(enabled) {
+    this.open = enabled;
+    for (const frame of document.querySelectorAll(".result .frame")) frame.ariaDisabled = String(!enabled);
   }
 
   async #choose(role) {
     if (!this.open) return;
-    const seconds = this.watch.seconds();
+    const seconds = this.stopwatch.seconds();
     this.#enable(false);
-    for (const one of ["first", "second"]) this.#figure(one).querySelector(".frame").ariaPressed = String(one === role);
+    for (const other of ["first", "second"]) {
+      this.#figure(other).querySelector(".frame").ariaPressed = String(other === role);
+    }
     $("back").disabled = true;
-    $("status").textContent = say("saving");
+    $("status").textContent = text("saving");
     try {
-      await this.on.answer(this.index, role, seconds);
-    } catch (error) { this.on.failed(error); }
+      await this.handlers.answer(this.index, role, seconds);
+    } catch (error) { this.handlers.failed(error); }
   }
 
   #back() {
-    if (this.open && this.index > 0) this.on.back(this.index);
+    if (this.open && this.index > 0) this.handlers.back(this.index);
   }
 
   #enlarge(role) {
-    $("enlarged-name").textContent = say(role);
+    $("enlarged-name").textContent = text(role);
     $("enlarged-picture").src = this.#figure(role).querySelector("img").src;
-    $("enlarged-picture").alt = say(role);
+    $("enlarged-picture").alt = text(role);
     $("enlarged").showModal();
   }
 
   #key(event) {
     if ($("trial").hidden || $("enlarged").open) return;
-    if (event.repeat) { // a key held down is one choice
+    if (event.repeat) { // a repeated key is only one choice
       if (event.key === "Enter") event.preventDefault();
       return;
     }

@@ -1,0 +1,1 @@
+from .table import load_metrics as load_metrics
