@@ -62,6 +62,12 @@ def check_at_least(least: int, **numbers: int) -> None:
             raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
+def check_factor(what: str, value: Any, remedy: str) -> None:
+    """Raise UsageError, with `what` as the argument's name, unless `value` is in [0, `LARGEST_FACTOR`]."""
+    if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # also for NaN
+        raise UsageError(f"A {what} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
+
+
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `name` is one of the `known` names."""
     if checked(what, name, "str") not in (choices := list(known)):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from inst.arguments import check_path
+from inst.arguments import check_path, check_type
 from inst.backbone.devices import choose_device, choose_dtype
 from inst.backbone.offload import Offload
 from inst.backbone.parts import Parts, check_fit
@@ -330,6 +330,11 @@ class Backbone(TextEncoding):
                 f"The timesteps {timesteps.tolist()} are not all in this model's range",
                 f"give timesteps from 0 to {last}",
             )
+
+
+def check_backbone(backbone: object) -> None:
+    """Raise UsageError unless an argument is a backbone."""
+    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
 
 
 def _check_pictures(pictures: Tensor) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from inst.arguments import check_type, checked
-from inst.backbone.model import Backbone
+from inst.arguments import checked
+from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Call, InstError, UsageError
 from inst.learning.data import embed_paintings, mean_word
 from inst.learning.start import default_style_name, style_provenance
@@ -30,7 +30,7 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
         UsageError: there is no painting.
         InstError: the backbone has no pretrained inversion module.
     """
-    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    check_backbone(backbone)
     loaded = to_paintings(paintings)
     name = None if name is None else checked("name", name, "str")
     if backbone.inversion is None:

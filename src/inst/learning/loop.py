@@ -12,7 +12,7 @@ from torch import Tensor
 from inst.arguments import check_choice, check_type, checked
 from inst.backbone.inversion import VARIANTS
 from inst.backbone.loading.image_encoder import image_encoder_remedy
-from inst.backbone.model import Backbone
+from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.run import LearningDiverged as LearningDiverged
 from inst.learning.run import LearningRun
@@ -145,7 +145,7 @@ def learn(
     Warns:
         InstWarning: the variant "direct" is used because the backbone has no image encoder, and `variant` is None.
     """
-    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    check_backbone(backbone)
     loaded = to_paintings(paintings)
     if resume is not None:
         check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from diffusers import ControlNetModel
 from torch import Tensor
 
-from inst.arguments import LARGEST_FACTOR, check_path, check_type, checked
+from inst.arguments import check_factor, check_path, check_type
 from inst.backbone.loading.part import find_folder, load_weights
-from inst.backbone.model import Backbone
+from inst.backbone.model import Backbone, check_backbone
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
 from inst.pictures.given import to_photo
@@ -85,11 +85,7 @@ class Control:
                 f"The ControlNet is on {self.model.device}, but the backbone computes on {backbone.device}",
                 f"move the ControlNet to {backbone.device}",
             )
-        if not 0 <= checked("control scale", self.scale, "float") <= LARGEST_FACTOR:  # False for NaN too
-            raise UsageError(
-                f"A control scale of {self.scale} cannot be used",
-                f"give 0 (none), 1 (as trained) or more, up to {LARGEST_FACTOR}",
-            )
+        check_factor("control scale", self.scale, "give 0 (none), 1 (as trained) or more")
         if self.picture is None:
             return
         to_photo(self.picture, "control picture")  # checks the shape and the values
@@ -161,7 +157,7 @@ def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
         InstError: the folder is missing, incomplete or damaged, or does not hold a ControlNet.
         UsageError: the ControlNet was made for another model.
     """
-    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    check_backbone(backbone)
     check_path("A ControlNet", path)
     folder = find_folder(path)
     if folder is None:

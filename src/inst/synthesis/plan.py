@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from inst.arguments import LARGEST_FACTOR, checked
+from inst.arguments import check_factor, checked
 from inst.backbone.model import Backbone
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import UsageError
@@ -113,8 +113,7 @@ def make_plan(
             f"A picture of {width} x {height} pixels is too large",
             f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
         )
-    if not 0 <= checked("guidance", guidance, "float") <= LARGEST_FACTOR:  # False for NaN too
-        raise UsageError(f"A guidance of {guidance} cannot be used", f"give 1 (none) to {LARGEST_FACTOR}, such as 3")
+    check_factor("guidance", guidance, "give 1 (none) or more, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
         raise UsageError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 
-from inst.arguments import LARGEST_FACTOR, check_type, checked
-from inst.backbone.model import Backbone
+from inst.arguments import check_factor, check_type, checked
+from inst.backbone.model import Backbone, check_backbone
 from inst.backbone.text import TextEmbedding, coarse_word
 from inst.backbone.tokens import PLACEHOLDER, check_placeholders
 from inst.errors import InstWarning, UsageError
@@ -22,7 +22,7 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
         UsageError: there is no style, a key is not a placeholder, a style has another text space, or an argument is not
             a backbone or not a style.
     """
-    check_type("A backbone", backbone, Backbone, "load one with inst.Backbone.load")
+    check_backbone(backbone)
     styles = dict(style) if isinstance(style, Mapping) else {"[C]": style}
     if not styles:
         raise UsageError("No style is given", 'give one style, or several by placeholder: {"[C1]": one, "[C2]": other}')
@@ -71,11 +71,7 @@ def check_prompts(
     """
     if not prompts:
         raise UsageError("No prompt is given", "give at least one text")
-    if not 0 <= checked("style weight", style_weight, "float") <= LARGEST_FACTOR:  # False for NaN too
-        raise UsageError(
-            f"A style weight of {style_weight} cannot be used",
-            f"give 0 (no style), 1 (as learned) or more, up to {LARGEST_FACTOR}",
-        )
+    check_factor("style weight", style_weight, "give 0 (no style), 1 (as learned) or more")
     backbone.tokenize([*prompts, negative_prompt], {name: len(style.vectors) for name, style in styles.items()})
     for prompt in prompts:
         unused = [name for name in styles if name not in prompt and name not in negative_prompt]
