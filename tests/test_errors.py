@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import inst
 from inst import InstError, InstWarning, UsageError
@@ -97,5 +98,7 @@ def strings(source: str) -> list[tuple[int, str]]:
 
 def test_an_error_with_more_attributes_survives_copying_too(tiny_backbone: inst.Backbone) -> None:
     style = inst.Style(vectors=tiny_backbone.token_table[:2], fingerprint="text space")
-    error = copy.copy(inst.LearningDiverged("bad", 3, style))
-    assert (str(error), error.step, error.last_good) == ("bad", 3, style)
+    error = inst.LearningDiverged("bad", "use ", Argument("dtype", "float32"), step=3, last_good=style)
+    for again in (copy.copy(error), error.with_prefix(""), pickle.loads(pickle.dumps(error))):
+        assert (str(again), again.step) == ('bad: use dtype="float32".', 3)
+        assert torch.equal(again.last_good.vectors, style.vectors)

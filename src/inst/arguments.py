@@ -1,4 +1,4 @@
-"""Checks of arguments: a wrong type gives a clear UsageError, as a wrong value does, and no error deep in the code."""
+"""Check arguments: a wrong type or value raises UsageError at once, not another error deep in the code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_at_least(least: int, **numbers: int) -> None:
 
 def check_factor(what: str, value: Any, remedy: str) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `value` is in [0, `LARGEST_FACTOR`]."""
-    if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # also for NaN
+    if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # False for NaN, so NaN is refused
         raise UsageError(f"A {what} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
 
 

@@ -88,8 +88,8 @@ class _Message(Exception):
 class InstError(_Message):
     """An error that the user can fix. Its message is one line: the problem, with the file or value, and the remedy.
 
-    The command line prints the message without a traceback and exits with `exit_code`. Any other type of exception that
-    leaves the package is a bug in the package.
+    The command line prints the message without a traceback and exits with `exit_code`. Any other
+    exception is a bug, in the package or in the program that calls it.
     """
 
     exit_code: ClassVar[int] = 1

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import inst
-from inst import InstError, InstWarning, UsageError
+from inst import InstError, InstWarning, LearningDiverged, LearningState, UsageError
 from inst.backbone.inversion import VARIANTS, build_inversion
 from inst.learning.data import (
     CAPTIONS,
@@ -27,7 +27,7 @@ from inst.learning.data import (
     view_squares,
 )
 from inst.learning.instant import instant_style
-from inst.learning.loop import Learning, LearningDiverged, LearningState, LearningStep, learn
+from inst.learning.loop import Learning, LearningStep, learn
 from inst.learning.run import LearningRun, learning_rate, spread_timesteps
 from inst.learning.settings import PRESETS
 from inst.learning.state import GROWTH_INTERVAL, Progress

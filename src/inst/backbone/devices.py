@@ -102,7 +102,7 @@ def _has_fixed_workspace(device: torch.device) -> bool:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Use deterministic kernels on a CUDA device inside the block; other devices are always deterministic.
+    """Use deterministic kernels on a CUDA device inside the block. On other devices it changes nothing.
 
     PyTorch's strict mode is used: an operation without a deterministic kernel raises RuntimeError (see
     `allow_nondeterminism`). PyTorch's warn-only mode is not enough: in it, attention uses backward kernels that add in

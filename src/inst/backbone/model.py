@@ -37,7 +37,8 @@ class Backbone(TextEncoding):
         latent_channels: C, channels of the latents.
         downscale: number of pixels per latent position, along each side.
         native_size: (short) side in pixels of the pictures that the UNet was trained with.
-        size_multiple: sides of pictures must be multiples of this, in pixels, to fit autoencoder and UNet.
+        alphas_cumprod: abar, [T] float32 on `device`, at least 2^-24.
+        size_multiple: pictures whose sides are multiples of this, in pixels, need no padding for autoencoder and UNet.
 
     Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width
     (with two text encoders, the sum of both widths; columns are split by `text_widths`).
@@ -118,7 +119,7 @@ class Backbone(TextEncoding):
         dtype = choose_dtype(device, dtype)
         source = find_source(name, download=download)
         # Find the image encoder first: a wrong name should fail before the slow reading of the model.
-        encoder = find_image_encoder(image_encoder, download) if isinstance(image_encoder, str | Path) else None
+        encoder = find_image_encoder(image_encoder, download) if image_encoder else None
         parts = read_parts(source, dtype, config)
         if image_encoder is None and parts.image_encoder is None:
             encoder = find_matching_image_encoder(parts.text_encoder.config, download)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inst.cli.learn import LEARN
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
 
@@ -23,8 +24,8 @@ _STRENGTHS = (0.4, 0.55, 0.7)
 def demo(
     session: Session,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results.")] = OUTPUTS / "demo",
-    steps: Annotated[int, typer.Option("--steps", help="Largest number of learning steps.")] = 200,
-    seed: SeedOption = 0,
+    steps: Annotated[int, typer.Option("--steps", help="Largest number of learning steps.")] = LEARN["steps"],
+    seed: SeedOption = LEARN["seed"],
 ) -> None:
     """Learn a style from a painting, transfer it to a photo, and write a sheet. Takes a few minutes on a laptop."""
     from inst import demo as pictures

@@ -145,8 +145,9 @@ def learn(
 def _learn(
     session: Session, files: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
 ) -> None:
-    from inst.learning.loop import LearningDiverged, LearningState, learn
-    from inst.learning.run import preview_settings
+    from inst.learning.loop import learn
+    from inst.learning.run import LearningDiverged, preview_settings
+    from inst.learning.state import LearningState
     from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
     from inst.synthesis.record import PictureRecord
@@ -187,7 +188,7 @@ def _learn(
             state_file.unlink(missing_ok=True)
         except LearningDiverged as diverged:
             diverged.last_good.save(path)
-            raise InstError(f"{diverged} {path} holds the last good style.") from None
+            raise InstError(diverged.problem, *diverged.remedy, f". {path} holds the last good style") from None
         finally:
             run.close()
     steps_done = 0 if step is None else step.step

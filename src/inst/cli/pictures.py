@@ -32,7 +32,7 @@ OutOption = Annotated[
 ]
 StrengthOption = Annotated[
     float,
-    typer.Option("--strength", help="How much the photo may change, from 0 to 1. 0 keeps it, 1 ignores it."),
+    typer.Option("--strength", help="How much the photo may change, from 0 to 1. 0 keeps it, 1 may change everything."),
 ]
 ToneOption = Annotated[
     str,

@@ -33,7 +33,9 @@ def sheet(
     style: Annotated[
         list[Path],
         typer.Option(
-            "--style", "-s", help="A style file or a painting. Repeat it to compare styles: each gets its own rows."
+            "--style",
+            "-s",
+            help="A style file, a painting, or a folder of paintings of one style. Repeat it to compare styles.",
         ),
     ],
     out: Annotated[

@@ -6,7 +6,11 @@ import shlex
 
 from inst.errors import Argument, Call
 
-_COMMANDS = {"import_style": "style import", "export_style": "style export", "create_study": "study create"}
+_COMMANDS = {
+    "import_style": "style import",
+    "export_style": "style export",
+    "study.creation.create_study": "study create",
+}
 """Commands whose name differs from the name of their function."""
 
 _OPTIONS = {"encoder": "--clip"}

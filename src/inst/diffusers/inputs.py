@@ -19,7 +19,7 @@ from inst.learning.instant import read_style
 from inst.pictures.given import to_photo
 from inst.styles.style import Style
 
-Picture = Image.Image | np.ndarray[Any, Any] | Tensor
+PipelinePicture = Image.Image | np.ndarray[Any, Any] | Tensor
 Painting = Image.Image | str | Path
 StyleInput = Style | Painting | Sequence[Painting]
 """A style or the path of a style file; or one or more paintings of one style, for an instant style."""
@@ -34,7 +34,7 @@ _PHOTOS = VaeImageProcessor(do_resize=False)
 _MASKS = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
 
 
-def read_photos(image: Picture | Sequence[Picture]) -> Tensor:
+def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
     """Read photos into [B, 3, H, W] in [-1, 1].
 
     Args:
@@ -59,7 +59,7 @@ def read_photos(image: Picture | Sequence[Picture]) -> Tensor:
     return photos
 
 
-def read_mask_image(mask: Picture) -> Tensor:
+def read_mask_image(mask: PipelinePicture) -> Tensor:
     """Read a mask into [H, W] in [0, 1].
 
     The mask is a PIL image, which is converted to grey, or an array or tensor [H, W].

@@ -24,7 +24,7 @@ from torch import Tensor
 from inst.diffusers.components import InSTComponents
 from inst.diffusers.inputs import (
     CALLBACK_TENSORS,
-    Picture,
+    PipelinePicture,
     StyleInput,
     check_call,
     pipeline_wording,
@@ -81,7 +81,7 @@ class InSTPipeline(InSTComponents):
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        image: Picture | Sequence[Picture] | None = None,
+        image: PipelinePicture | Sequence[PipelinePicture] | None = None,
         style: StyleInput | Mapping[str, StyleInput] | None = None,
         *,
         strength: float | None = None,
@@ -93,7 +93,7 @@ class InSTPipeline(InSTComponents):
         height: int | None = None,
         width: int | None = None,
         size: int | None = None,
-        mask_image: Picture | None = None,
+        mask_image: PipelinePicture | None = None,
         inversion: str | None = None,
         solver: str | None = None,
         tone: str | None = None,

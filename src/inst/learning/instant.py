@@ -24,11 +24,11 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
     Args:
         backbone: a backbone with an inversion module and an image encoder.
         paintings: a painting, or several of one style, in the forms of `inst.learn`. Their words are averaged.
-        name: name of the style; None takes the name of the first painting.
+        name: name of the style; None takes the name of the folder or of the first painting.
 
     Raises:
         UsageError: there is no painting.
-        InstError: the backbone has no pretrained inversion module.
+        InstError: a painting cannot be read, or the backbone has no pretrained inversion module.
     """
     check_backbone(backbone)
     loaded = to_paintings(paintings)
@@ -47,7 +47,7 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
         widths=backbone.text_widths,
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
-        about=style_provenance(name or default_style_name(loaded[0]), backbone, loaded, "instant", 0),
+        about=style_provenance(name or default_style_name(paintings, loaded), backbone, loaded, "instant", 0),
         thumbnail=make_thumbnail(loaded[0].picture),
     )
 
@@ -70,11 +70,11 @@ def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -
         place = Path(given)
         if place.suffix.lower() == ".safetensors":
             return Style.load(place)
-        return instant_style(backbone, place, place.stem)
+        return instant_style(backbone, place)
     paintings = given if isinstance(given, Sequence) else [given]
     if not all(isinstance(painting, FORMS) for painting in paintings):
         raise UsageError(
             f"A style of the type {type(given).__name__} cannot be used",
             "give an inst.Style, the path of a style file, or a painting as a path, a PIL image, an array or a tensor",
         )
-    return instant_style(backbone, paintings)
+    return instant_style(backbone, given)

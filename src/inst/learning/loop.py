@@ -14,11 +14,10 @@ from inst.backbone.inversion import VARIANTS
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
-from inst.learning.run import LearningDiverged as LearningDiverged
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
 from inst.learning.start import check_start, default_style_name
-from inst.learning.state import LearningState as LearningState
+from inst.learning.state import LearningState
 from inst.pictures.given import Picture, to_paintings
 from inst.pictures.io import Photo
 from inst.styles.style import Style
@@ -130,7 +129,7 @@ def learn(
         patience: learning stops after this many validations without a new best loss.
         preview_every: number of steps between two previews; 0 means no previews.
         seed: random seed; the same seed gives the same result.
-        name: name of the style; None takes the name of the first painting.
+        name: name of the style; None takes the name of the folder or of the first painting.
         resume: the state to resume from. The other arguments must be the same as before (steps, patience and previews
             may differ).
 
@@ -140,6 +139,7 @@ def learn(
 
     Raises:
         UsageError: an argument is out of range, or does not fit the backbone or `resume`.
+        InstError: a painting cannot be read.
         LearningDiverged: during iteration, if the loss is not finite any more.
 
     Warns:
@@ -149,6 +149,7 @@ def learn(
     loaded = to_paintings(paintings)
     if resume is not None:
         check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")
+    # Checked before they are compared with the pretrained module.
     layers = None if layers is None else checked("layers", layers, "int")
     vectors = None if vectors is None else checked("vectors", vectors, "int")
     pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
@@ -193,7 +194,7 @@ def learn(
         seed=seed,
     )
     check_start(backbone, loaded, settings, resume)
-    return _learn(backbone, loaded, settings, preview_every, name or default_style_name(loaded[0]), resume)
+    return _learn(backbone, loaded, settings, preview_every, name or default_style_name(paintings, loaded), resume)
 
 
 def _learn(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.func import functional_call
 from inst.backbone.devices import allow_nondeterminism, deterministic
 from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
-from inst.errors import InstError
+from inst.errors import Argument, InstError, RemedyPiece
 from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
 from inst.learning.settings import LearningSettings
 from inst.learning.start import resume_requirements, start_module, style_provenance
@@ -37,10 +38,13 @@ class LearningDiverged(InstError):
         last_good: the best style before that step.
     """
 
-    def __init__(self, message: str, step: int, last_good: Style) -> None:
-        super().__init__(message)
-        self.args = message, step, last_good  # what copies and pickles are made from
+    def __init__(self, problem: str, *remedy: RemedyPiece, step: int, last_good: Style) -> None:
+        super().__init__(problem, *remedy)
         self.step, self.last_good = step, last_good
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and pickles of exceptions are made from their positional arguments alone.
+        return partial(type(self), step=self.step, last_good=self.last_good), self.args, vars(self)
 
 
 class LearningRun:
@@ -258,10 +262,13 @@ class LearningRun:
     def _diverged(self) -> LearningDiverged:
         step = self.progress.step + (not self.between_steps)  # an unfinished step is not counted yet
         return LearningDiverged(
-            f"The loss is not finite any more at step {step}: use a learning rate below {self.settings.lr:g}, or the "
-            f"backbone in float32.",
-            step,
-            self.best_style(with_module=False),
+            f"The loss is not finite any more at step {step}",
+            "use a smaller learning rate (",
+            Argument("lr"),
+            f") than {self.settings.lr:g}, or load the backbone with ",
+            Argument("dtype", "float32"),
+            step=step,
+            last_good=self.best_style(with_module=False),
         )
 
 

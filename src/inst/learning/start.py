@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +39,11 @@ def check_start(
         resume.check(settings, resume_requirements(backbone, paintings, settings.variant))
 
 
-def default_style_name(painting: Photo) -> str:
-    """Return the default name of a style: the name of its (first) painting."""
-    return Path(painting.name).stem or "unnamed"
+def default_style_name(given: object, paintings: Sequence[Photo]) -> str:
+    """Return the name of a style without a given name: that of the folder that was given, or of the first painting."""
+    if isinstance(given, str | os.PathLike) and Path(given).is_dir():
+        return Path(given).resolve().name
+    return Path(paintings[0].name).stem or "unnamed"
 
 
 def style_provenance(

@@ -21,10 +21,13 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor |
 """A picture of any type:
 
 - the path of a file, or a PIL image of any mode: it is turned upright, converted to sRGB and laid over white;
-- an array [H, W, 3], [H, W, 4] or [H, W] (grey): uint8 from 0 to 255, or floating point from 0 to 1;
+- an array [H, W, 3], [H, W, 4], [H, W, 1] or [H, W] (grey): uint8 from 0 to 255, or floating point from 0 to 1;
 - a tensor [3, H, W], floating point from -1 to 1, as this package returns it;
 - a `Photo`; its opacity is ignored.
 """
+
+Mask = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
+"""A mask of any type: the path of a file, a PIL image, or an array or tensor [H, W] in [0, 1] (arrays also uint8)."""
 
 FORMS = (str, os.PathLike, Image.Image, np.ndarray, Tensor, Photo)
 """The types of `Picture`."""
@@ -40,6 +43,7 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
         InstError: the file cannot be read.
     """
     if isinstance(given, Photo):
+        _check_picture(given.picture, what)
         return given
     if isinstance(given, str | os.PathLike):
         return read_painting(given)
@@ -48,11 +52,10 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
     check_type(f"A {what}", given, Tensor, _WANTED)
-    if given.dim() != 3 or given.shape[0] != 3 or 0 in given.shape:
-        raise UsageError(f"A {what} of the shape {list(given.shape)} cannot be used", "give [3, H, W] or [B, 3, H, W]")
-    if not given.is_floating_point() or not (given.abs() <= 1).all():  # also false for NaN
-        raise UsageError(f"The {what}'s values cannot be used", "give floating point numbers from -1 to 1")
-    return Photo(given.float())
+    _check_picture(given, what)
+    if given.dim() != 3:
+        raise UsageError(f"A {what} of the shape {list(given.shape)} cannot be used", "give one picture [3, H, W]")
+    return Photo(given.detach().float())
 
 
 def to_photos(given: Picture | Sequence[Picture], what: str = "photo") -> list[Photo]:
@@ -84,9 +87,8 @@ def to_paintings(given: Picture | Sequence[Picture]) -> list[Photo]:
 def to_batch(given: Picture | Sequence[Picture], what: str = "photo") -> Tensor:
     """Convert one picture, or several of the same size, to a batch [B, 3, H, W] in [-1, 1]. Errors as `to_photos`."""
     if isinstance(given, Tensor) and given.dim() == 4 and len(given):
-        to_photo(given[0], what)  # raises an error if the shape is wrong
-        if given.is_floating_point() and (given.abs() <= 1).all():
-            return given.float()
+        _check_picture(given, what)
+        return given.detach().float()
     pictures = [photo.picture for photo in to_photos(given, what)]
     sizes = sorted({(picture.shape[2], picture.shape[1]) for picture in pictures})
     if len(sizes) > 1:
@@ -98,7 +100,7 @@ def to_batch(given: Picture | Sequence[Picture], what: str = "photo") -> Tensor:
     return torch.stack(pictures)
 
 
-def to_mask(given: Any, size: tuple[int, int]) -> Tensor:
+def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     """Convert a mask to [H, W] in [0, 1]; the style is applied where it is 1. Takes a path, PIL image, array or tensor.
 
     A mask from a file or PIL image is resized to `size` (height, width) if it has the same proportions.
@@ -114,6 +116,10 @@ def to_mask(given: Any, size: tuple[int, int]) -> Tensor:
         with translate_errors("The mask"):
             given = fit_mask("The mask", mask_of(given), size)
     if isinstance(given, np.ndarray):
+        if given.dtype.kind not in "biuf":
+            raise UsageError(
+                "The mask's values cannot be used", "give numbers from 0 (the photo stays) to 1 (the style)"
+            )
         given = torch.from_numpy(given.astype(np.float32) / (255 if given.dtype == np.uint8 else 1))
     check_type("A mask", given, Tensor, "give a path, a PIL image, an array or a tensor")
     if tuple(given.shape) != (height, width):
@@ -127,6 +133,15 @@ def to_mask(given: Any, size: tuple[int, int]) -> Tensor:
         )
     mask: Tensor = given
     return mask
+
+
+def _check_picture(picture: Any, what: str) -> None:
+    """Raise UsageError unless a tensor is a picture [3, H, W] or a batch [B, 3, H, W] in [-1, 1]."""
+    check_type(f"A {what}", picture, Tensor, _WANTED)
+    if picture.dim() not in (3, 4) or picture.shape[-3] != 3 or 0 in picture.shape:
+        raise UsageError(f"A {what} of the shape {list(picture.shape)} cannot be used", "give a picture [3, H, W]")
+    if not picture.is_floating_point() or not (picture.abs() <= 1).all():  # False for NaN, so NaN is refused
+        raise UsageError(f"The {what}'s values cannot be used", "give floating point numbers from -1 to 1")
 
 
 def _read_array(given: np.ndarray[Any, Any], what: str) -> Tensor:

@@ -6,9 +6,10 @@ UNet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +19,13 @@ from torch import Tensor
 from inst.arguments import check_factor, check_path, check_type
 from inst.backbone.loading.part import find_folder, load_weights
 from inst.backbone.model import Backbone, check_backbone
+from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
 from inst.pictures.given import to_photo
 from inst.pictures.io import resize
+from inst.sampling.denoiser import Denoise
 from inst.sampling.tiles import pad_to_multiple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from inst.backbone.text import Frame, TextEmbedding
-    from inst.sampling.denoiser import Denoise
-
 
 COMPUTED_KINDS = ("canny",)
 """The kinds of control pictures that inst computes from the photo. The user gives the pictures of all other kinds."""
@@ -58,7 +54,7 @@ class Control:
     """
 
     model: ControlNetModel
-    picture: Tensor | None = None
+    picture: Any = None  # any `Picture`; `__post_init__` converts it to a tensor
     kind: str = "canny"
     scale: float = 1.0
 
@@ -118,6 +114,25 @@ class Control:
             assert photos is not None
             pictures = canny(photos)
         return pad_to_multiple(pictures, multiple) / 2 + 0.5
+
+
+def check_control(control: Any, backbone: Backbone, size: tuple[int, int] | None, *, photo: bool) -> None:
+    """Check the argument `control` of `inst.transfer` and `inst.generate`; None is accepted.
+
+    Args:
+        control: the argument.
+        backbone: the model to control.
+        size: see `Control.check`.
+        photo: whether there is a photo whose edges can be used.
+
+    Raises:
+        UsageError, InstError: as `check_kind` and `Control.check`, or it is not a `Control`.
+    """
+    if control is None:
+        return
+    check_type("A control", control, Control, "make one with inst.Control")
+    check_kind(control.kind, given=control.picture is not None, photo=photo)
+    control.check(backbone, size)
 
 
 def check_kind(kind: str, *, given: bool, photo: bool) -> None:

@@ -40,7 +40,9 @@ class SamplingStep:
 
 
 Sampling = Generator[SamplingStep, Tensor | None, Tensor]
-"""A generator that yields every step and returns the final latents; without steps, it returns the given latents.
+"""A generator that yields every step and returns the final latents (a solver) or pictures (`inst.transfer`).
+
+Without steps, a solver returns the given latents.
 
 To replace the latents after the step that was just yielded, send a tensor: `sampling.send(latents)`.
 """

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inst.backbone.model import Backbone
 from inst.backbone.text import Frame
-
-if TYPE_CHECKING:
-    from inst.backbone.model import Backbone
-    from inst.sampling.denoiser import Denoise
+from inst.sampling.denoiser import Denoise
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -113,7 +113,7 @@ class Database:
     def __init__(self, path: str | Path, *, create: bool = False) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
-            raise InstError(f"{path}: no such study", "make one with ", Call("create_study"))
+            raise InstError(f"{path}: no such study", "make one with ", Call("study.creation.create_study"))
         self._lock = threading.RLock()
         try:
             # Autocommit, so that transactions start and end only in `transaction`.
@@ -134,14 +134,16 @@ class Database:
             self._connection.close()
             if create:
                 raise
-            raise InstError(f"{path} is not a study ({error})", "give a file made by ", Call("create_study")) from None
+            raise InstError(
+                f"{path} is not a study ({error})", "give a file made by ", Call("study.creation.create_study")
+            ) from None
         except BaseException:
             self._connection.close()
             raise
 
     def _check(self) -> None:
         if self._connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-            raise InstError(f"{self.path} is not a study", "give a file made by ", Call("create_study"))
+            raise InstError(f"{self.path} is not a study", "give a file made by ", Call("study.creation.create_study"))
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version != _FORMAT:
             raise InstError(

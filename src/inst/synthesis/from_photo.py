@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from inst.arguments import check_choice, check_type
+from inst.arguments import check_choice
 from inst.backbone.model import Backbone
 from inst.errors import UsageError
-from inst.pictures.given import Picture, to_batch, to_mask
+from inst.pictures.given import Mask, Picture, to_batch, to_mask
 from inst.pictures.io import fit_size, resize, resize_mask
 from inst.sampling.content import INVERSIONS, invert_content
-from inst.sampling.control import Control, check_kind
+from inst.sampling.control import Control, check_control
 from inst.sampling.masks import feather, masked, to_latents
 from inst.sampling.noise import Seed
 from inst.sampling.solvers import Sampling, allow_early_stop
@@ -43,7 +43,7 @@ def transfer(
     tone: str = "painting",
     style_weight: float = 1.0,
     size: int | None = None,
-    mask: Picture | None = None,
+    mask: Mask | None = None,
     tile: int | None = None,
     control: Control | None = None,
 ) -> Sampling:
@@ -61,7 +61,7 @@ def transfer(
             for each step.
         guidance: guidance scale of the classifier-free guidance; 1 means no guidance, and twice as fast.
         prompt: description of the result; one text for all photos, or one for each. If it has no placeholder, " in the
-            style of [C]" is added. None is the prompt "[C]".
+            style of [C]" is added, with all styles that the negative prompt does not name. None is "[C]" alone.
         negative_prompt: what to steer away from. It may name its own style.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one photo give several
             results. A picture depends on its own seed only, not on the rest of the batch. PyTorch generators are
@@ -74,8 +74,9 @@ def transfer(
         style_weight: 1 is the style as learned, 0 no style; more than 1 exaggerates the style
             (`inst.synthesis.prompts.embed_prompts`).
         size: short side of the results in pixels; None is the native size of the backbone.
-        mask: a path, a PIL image, an array or a tensor [H, W] in [0, 1], with the size of the photo. 1 applies the
-            style. At 0 the (resized) photo does not change, to the bit. Edges are softened inwards.
+        mask: a path or a PIL image with the proportions of the photo, which is resized; or an array or tensor [H, W] in
+            [0, 1] with the size of the photo (`inst.pictures.given.Mask`). 1 (white) applies the style. At 0 the
+            (resized) photo does not change, to the bit. Edges are softened inwards.
         tile: side of the tiles of the denoiser in pixels, rounded up to a size that the denoiser takes; 0 means no
             tiles. None uses the native size of the backbone if a side of the picture is more than twice that;
             otherwise no tiles.
@@ -93,6 +94,8 @@ def transfer(
 
     Raises:
         UsageError: an argument cannot be used. It is raised before anything is computed.
+        InstError: a picture cannot be read, or OpenCV is needed for edges and not installed; during iteration, the
+            noise schedule of the model is not between 0 and 1.
 
     Warns:
         InstWarning: a style was learned with another UNet with the same text space, or has no picture of its painting
@@ -112,17 +115,14 @@ def transfer(
         )
     height, width = photos.shape[2:]
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
-    if control is not None:
-        check_type("A control", control, Control, "make one with inst.Control")
-        check_kind(control.kind, given=control.picture is not None, photo=True)
-        control.check(backbone, (height, width))
+    check_control(control, backbone, (height, width), photo=True)
     out = fit_size(width, height, backbone.native_size if size is None else size)
     plan = make_plan(backbone, out, len(photos), seed, strength, steps, guidance, solver, tile)
 
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
         text, negative = (
-            embed_prompts(backbone, texts, styles, style_weight) for texts in (prompts, [negative_prompt])
+            embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
         )
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
         clean = encode_any_size(backbone, content).expand_as(plan.noise)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from inst.arguments import check_choice, check_type
+from inst.arguments import check_choice
 from inst.backbone.model import Backbone
 from inst.pictures.io import fit_size
-from inst.sampling.control import Control, check_kind
+from inst.sampling.control import Control, check_control
 from inst.sampling.noise import Seed
 from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size
@@ -69,18 +69,15 @@ def generate(
     check_choice("tone", tone, ("none", "painting"))
     paintings = decode_paintings(styles) if tone == "painting" else []
     out = read_size(backbone.native_size if size is None else size)
-    if control is not None:
-        check_type("A control", control, Control, "make one with inst.Control")
-        check_kind(control.kind, given=control.picture is not None, photo=False)
-        control.check(backbone, None if size is None else (out[1], out[0]))
-        if size is None and control.picture is not None:
-            out = fit_size(control.picture.shape[2], control.picture.shape[1], backbone.native_size)
+    check_control(control, backbone, None if size is None else (out[1], out[0]), photo=False)
+    if control is not None and size is None:
+        out = fit_size(control.picture.shape[2], control.picture.shape[1], backbone.native_size)
     plan = make_plan(backbone, out, len(prompts), seed, 1.0, steps, guidance, solver, tile)
 
     @torch.no_grad()
     def run() -> Sampling:
         text, negative = (
-            embed_prompts(backbone, texts, styles, style_weight) for texts in (prompts, [negative_prompt])
+            embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
         )
         prepared_control = plan.prepare_control(backbone, control, None)
         denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control)

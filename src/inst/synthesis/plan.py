@@ -80,7 +80,10 @@ class Plan:
 def read_size(size: int | Sequence[int]) -> tuple[int, int]:
     """Return (width, height) from a pair or from the side of a square. Raises UsageError for other values."""
     width, height = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
-    return checked("size", width, "int"), checked("size", height, "int")
+    width, height = checked("size", width, "int"), checked("size", height, "int")
+    if min(width, height) < 1:
+        raise UsageError(f"A picture of {width} x {height} pixels is too small", "give positive numbers of pixels")
+    return width, height
 
 
 def make_plan(

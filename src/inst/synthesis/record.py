@@ -40,6 +40,7 @@ class BackboneRecord:
     denoiser: str
 
     def __post_init__(self) -> None:
+        # The hub's reader imports diffusers, which reading a record should not wait for.
         from inst.backbone.loading.hub import is_hub_name
 
         if not is_hub_name(self.name):

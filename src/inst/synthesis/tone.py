@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from inst.pictures.io import fit_size, resize
-from inst.sampling.tiles import encode_in_tiles
-
-if TYPE_CHECKING:
-    from inst.backbone.model import Backbone
-import warnings
-from collections.abc import Mapping
-
 from inst.backbone.model import Backbone
 from inst.errors import InstWarning
+from inst.pictures.io import fit_size, resize
 from inst.pictures.oklab import in_gamut, oklab_to_linear, oklab_to_srgb, srgb_to_oklab
+from inst.sampling.tiles import encode_in_tiles
 from inst.styles.style import Style
 
 TONES = ("none", "painting", "photo")
@@ -28,8 +22,8 @@ none: the colours that the denoiser gives. At moderate strengths they are mostly
 painting: the latents of the photo get the statistics of the painting (`adain`) before noise is added, as in the
     reference code of InST. The denoiser then still decides which colour goes where, and paints single strokes in the
     colours of the painting. If the result gets the statistics instead, they look like a filter over the picture:
-    flatter, with a colour cast. Both together look like this filter. A generated picture has no photo, so there the
-    result gets the statistics.
+    flatter, with a colour cast. Changing both looks like changing the result only. A generated picture has no photo,
+    so there the result gets the statistics.
 photo: the lightness of the result with the hue and chroma of the photo (`keep_colours`).
 """
 

@@ -9,6 +9,8 @@ import torch
 from inst import models
 from inst.backbone.devices import autoencoder_dtype
 from inst.backbone.loading.folder import read_folder
+from inst.backbone.loading.hub import find_model, is_hub_name
+from inst.backbone.loading.single_file import read_single_file
 from inst.backbone.parts import Parts
 from inst.errors import Argument, InstError, UsageError, first_line
 
@@ -44,8 +46,6 @@ def find_source(name: str | Path, *, download: bool = False) -> Path:
         raise InstError(f"{name} is not a usable path ({reason})", _GIVE_A_MODEL) from None
     if exists:
         return path
-    from inst.backbone.loading.hub import find_model, is_hub_name
-
     # The name of a missing file is a mistake of the user, not the name of a model on the hub.
     if is_hub_name(str(name)) and path.suffix.lower() not in (".safetensors", ".ckpt"):
         return find_model(str(name), download)
@@ -76,6 +76,4 @@ def read_parts(source: Path, dtype: torch.dtype, config: str | Path | None = Non
         if config is not None:
             raise UsageError(f"{source} is a folder with a configuration of its own", "leave out ", Argument("config"))
         return read_folder(source, dtype, vae_dtype)
-    from inst.backbone.loading.single_file import read_single_file
-
     return read_single_file(source, dtype, vae_dtype, config)

@@ -33,7 +33,7 @@ class FolderMethod:
         def repaint(photo: Photo) -> RepaintResult:
             stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
             if stem not in pictures:
-                raise InstError(f"{self.folder} contains no picture named {stem}.")
+                raise InstError(f"{self.folder} contains no picture named {stem}", "add it")
             return RepaintResult(read_picture(pictures[stem]))
 
         return repaint
