@@ -77,3 +77,9 @@ def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
 def check_path(what: str, value: Any) -> None:
     """Raise UsageError unless `value` can name a file or folder. `what` is its name in messages, such as "A mask"."""
     check_type(what, value, (str, os.PathLike), "give its path as a text or a pathlib.Path")
+    try:
+        usable = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise UsageError(f"{what} cannot have the path {os.fspath(value)!a:.60}", "give another path")

@@ -47,7 +47,8 @@ def python_wording(piece: Argument | Call) -> str:
         return f"inst.{piece.name}"
     if piece.value is None:
         return f"`{piece.name}`"
-    return f'{piece.name}="{piece.value}"' if isinstance(piece.value, str) else f"{piece.name}={piece.value}"
+    quoted = isinstance(piece.value, str) and '"' not in piece.value
+    return f'{piece.name}="{piece.value}"' if quoted else f"{piece.name}={piece.value!r}"
 
 
 _wording: ContextVar[Wording] = ContextVar("wording", default=python_wording)
@@ -67,6 +68,7 @@ class _Message(Exception):
     def __init__(self, problem: str, *remedy: RemedyPiece) -> None:
         super().__init__(problem, *remedy)
         self.problem, self.remedy = problem, remedy
+        self._wording: Wording | None = None
 
     def __str__(self) -> str:
         """Return problem and remedy in one line, in the current wording (`use_wording`)."""
@@ -75,13 +77,14 @@ class _Message(Exception):
     @property
     def remedy_text(self) -> str:
         """The remedy as text, in the current wording; "" if there is none."""
-        wording = _wording.get()
+        wording = self._wording or _wording.get()
         return "".join(piece if isinstance(piece, str) else wording(piece) for piece in self.remedy)
 
     def with_prefix(self, prefix: str) -> Self:
         """Return a copy with `prefix`, such as a file name, before the problem."""
         prefixed = copy(self)
         prefixed.problem = f"{prefix}{self.problem}"
+        prefixed.args = (prefixed.problem, *self.args[1:])
         return prefixed
 
 
@@ -115,7 +118,7 @@ def use_wording(wording: Wording) -> Iterator[None]:
     try:
         yield
     except _Message as message:
-        message.remedy = tuple(piece if isinstance(piece, str) else wording(piece) for piece in message.remedy)
+        message._wording = message._wording or wording  # also for whoever reads it outside of the block
         raise
     finally:
         _wording.reset(token)

@@ -125,6 +125,8 @@ def test_every_form_of_a_mask_gives_the_same_values(tmp_path: Path) -> None:
         mask,
         mask / 255,
         mask > 0,
+        (mask > 0).astype(np.uint8),
+        torch.from_numpy(mask),
         torch.from_numpy(mask) / 255,
     ):
         assert to_mask(given, (24, 32)).sum() == 24 * 16
@@ -143,3 +145,38 @@ def test_a_result_can_be_saved_as_it_comes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"shape \[2, 3, 16, 16\]"):
         save_picture(picture.expand(2, -1, -1, -1), tmp_path / "three.png")
     assert isinstance(to_photo(tmp_path / "one.png"), Photo)
+
+
+def test_an_image_is_saved_upright_and_in_srgb_in_every_format(tmp_path: Path) -> None:
+    turned = Image.fromarray(LEVELS[:3, :4]).resize((32, 24), Image.Resampling.BICUBIC).convert("CMYK")
+    turned.getexif()[0x0112] = 6  # to be shown turned by 90 degrees
+    for name, tolerance in (("a.png", 0.001), ("a.webp", 0.2), ("a.jpg", 0.2)):
+        save_picture(turned, tmp_path / name)
+        saved = to_photo(tmp_path / name).picture
+        assert saved.shape == (3, 32, 24)
+        assert (saved - to_photo(turned).picture).abs().mean() < tolerance
+
+
+@pytest.mark.parametrize("given", [None, 5, LEVELS, [torch.zeros(3, 8, 8)], "a.png"])
+def test_what_cannot_be_saved_is_refused_by_its_type(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(UsageError, match=r"A picture of the type .* cannot be used: give a tensor"):
+        save_picture(given, tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 0, 8)])
+def test_a_tensor_that_is_no_picture_is_not_saved(tmp_path: Path, given: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="give one picture"):
+        save_picture(given, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.float16, np.longdouble])
+def test_arrays_of_any_floating_point_type_are_read_alike(dtype: Any) -> None:
+    read = to_photo((LEVELS / 255).astype(dtype)).picture
+    torch.testing.assert_close(read, to_photo(LEVELS).picture, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("picture", [torch.full((3, 8, 8), 9.0), torch.zeros(8, 8), torch.zeros(1, 3, 8, 8)])
+def test_a_photo_is_checked_as_a_tensor_is(picture: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="photo"):
+        to_photo(Photo(picture))

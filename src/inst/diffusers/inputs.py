@@ -16,7 +16,7 @@ from inst.arguments import checked
 from inst.backbone.model import Backbone
 from inst.errors import Argument, Call, UsageError, first_line, python_wording
 from inst.learning.instant import read_style
-from inst.pictures.given import to_photo
+from inst.pictures.given import Mask, to_photo
 from inst.styles.style import Style
 
 PipelinePicture = Image.Image | np.ndarray[Any, Any] | Tensor
@@ -48,6 +48,8 @@ def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
     if isinstance(image, Image.Image | list | tuple):
         given = [image] if isinstance(image, Image.Image) else image
         several = [to_photo(one).picture / 2 + 0.5 if isinstance(one, Image.Image) else one for one in given]
+        several = [_to_floats(one) for one in several]
+    several = _to_floats(several)
     try:
         photos: Tensor = _PHOTOS.preprocess(several)
     except (ValueError, RuntimeError, IndexError) as error:
@@ -59,14 +61,19 @@ def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
     return photos
 
 
-def read_mask_image(mask: PipelinePicture) -> Tensor:
-    """Read a mask into [H, W] in [0, 1].
+def _to_floats(image: Any) -> Any:
+    """Convert 8-bit arrays to floating point from 0 to 1, as diffusers' image processor takes them."""
+    return image.astype(np.float32) / 255 if isinstance(image, np.ndarray) and image.dtype == np.uint8 else image
 
-    The mask is a PIL image, which is converted to grey, or an array or tensor [H, W].
+
+def read_mask_image(mask: PipelinePicture) -> Mask:
+    """Read a mask for `inst.transfer`: a PIL image as it is; an array or tensor [H, W] in [0, 1].
 
     Raises:
-        UsageError: the mask is something else.
+        UsageError: `mask` is something else.
     """
+    if isinstance(mask, Image.Image):
+        return mask
     try:
         tensor: Tensor = _MASKS.preprocess(mask)
     except (ValueError, RuntimeError, IndexError) as error:

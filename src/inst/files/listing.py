@@ -33,7 +33,7 @@ def pictures_of(places: Sequence[Path]) -> list[Path]:
     """Return the given files, and the pictures in the given folders. Raises InstError if a folder has no picture."""
     files: list[Path] = []
     for place in places:
-        if not place.is_dir():
+        if not os.path.isdir(place):  # False also for a path that is too long, unlike Path.is_dir
             files.append(place)
             continue
         pictures = pictures_in(place)

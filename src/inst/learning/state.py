@@ -13,6 +13,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from inst.arguments import check_path
 from inst.errors import InstError, UsageError, first_line
 from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
@@ -144,6 +145,7 @@ class LearningState:
         Raises:
             InstError: the file is missing, damaged, or not a state file.
         """
+        check_path("A learning state", path)
         path = Path(path)
         try:
             with safe_open(path, "pt") as file:

@@ -20,14 +20,16 @@ from inst.pictures.io import Photo, fit_mask, mask_of, read_image, read_mask, re
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | Photo
 """A picture of any type:
 
-- the path of a file, or a PIL image of any mode: it is turned upright, converted to sRGB and laid over white;
+- the path of a file, or a PIL image (8 or 16 bits per channel): it is turned upright, converted to sRGB and laid over
+  white;
 - an array [H, W, 3], [H, W, 4], [H, W, 1] or [H, W] (grey): uint8 from 0 to 255, or floating point from 0 to 1;
 - a tensor [3, H, W], floating point from -1 to 1, as this package returns it;
 - a `Photo`; its opacity is ignored.
 """
 
 Mask = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
-"""A mask of any type: the path of a file, a PIL image, or an array or tensor [H, W] in [0, 1] (arrays also uint8)."""
+"""A mask of any type: the path of a file, a PIL image, or an array or tensor [H, W] in [0, 1] or
+uint8 (levels from 0 to 255, or a map of the labels 0 and 1)."""
 
 FORMS = (str, os.PathLike, Image.Image, np.ndarray, Tensor, Photo)
 """The types of `Picture`."""
@@ -43,7 +45,7 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
         InstError: the file cannot be read.
     """
     if isinstance(given, Photo):
-        _check_picture(given.picture, what)
+        to_photo(given.picture, what)  # checks the shape and the values
         return given
     if isinstance(given, str | os.PathLike):
         return read_painting(given)
@@ -120,8 +122,10 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
             raise UsageError(
                 "The mask's values cannot be used", "give numbers from 0 (the photo stays) to 1 (the style)"
             )
-        given = torch.from_numpy(given.astype(np.float32) / (255 if given.dtype == np.uint8 else 1))
+        given = torch.from_numpy(given.astype(np.uint8 if given.dtype == np.uint8 else np.float32))
     check_type("A mask", given, Tensor, "give a path, a PIL image, an array or a tensor")
+    if given.dtype == torch.uint8:
+        given = given.float() / (255 if (given > 1).any() else 1)  # levels, or a map of the labels 0 and 1
     if tuple(given.shape) != (height, width):
         raise UsageError(
             f"A mask of the shape {list(given.shape)} does not fit a photo of [{height}, {width}] (height, width)",
@@ -155,7 +159,7 @@ def _read_array(given: np.ndarray[Any, Any], what: str) -> Tensor:
             f"The {what}'s values cannot be used", "give uint8 from 0 to 255, or floating point numbers from 0 to 1"
         )
     levels = given if given.ndim == 3 else given[:, :, None]
-    values = torch.from_numpy(np.ascontiguousarray(levels)).float() / (255 if given.dtype == np.uint8 else 1)
+    values = torch.from_numpy(levels.astype(np.float32)) / (255 if given.dtype == np.uint8 else 1)
     values = values.permute(2, 0, 1)
     if len(values) == 4:  # lay over white
         values = values[:3] * values[3:] + 1 - values[3:]

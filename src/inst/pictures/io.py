@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from inst.arguments import check_path, checked
+from inst.arguments import check_path, check_type, checked
 from inst.errors import Argument, InstError, UsageError, first_line
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb
@@ -87,6 +87,8 @@ def read_image(image: Image.Image, what: str = "The picture") -> Photo:
         InstError: the image cannot be decoded; the message calls it by its file name, or `what`.
     """
     name = Path(getattr(image, "filename", "") or "").name
+    if 0 in image.size:
+        raise UsageError(f"{name or what} is {image.width} x {image.height} pixels", "give a picture with pixels")
     with translate_errors(name or what):
         return Photo(to_tensor(flatten(*to_srgb(ImageOps.exif_transpose(image)))), name=name)
 
@@ -181,8 +183,12 @@ def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
     """
     if picture.dim() == 4 and len(picture) == 1:
         picture = picture[0]
-    if picture.dim() != 3:
-        raise UsageError(f"A picture of the shape {list(picture.shape)} cannot be used", "give one picture [3, H, W]")
+    if picture.dim() != 3 or picture.shape[0] != 3 or 0 in picture.shape or not picture.is_floating_point():
+        kind = str(picture.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"A picture of the shape {list(picture.shape)} and the type {kind} cannot be used",
+            "give one picture, [3, H, W] in floating point from -1 to 1",
+        )
     if not picture.isfinite().all():
         raise InstError(
             "The picture has values that are not finite", "load the backbone with ", Argument("dtype", "float32")
@@ -190,10 +196,13 @@ def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
     levels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
     image = Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
     if alpha is not None:
-        image.putalpha(
-            Image.fromarray((alpha.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy())
-        )
+        image.putalpha(_alpha_image(alpha))
     return image
+
+
+def _alpha_image(alpha: Tensor) -> Image.Image:
+    """Convert an opacity [H, W] in [0, 1] to an image of mode L."""
+    return Image.fromarray((alpha.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8).numpy())
 
 
 def picture_format(path: str | Path) -> str:
@@ -206,7 +215,7 @@ def picture_format(path: str | Path) -> str:
 
 
 def save_picture(
-    picture: Tensor | Image.Image,
+    picture: Tensor | Image.Image | Photo,
     path: str | Path,
     alpha: Tensor | None = None,
     texts: Mapping[str, str] | None = None,
@@ -218,7 +227,7 @@ def save_picture(
     at quality 95, JPEG without chroma subsampling.
 
     Args:
-        picture: [3, H, W] or [1, 3, H, W] in [-1, 1], or an image.
+        picture: [3, H, W] or [1, 3, H, W] in [-1, 1], a PIL image of any mode, or a `Photo` with its opacity.
         path: ends in .png, .jpg, .jpeg or .webp.
         alpha: [H, W] in [0, 1], 1 = opaque.
         texts: texts to store in a PNG file, by keyword.
@@ -227,10 +236,11 @@ def save_picture(
         UsageError: the file has another ending.
         InstError: the folder does not exist or is not writable, or the disk is full.
     """
+    check_path("A picture file", path)
     kind = picture_format(path)
     if kind == "PNG":
         return save_png(picture, path, alpha, texts)
-    image = to_image(picture, alpha) if isinstance(picture, Tensor) else picture
+    image = _to_image(picture, alpha)
     if kind == "JPEG":
         image = flatten(*to_srgb(image))
     encoded = io.BytesIO()
@@ -242,14 +252,30 @@ def save_picture(
 
 
 def save_png(
-    picture: Tensor | Image.Image,
+    picture: Tensor | Image.Image | Photo,
     path: str | Path,
     alpha: Tensor | None = None,
     texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write [3, H, W] in [-1, 1], or an image, as a PNG file. Arguments and errors as `save_picture`."""
-    image = to_image(picture, alpha) if isinstance(picture, Tensor) else picture
+    image = _to_image(picture, alpha)
     return write_bytes_atomically(path, _encode_png(image, texts or {}))
+
+
+def _to_image(picture: Tensor | Image.Image | Photo, alpha: Tensor | None) -> Image.Image:
+    """Return an upright sRGB image, RGB or RGBA, from what `save_picture` takes."""
+    check_type("A picture", picture, (Tensor, Image.Image, Photo), "give a tensor, a PIL image or an inst.Photo")
+    if isinstance(picture, Photo):
+        return to_image(picture.picture, picture.alpha if alpha is None else alpha)
+    if isinstance(picture, Tensor):
+        return to_image(picture, alpha)
+    with translate_errors("The picture"):
+        colours, opacity = to_srgb(ImageOps.exif_transpose(picture))
+        if alpha is not None:
+            colours.putalpha(_alpha_image(alpha))
+        elif opacity is not None:
+            colours.putalpha(opacity)
+        return colours
 
 
 def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:

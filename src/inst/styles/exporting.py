@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from inst.arguments import check_path, check_type, checked
 from inst.errors import UsageError
 from inst.files.provenance import describe
 from inst.files.writing import write_bytes_atomically
@@ -59,6 +60,9 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
         UsageError: an unknown format, or a name or a token that the program cannot read.
         InstError: the folder does not exist or is not writable, or the disk is full.
     """
+    check_type("A style", style, Style, "read one with inst.Style.load")
+    check_path("An embedding", path)
+    checked("format", to, "str")
     path = Path(path)
     check_export(path, to, token)
     word = token_of(style.name if token is None else token)

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.files.pickles import UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
@@ -77,8 +78,10 @@ def import_style(
         InstError: the file is missing, damaged, or of another kind; or it is a pickle that asks for more than weights
             (nothing of it is run).
     """
+    check_path("An embedding", path)
     path = Path(path)
     photo = None if painting is None else to_photo(painting, "painting")
+    name = None if name is None else checked("name", name, "str")
     found = check_import(path, painting is not None, as_reference)
     options: dict[str, Any] = {}
     if isinstance(found, ReferenceInversion):

@@ -28,7 +28,7 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
         raise UsageError("No style is given", 'give one style, or several by placeholder: {"[C1]": one, "[C2]": other}')
     check_placeholders(styles)
     for given in styles.values():
-        check_type("A style", given, Style, "read one with inst.Style.load")
+        check_type("A style", given, Style, "read it with inst.read_style")
         warning = given.check(backbone)
         if warning is not None:
             warnings.warn(warning, InstWarning, stacklevel=3)
