@@ -349,3 +349,19 @@ def test_no_room_for_the_result_leaves_the_old_file_as_it_was(command: list[str]
     assert (found.returncode, found.stdout) == (1, ""), found.stderr
     assert found.stderr == f"Error: {into(command)[-1]} cannot be written (File too large): choose another folder.\n"
     assert contents() == before
+
+
+def test_options_that_would_be_ignored_are_refused(fails: Callable[..., str], run: Run) -> None:
+    err = fails(2, *TRANSFER, "--no-stochastic", "--inversion", "ddim")
+    assert err == "Error: --no-stochastic and --inversion ddim exclude each other: leave out one of them.\n"
+    code, _, err = run("weights", "get", "vgg19", "--from", "nowhere")
+    assert (code, err) == (1, "Error: nowhere: no such folder: give another folder with --from.\n")
+
+
+def test_a_photo_whose_name_is_not_valid_unicode_is_repainted(run: Run, common: list[object], tmp_path: Path) -> None:
+    name = os.fsdecode(b"bad\xff.png")
+    (tmp_path / name).write_bytes((tmp_path / "photo.png").read_bytes())
+    code, _, err = run("transfer", name, "--style", "photo.png", "--steps", 1, *common)
+    assert (code, err) == (0, "")
+    (made,) = (tmp_path / "outputs").iterdir()
+    assert made.name == "bad_-photo.png"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from inst import InstError
-from inst.files.writing import free_path, reserve_path, write_bytes_atomically
+from inst.files.writing import free_path, make_folder, reserve_path, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -227,3 +227,16 @@ def test_a_reserved_name_is_freed_if_nothing_is_written(tmp_path: Path) -> None:
     with reserve_path(tmp_path, "castle", ".png") as path:
         write_bytes_atomically(path, b"picture")
     assert path.read_bytes() == b"picture"
+
+
+def test_a_name_that_is_not_valid_unicode_gives_a_usable_file_name(tmp_path: Path) -> None:
+    path = free_path(tmp_path, "bad\udcff-style", ".png")
+    assert path.is_file()
+    assert path.name == "bad_-style.png"
+
+
+def test_a_file_where_a_folder_is_wanted_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_bytes(b"kept")
+    with pytest.raises(InstError, match=r"photo\.png is a file: choose a folder"):
+        make_folder(tmp_path / "photo.png")
+    assert (tmp_path / "photo.png").read_bytes() == b"kept"

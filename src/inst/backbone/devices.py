@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from inst.arguments import check_type
-from inst.errors import InstWarning, UsageError, first_line
+from inst.errors import Argument, InstWarning, UsageError, first_line
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # cuBLAS is deterministic only with workspaces of a fixed size; see `deterministic`.
@@ -36,7 +36,12 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device).cpu()  # fails for "meta": its tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f'The device "{device}" cannot be used ({first_line(error)})', 'try "cpu"') from None
+        reason = first_line(error)
+        if reason.startswith("Expected one of"):  # and PyTorch lists every device that any build of it knows
+            reason = "there is no such device"
+        raise UsageError(
+            f'The device "{device}" cannot be used ({reason})', "try ", Argument("device", "cpu")
+        ) from None
     except TypeError:
         kind = type(device).__name__
         raise UsageError(f"A device of the type {kind} cannot be used", 'give its name, such as "cpu"') from None

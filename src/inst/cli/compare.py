@@ -125,7 +125,10 @@ def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
     for text in outputs:
         name, equals, folder = text.partition("=")
         if not equals or not name or not Path(folder).is_dir():
-            raise UsageError(f'"{text}" is not NAME=FOLDER with an existing folder', "give --outputs stytr2=FOLDER")
+            raise UsageError(
+                f'"{text}" is not NAME=FOLDER with an existing folder',
+                "give --outputs NAME=FOLDER, such as stytr2=made/stytr2",
+            )
         if pictures_in(Path(folder)):
             found.append(FolderMethod(name, Path(folder)))
         else:

@@ -30,8 +30,8 @@ ControlOption = Annotated[
     str | None,
     typer.Option(
         "--control",
-        help="Kind of the ControlNet: canny (the default), depth, pose, ... For canny without a control picture, the "
-        "photo's own edges are used.",
+        help="Kind of the ControlNet: canny (the default), depth, pose, ... With a photo and canny, no control picture "
+        "is needed: the photo's edges are used.",
         rich_help_panel=_PANEL,
     ),
 ]

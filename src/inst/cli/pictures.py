@@ -119,6 +119,8 @@ def transfer(
     from inst.files.provenance import SourceFile
     from inst.pictures.io import read_mask, read_photo
 
+    if no_stochastic and inversion not in (TRANSFER["inversion"], "none"):
+        raise UsageError(f"--no-stochastic and --inversion {inversion} exclude each other", "leave out one of them")
     _check_paths(out, count, style, photo, mask, control_picture)
     control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)

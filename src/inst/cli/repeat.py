@@ -100,6 +100,8 @@ def repeat(
         assert record.mask is not None  # otherwise `mask` would be None
         region = read_mask(mask, (height, width)), record.mask
     control_choice = None
+    if record.control is None and controlnet is not None:
+        raise UsageError(f"{picture} was made without a ControlNet", "leave out --controlnet")
     if record.control is not None:
         control_choice = _choose_control(picture, record.control, controlnet, control_picture)
     session.backbone = _backbone_of(picture, record) if backbone is None else backbone
@@ -168,6 +170,8 @@ def _find_source(picture: Path, what: str, recorded: SourceFile | None, given: P
     from inst.files.provenance import SourceFile
 
     if recorded is None:
+        if given is not None:
+            raise UsageError(f"{picture} was made without a {what.replace('-', ' ')}", f"leave out --{what}")
         return None
     path = picture.parent / recorded.name if given is None else given
     if not path.is_file():

@@ -104,11 +104,12 @@ def create(
             update(creation.done, creation.total, "")
     pairs = sum(creation.pairs.values())
     if pairs < trials:
-        session.note(f"There are only {pairs} pairs: each participant sees all of them, not {trials}.")
+        count = "is only 1 pair" if pairs == 1 else f"are only {pairs} pairs"
+        session.note(f"There {count}: each participant sees all of them, not {trials}.")
     session.report(
         [
             f"{out}",
-            f"{pairs} pairs: "
+            f"{pairs} pair{'' if pairs == 1 else 's'}: "
             + ", ".join(f"{count} {ours} / {method}" for method, count in creation.pairs.items())
             + f"; {creation.bytes / 1e6:.1f} MB of pictures.",
             f"Next: inst study serve {shlex.quote(str(out))}",
@@ -220,7 +221,7 @@ def simulate(
         "kills"
     ],
     preference: Annotated[
-        float, typer.Option("--preference", help="Probability of a vote for the method of --ours, from 0 to 1.")
+        float, typer.Option("--preference", help="Probability of a vote for our method, from 0 to 1.")
     ] = _SIMULATE["preference"],
     out: Annotated[
         Path | None,
@@ -285,5 +286,7 @@ def _missing_library(error: ModuleNotFoundError) -> InstError:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstError(f"{path} cannot be read as text ({error}).") from None
+    except OSError as error:
+        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give another file") from None
+    except UnicodeDecodeError:
+        raise InstError(f"{path} is not UTF-8 text", "save it as UTF-8") from None

@@ -46,7 +46,7 @@ def list_weights(quiet: QuietOption = False, as_json: JsonOption = False) -> Non
 
 @app.command()
 def get(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names from `inst weights list`, or all.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `inst weights list`, or all.")],
     given: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +64,8 @@ def get(
     from inst.evaluation.networks.sources import SOURCES
     from inst.evaluation.networks.weights import check_name, fetch
 
+    if given is not None and not given.is_dir():
+        raise InstError(f"{given}: no such folder", "give another folder with --from")
     wanted = list(SOURCES) if "all" in names else names
     for name in wanted:
         check_name(name)

@@ -10,6 +10,7 @@ _COMMANDS = {
     "import_style": "style import",
     "export_style": "style export",
     "study.creation.create_study": "study create",
+    "study.server.serve": "study serve",
 }
 """Commands whose name differs from the name of their function."""
 

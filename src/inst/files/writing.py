@@ -68,6 +68,8 @@ def make_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InstError(f"{path} is a file", "choose a folder") from None
     except OSError as error:
         raise InstError(f"{path} cannot be created ({error.strerror or error})", "give another folder") from None
     return path
@@ -89,7 +91,8 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
         InstError: the folder cannot be created or is not writable.
     """
     folder = Path(folder)
-    stem = _NO_FILE_NAME.sub("_", stem).encode()[:_LONGEST_STEM].decode(errors="ignore").strip(" .") or "picture"
+    text = stem.encode(errors="replace").decode()  # a name that is not valid Unicode has lone surrogates
+    stem = _NO_FILE_NAME.sub("_", text).encode()[:_LONGEST_STEM].decode(errors="ignore").strip(" .") or "picture"
     number = 1
     try:
         try:

@@ -388,5 +388,9 @@ def translate_errors(name: str) -> Iterator[None]:
         raise InstError(f"{name} has more than {limit} million pixels", "make it smaller") from None
     except MemoryError:
         raise InstError(f"{name} does not fit in memory", "make it smaller") from None
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for broken files
+    except OSError as error:
+        if error.errno is not None:  # the system's, not Pillow's
+            raise InstError(f"{name} cannot be read ({error.strerror})", "check the path") from None
+        raise InstError(f"{name} is damaged ({first_line(error)})", "copy or export the picture again") from error
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error and more for broken files
         raise InstError(f"{name} is damaged ({first_line(error)})", "copy or export the picture again") from error

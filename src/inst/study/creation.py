@@ -88,7 +88,7 @@ def create_study(
     if path.exists():
         raise UsageError(f"{path} exists", "give another name, so that its votes are not lost")
     if not path.parent.is_dir():
-        raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist", "make it first")
+        raise InstError(f"{path} cannot be written: the folder {path.parent} does not exist", "create it first")
     collection = _collect(Path(folder), ours, methods)
     rng = random.Random(seed)
     # Only from pairs that can be compared; otherwise 20 combinations could give fewer than 20.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from inst.errors import InstError
+from inst.errors import Call, InstError
 from inst.study import tables
 from inst.study.database import Database
 from inst.study.exclusion import Rules, broken_rules
@@ -98,7 +98,9 @@ def make_report(
     settings = database.settings()
     answers = [row for row in tables.answers(database) if row["counts"]]
     if not any(not row["is_check"] for row in answers):
-        raise InstError(f"{database.path} holds no votes yet", "serve it, and invite people")
+        raise InstError(
+            f"{database.path} holds no votes yet", "serve it with ", Call("study.server.serve"), " and invite people"
+        )
     trial_counts: dict[int, int] = {
         row[0]: row[1] for row in database.rows("SELECT participant, count(*) FROM trials GROUP BY 1")
     }

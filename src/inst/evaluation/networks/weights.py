@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 def check_name(name: str) -> None:
     """Raise UsageError if there are no weights with this name."""
     if name not in SOURCES:
-        raise UsageError(f"there are no weights named {name!r}", f"choose from {', '.join(SOURCES)}")
+        raise UsageError(f'There are no weights named "{name}"', f"use some of {', '.join(SOURCES)}")
 
 
 def fetch(name: str, cache: str | Path | None = None, given: str | Path | None = None) -> Path:
