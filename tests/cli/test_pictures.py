@@ -255,7 +255,7 @@ def test_outside_the_mask_the_photo_keeps_its_pixels(run: Run, common: list[obje
         (["transfer", "photo.png", "--style", "photo.png", "--prompt", "a river " * 30], 2, "does not fit"),
         (["generate", "a river", "--style", "photo.png"], 2, "[C]"),
         (["generate", "[C]", "--style", "photo.png", "--size", "big"], 2, 'size "big" cannot be used'),
-        (["transfer", "photo.png", "--style", "x" * 300], 1, "xxx cannot be used (File name too long)"),
+        (["transfer", "photo.png", "--style", "x" * 300], 1, "xxx cannot be read (File name too long)"),
         (["transfer", "photo.png", "--style", "photo.png", "-o", f"{'x' * 300}.png"], 1, "xxx.png cannot be used"),
         (["style", "info", "photo.png"], 1, "photo.png"),
         (["sheet", "photo.png", "--style", "photo.png", "--strengths", "weak"], 2, '--strengths "weak"'),

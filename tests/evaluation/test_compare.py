@@ -229,7 +229,7 @@ def test_a_file_where_a_folder_is_needed_is_reported_in_one_line(run: Run, given
     Path("made/photos").touch()
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
     assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert "made/photos cannot be created" in err
+    assert "made/photos is a file: choose a folder" in err
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_everything_left_out_is_reported_once_and_briefly(run: Run, given: list[
     ]
     assert err.count("b__q") == 2  # of one line: the result, and the file that there is not
     assert [one for one in json.loads(out)["left_out"] if "b__q" in one] == [
-        "other/b__q.png: theirs contains no picture named b__q."
+        "other/b__q.png: theirs contains no picture named b__q: add it."
     ]
     there = json.loads(Path("made/figures/figures.json").read_text())["problems"]
     assert "other: there is no picture b__q" in there  # where nothing was reported before
