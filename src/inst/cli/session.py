@@ -116,7 +116,7 @@ class Session:
         if self.download:  # the hub's library shows its own progress bars
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
-            if self.quiet or self.as_json or not self._screen.is_terminal:
+            if self._hides_progress:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
             arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
@@ -132,10 +132,14 @@ class Session:
             option = f"--{names[0].replace('_', '-')}"
             raise UsageError(f"{option} needs a backbone, but none is loaded", f"add --backbone, or leave out {option}")
 
+    @property
+    def _hides_progress(self) -> bool:
+        return self.quiet or self.as_json or not self._screen.is_terminal
+
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner with the text `what` while work without steps runs."""
-        if self.quiet or self.as_json or not self._screen.is_terminal:
+        if self._hides_progress:
             yield
             return
         with self._screen.status(what):
@@ -152,8 +156,7 @@ class Session:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        hidden = self.quiet or self.as_json or not self._screen.is_terminal
-        with Progress(*columns, console=self._screen, disable=hidden, transient=True) as bar:
+        with Progress(*columns, console=self._screen, disable=self._hides_progress, transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
 
             def update(step: int, total: int, note: str = "") -> None:

@@ -34,8 +34,6 @@ uint8 (levels from 0 to 255, or a map of the labels 0 and 1)."""
 FORMS = (str, os.PathLike, Image.Image, np.ndarray, Tensor, Photo)
 """The types of `Picture`."""
 
-_WANTED = "give a path, a PIL image, an array, a tensor or an inst.Photo"
-
 
 def to_photo(given: Picture, what: str = "photo") -> Photo:
     """Convert one picture to a `Photo`. `what` is its name in messages.
@@ -53,7 +51,7 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
         return read_image(given, f"The {what}")
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
-    check_type(f"A {what}", given, Tensor, _WANTED)
+    check_type(f"A {what}", given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")
     _check_picture(given, what)
     if given.dim() != 3:
         raise UsageError(f"A {what} of the shape {list(given.shape)} cannot be used", "give one picture [3, H, W]")
@@ -139,9 +137,8 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     return mask
 
 
-def _check_picture(picture: Any, what: str) -> None:
+def _check_picture(picture: Tensor, what: str) -> None:
     """Raise UsageError unless a tensor is a picture [3, H, W] or a batch [B, 3, H, W] in [-1, 1]."""
-    check_type(f"A {what}", picture, Tensor, _WANTED)
     if picture.dim() not in (3, 4) or picture.shape[-3] != 3 or 0 in picture.shape:
         raise UsageError(f"A {what} of the shape {list(picture.shape)} cannot be used", "give a picture [3, H, W]")
     if not picture.is_floating_point() or not (picture.abs() <= 1).all():  # False for NaN, so NaN is refused

@@ -135,6 +135,20 @@ def silence_libraries() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
+@contextmanager
+def _translate_library_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn every exception of a library into an InstError with the library's reason; a MemoryError stays.
+
+    The libraries raise anything at all for a damaged file or for a configuration that makes no sense.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise InstError(f"{problem} ({first_line(error)})", remedy) from error
+
+
 class MisfitError(InstError):
     """Weights and a configuration do not fit together: a weight is missing, or has another shape."""
 
@@ -160,18 +174,12 @@ def build_model(
         InstError: the configuration is invalid, or the weights are quantised.
     """
     name = model_class.__name__
-    try:
-        with init_empty_weights():
-            if issubclass(model_class, ModelMixin):
-                model = model_class.from_config(dict(config))
-            else:
-                model = model_class(model_class.config_class.from_dict(dict(config)))
-    except MemoryError:
-        raise
-    except Exception as error:  # the libraries raise anything at all over a configuration that makes no sense
-        raise InstError(
-            f"{source} has a configuration that is not valid for {name} ({first_line(error)})", FITTING_CONFIGURATION
-        ) from error
+    problem = f"{source} has a configuration that is not valid for {name}"
+    with _translate_library_errors(problem, FITTING_CONFIGURATION), init_empty_weights():
+        if issubclass(model_class, ModelMixin):
+            model = model_class.from_config(dict(config))
+        else:
+            model = model_class(model_class.config_class.from_dict(dict(config)))
 
     available = {_without_prefix(key): tensor for key, tensor in tensors.items()}
     wanted: dict[str, Tensor] = model.state_dict()
@@ -234,7 +242,7 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     refuse_adapter(folder)
     files, variant = weight_files(folder, "diffusion_pytorch_model" if from_diffusers else "model")
     keys = read_keys(files)
-    try:
+    with _translate_library_errors(f"{folder}: config.json or the weights are not valid for {expected}", COPY_AGAIN):
         model, report = model_class.from_pretrained(
             folder,
             dtype=dtype,
@@ -244,12 +252,6 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             ignore_mismatched_sizes=True,  # reported below
             output_loading_info=True,
         )
-    except MemoryError:
-        raise
-    except Exception as error:  # the libraries raise anything at all over a configuration that makes no sense
-        raise InstError(
-            f"{folder}: config.json or the weights are not valid for {expected} ({first_line(error)})", COPY_AGAIN
-        ) from error
     for key, in_file, in_config in report["mismatched_keys"]:
         raise InstError(
             f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}", COPY_AGAIN
