@@ -26,7 +26,9 @@ def whole_number(least: int, most: float = math.inf, *, multiple: int = 1) -> Ca
 
 def real_number(most: float = math.inf, *, zero: bool = True) -> Callable[[str], float]:
     """Return an argparse type for a finite number from 0 to `most`. `zero` says whether 0 itself is allowed."""
-    extent = f"from 0 to {most:g}" if most < math.inf else "of at least 0" if zero else "above 0"
+    extent = "of at least 0" if zero else "above 0"
+    if most < math.inf:
+        extent = f"from 0 to {most:g}" if zero else f"above 0 and at most {most:g}"
 
     def read(text: str) -> float:
         try:

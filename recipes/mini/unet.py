@@ -18,6 +18,7 @@ if __name__ == "__main__":
     guarded("unet")
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from inst.backbone.text import TextEmbedding, encode_text
 from inst.errors import UsageError
 from options import real_number, whole_number
 from pair import SIZE, Normalise
+from reference import BLOCKS, LEAST_SIDE, MODES, REFERENCE_CROP, has_reference, read_reference
 from sample import sample, sheet
 from tokenizer import load_matching
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
@@ -149,6 +151,22 @@ def main(given: Sequence[str] | None = None) -> None:
         "--sheet-steps", type=whole_number(1, 1000), default=30, help="sampling steps for the sheets (default 30)"
     )
     parser.add_argument("--vectors", type=whole_number(1), default=8, help="vectors of a pseudo-word (default 8)")
+    parser.add_argument(
+        "--reference",
+        choices=("none", *MODES),
+        default="none",
+        help="teach self-attention to read another crop of the picture: besides its own tokens (concat), or for half "
+        "of the rows instead of its own tokens (both)",
+    )
+    parser.add_argument(
+        "--reference-blocks", choices=tuple(BLOCKS), default="up", help="blocks that read the reference (default up)"
+    )
+    parser.add_argument(
+        "--reference-share",
+        type=real_number(1, zero=False),
+        default=1.0,
+        help="share of the steps that have a reference (default 1)",
+    )
     options = parser.parse_args(given)
     box = TimeBox(options.minutes, options.steps)
     tokenizer = load_matching(options.pair, options.tokenizer)
@@ -189,6 +207,9 @@ def main(given: Sequence[str] | None = None) -> None:
                 f"--vectors {options.vectors}: the words of {options.warm_start} have {vectors}; give that number"
             )
     channels_last(unet)
+    reference = None
+    if options.reference != "none":
+        reference = read_reference(unet, options.reference, options.reference_blocks)
     unet, inversion = unet.to(device).train(), inversion.to(device).train()
     if not options.warm_start:
         inversion.start_at(table[tokenizer("painting", add_special_tokens=False).input_ids[0]], table)
@@ -226,6 +247,7 @@ def main(given: Sequence[str] | None = None) -> None:
         # All processes use the same bucket in a step, so that none waits for another.
         turn = int((training.step + 1) * share_large) - int(training.step * share_large)
         size, batch = BUCKETS[turn], options.batch
+        paired = reference is not None and has_reference(training.step, options.reference_share)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             at = torch.randint(len(by_size[size]), (batch,), generator=generator, device=device)
             index = by_size[size][at]
@@ -233,6 +255,11 @@ def main(given: Sequence[str] | None = None) -> None:
                 crops = exact_crops(pictures, index, size, generator)
             else:
                 crops = cut(pictures, index, *random_squares(pictures, index, (0.88, 1.0), generator), size)
+            large = torch.ones(batch, dtype=torch.bool, device=device)  # which rows count in the loss
+            if paired:  # from here on, every tensor has the rows of the crops A, then those of the crops B
+                boxes, flips = random_squares(pictures, index, REFERENCE_CROP, generator)
+                crops = torch.cat([crops, cut(pictures, index, boxes, flips, size)])
+                large = torch.cat([large, boxes[:, 2] >= LEAST_SIDE * size])
             latents = frozen.latents(crops.contiguous(memory_format=torch.channels_last), generator)
             squares = random_squares(pictures, index, WORD_CROP, generator)
             pooled, tokens = frozen.tokens(cut(pictures, index, *squares, SIZE))
@@ -244,33 +271,42 @@ def main(given: Sequence[str] | None = None) -> None:
         slots = torch.where((use_word & ~use_null)[:, None], word_slots, -1)
         ids = torch.where(use_null[:, None], empty_ids, ids)
 
-        repeats = options.repeats
+        repeats, copies = options.repeats, 2 if paired else 1
         latents = latents.repeat_interleave(repeats, 0).contiguous(memory_format=torch.channels_last)
-        t = timesteps(len(latents), len(abar), generator)
+        t = timesteps(batch * repeats, len(abar), generator).repeat(copies)
         noise = torch.randn(latents.shape, generator=generator, device=device)
         signal, sigma = abar[t].sqrt().view(-1, 1, 1, 1), (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
         target = signal * noise - sigma * latents
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             words = inversion(pooled, tokens)
             text, _ = encode_text(frozen.text, ids, slots, words)
-            guess = denoise(signal * latents + sigma * noise, t, text.repeat_interleave(repeats, 0)).sample
+            text = text.repeat_interleave(repeats, 0).repeat(copies, 1, 1)
+            with reference.paired(paired) if reference else nullcontext():
+                guess = denoise(signal * latents + sigma * noise, t, text).sample
         snr = abar[t] / (1 - abar[t])
         # min-SNR (Hang et al. 2023) for v: the error of the predicted clean picture, weighted by min(SNR, 5).
         each = ((guess.float() - target) ** 2).mean((1, 2, 3))
-        loss = (each * snr.clamp(max=SNR_CAP) / (snr + 1)).mean()
+        weighted = each * snr.clamp(max=SNR_CAP) / (snr + 1)
+        counted = large.repeat_interleave(repeats)
+        loss = _mean(weighted, counted) if paired else weighted.mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
         workers.average_gradients(parameters)
         gradient = nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
-        with_word = use_word.repeat_interleave(repeats)
-        return {
+        with_word = use_word.repeat_interleave(repeats).repeat(copies)
+        values = {
             "loss": loss,
-            "v_mse": each.mean(),
-            "v_mse_word": (each * with_word).sum() / with_word.sum().clamp_min(1),
-            "v_mse_plain": (each * ~with_word).sum() / (~with_word).sum().clamp_min(1),
+            "v_mse": _mean(each, counted),
+            "v_mse_word": _mean(each, counted & with_word),
+            "v_mse_plain": _mean(each, counted & ~with_word),
             "gradient": gradient,
         }
+        if paired:
+            rows = batch * repeats
+            values["v_mse_reference"] = each[:rows].mean()
+            values["v_mse_own"] = _mean(each[rows:], counted[rows:])
+        return values
 
     def predict(latents: Tensor, t: int, text: TextEmbedding) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -322,6 +358,11 @@ def main(given: Sequence[str] | None = None) -> None:
         unet.eval().to(memory_format=torch.contiguous_format)
         for name, part in (("unet", unet), ("scheduler", scheduler), ("inversion", inversion.eval())):
             write_folder(options.out / name, part.save_pretrained)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean of `values` [B] where `counted` [B] is True, or 0 if it is nowhere True."""
+    return (values * counted).sum() / counted.sum().clamp_min(1)
 
 
 def _paintings(held_out: Pictures, count: int) -> Pictures:

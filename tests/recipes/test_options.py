@@ -51,6 +51,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (unet, "--widths", "12", "12 is not a multiple of 8 of at least 8"),
         (unet, "--sheet-steps", "1001", "1001 is not a whole number from 1 to 1000"),
         (unet, "--vectors", "0", "0 is not a whole number of at least 1"),
+        (unet, "--reference-share", "0", "0 is not a number above 0 and at most 1"),
+        (unet, "--reference-share", "1.5", "1.5 is not a number above 0 and at most 1"),
     ],
 )
 def test_a_number_out_of_range_is_refused_with_the_allowed_range(

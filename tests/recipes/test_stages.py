@@ -204,6 +204,24 @@ def test_a_denoiser_with_a_warm_start_begins_with_the_earlier_weights(runs: Path
         unet.main([*given, "--vectors", "3", *SMALL, "1"])
 
 
+@pytest.mark.parametrize("mode", ["concat", "both"])
+def test_a_denoiser_learns_to_read_a_reference_and_is_saved_as_before(
+    mode: str, runs: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Of three steps, the first and the third have a reference."""
+    given = [*unet_arguments(shards, runs), "--reference", mode, "--out", str(tmp_path)]
+    unet.main([*given, "--reference-share", "0.5", *SMALL, "3"])
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [{"v_mse_reference", "v_mse_own"} <= row.keys() for row in rows] == [True, False, True]
+    assert {"v_mse", "v_mse_word", "v_mse_plain"} <= rows[0].keys()
+    before, after = (load_file(f / "unet/diffusion_pytorch_model.safetensors") for f in (runs / "unet", tmp_path))
+    assert before.keys() == after.keys()
+    config = "unet/config.json"
+    assert json.loads((tmp_path / config).read_text()) == json.loads((runs / "unet" / config).read_text())
+    with pytest.raises(InstError, match=rf"was made with reference = {mode}, not none"):
+        unet.main([*unet_arguments(shards, runs), "--out", str(tmp_path), *SMALL, "4"])
+
+
 def test_a_pair_with_a_warm_start_keeps_the_embeddings_of_tokens_known_to_both(
     runs: Path, shards: Path, random_vgg: Path, random_inception: Path, tmp_path: Path
 ) -> None:
