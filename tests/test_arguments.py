@@ -12,12 +12,12 @@ import torch
 import inst
 from inst import UsageError
 from inst.arguments import LARGEST_FACTOR, checked
-from inst.pictures.io import fit_size, make_thumbnail
+from inst.pictures.io import encode_painting, fit_size
 from inst.sampling.control import Control
 from inst.styles.style import Style
 from tiny import tiny_controlnet
 
-THUMBNAIL = make_thumbnail(torch.zeros(3, 8, 8))
+PAINTING = encode_painting(torch.zeros(3, 8, 8))
 
 
 def transfer(backbone: inst.Backbone, **wrong: Any) -> object:
@@ -35,7 +35,7 @@ def learn(backbone: inst.Backbone, **wrong: Any) -> object:
 
 
 def style(backbone: inst.Backbone) -> Style:
-    return Style(torch.ones(3, 32), backbone.fingerprint, thumbnail=THUMBNAIL)
+    return Style(torch.ones(3, 32), backbone.fingerprint, paintings=(PAINTING,))
 
 
 @pytest.mark.parametrize("wrong", [1.5, "20", "a", True, None, [1], torch.tensor(1), object(), 2.0])

@@ -93,7 +93,7 @@ def test_defaults_quoted_in_the_migration_page_are_the_real_ones() -> None:
     ours = defaults_of("inst.synthesis.from_photo", "transfer")
     assert f"ours is {ours['guidance']:g} unless you say so" in page
     assert f"ours is `{ours['solver']}`, deterministic too, unless you say so" in page
-    assert f"`--tone {ours['tone']}`, ours too" in page
+    assert f"The tone `{ours['tone']}` gives" in page
     assert f"`--inversion {ours['inversion']}`, ours too" in page
     assert f"by default ({ours['guidance']:g} instead of 10)" in page
 

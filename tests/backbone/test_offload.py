@@ -24,7 +24,7 @@ from inst.styles.style import Style
 from inst.synthesis.prompts import embed_prompts
 from tiny import save_family
 
-SETTINGS: dict[str, Any] = {"steps": 2, "seed": [3, 4]}
+SETTINGS: dict[str, Any] = {"steps": 2, "seed": [3, 4], "size": 64}
 ACCELERATOR = torch.device("cuda", 0)  # the tests below move nothing there
 
 
@@ -81,7 +81,7 @@ def test_the_autoencoder_sees_one_picture_and_one_small_tile_at_a_time(
     for part in (frugal.vae.encoder, frugal.vae.decoder):
         part.register_forward_pre_hook(lambda module, given: seen.add(given[0].shape[:1] + given[0].shape[2:]))
     style = learned(frugal, painting)
-    complete(transfer(frugal, torch.zeros(2, 3, 100, 150), style, size=96, **SETTINGS))
+    complete(transfer(frugal, torch.zeros(2, 3, 100, 150), style, **SETTINGS | {"size": 96}))
     assert seen == {(1, 64, 64), (1, 8, 8)}
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import inst
 from inst.files.provenance import SourceFile
 from inst.pictures.io import save_picture
 from inst.styles.style import Style
-from inst.synthesis.record import read_record
+from inst.synthesis.record import PictureRecord, read_record
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -77,16 +78,70 @@ def test_a_sheet_carries_its_record_and_repeat_makes_it_again(
     again = ("repeat", "sheet.png", "--photo", "photos/photo.png", "--backbone", common[1])
     assert run(*again) == (0, "outputs/sheet-again.png\n", "")
     assert (pixels("outputs/sheet-again.png") == pixels("sheet.png")).all()
-    assert read_record("outputs/sheet-again.png").styles["[C1]"].thumbnail == record.styles["[C1]"].thumbnail
+    assert read_record("outputs/sheet-again.png").styles["[C1]"].paintings == record.styles["[C1]"].paintings
 
 
-def test_a_sheet_with_large_thumbnails_leaves_them_out_and_repeat_says_so(
+def test_a_sheet_with_large_paintings_leaves_them_out_and_repeat_says_so(
     run: Run, sheet: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["inst.cli.sheet"], "_THUMBNAILS", 1000)  # the package names the command so
+    monkeypatch.setattr(sys.modules["inst.cli.sheet"], "_PAINTINGS", 100)  # the package names the command so
     assert run(*sheet, "-o", "sheet.png")[0] == 0
-    assert [style.thumbnail for style in read_record("sheet.png").styles.values()] == [None, None]
+    assert [style.paintings for style in read_record("sheet.png").styles.values()] == [(), ()]
     assert "make it again with inst sheet" in refused(run, "sheet.png")
+
+
+def test_a_style_without_a_painting_has_a_sheet_that_repeat_makes_again(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    photo = picture(Path("photo.png"), 0)
+    Style(torch.ones(3, 32), tiny_backbone.fingerprint).save("bare.safetensors")
+    given = ["sheet", photo, "--style", "bare.safetensors", "--strengths", "0.5", "--steps", "1", *common]
+    assert run(*given, "-o", "sheet.png")[0] == 0
+    assert run("repeat", "sheet.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels("again.png") == pixels("sheet.png")).all()
+
+
+# Records from before style attention
+
+
+@pytest.mark.parametrize("command", ["transfer", "generate", "sheet"])
+def test_a_record_of_the_old_format_is_repeated_as_its_picture_was_made(
+    run: Run, common: list[object], command: str
+) -> None:
+    """Without style attention and in the native size, which a photo was enlarged to, however small it was."""
+    picture(Path("small.png"), 5, (30, 20))
+    picture(Path("art/one.png"), 1)
+    subject = "[C]" if command == "generate" else "small.png"
+    more = ["--strengths", "0.5", "--guidances", "3"] if command == "sheet" else []
+    given = [command, subject, "--style", "art/one.png", "--steps", "2", "--style-attention", "0", "--size", "64"]
+    given += ["--tone", "adain"]
+    assert run(*given, *more, "-o", "made.png", *common)[0] == 0
+    record = content_of("made.png")
+    old = {**record["settings"], "size": None, "tone": "painting"}
+    for name in ("style_attention", "style_scale", "query_preservation", "attention_temperature", "attention_blocks"):
+        old.pop(name, None)
+    if command == "sheet":
+        old["thumbnails"] = old.pop("paintings")
+    code, _, err = repeat(run, common, {**record, "settings": old, "format": 1})
+    assert code == 0, err
+    assert (pixels("again.png") == pixels("made.png")).all()
+    if command == "transfer":  # a new record has the defaults of today
+        assert repeat(run, common, {**record, "settings": old})[0] == 0
+        assert pixels("again.png").shape == (40, 60, 3)
+
+
+def test_a_large_picture_of_the_old_format_is_repeated_in_tiles_of_the_native_size(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    photo = inst.read_photo(picture(Path("wide.png"), 5, (60, 20)), flattened=True)
+    style = inst.instant_style(tiny_backbone, photo)
+    then = copy.copy(tiny_backbone)
+    then.default_size = then.native_size
+    made = inst.complete(inst.transfer(then, photo, style, size=64, tile=64, steps=2, style_attention=0, tone="adain"))
+    record = PictureRecord.of("transfer", tiny_backbone, {"steps": 2}, {"[C]": style}, photo=photo, paintings=True)
+    save_picture(made, "made.png", texts=replace(record, format=1).texts())
+    assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
+    assert (pixels("again.png") == pixels("made.png")).all()
 
 
 def test_a_preview_carries_its_record_and_repeat_makes_it_again(run: Run, common: list[object]) -> None:
@@ -122,6 +177,7 @@ def test_every_picture_of_a_comparison_records_what_it_is_made_of(run: Run, comm
     for photo in photos:
         picture(Path("other") / f"{photo.stem}__p.png", 4)
     sources = ["--photos", "photos", "--paintings", "art", "--methods", "inst-instant", "--outputs", "other=other"]
+    sources += ["--style-attention", "0.25", "--style-scale", "0.5"]
     assert run("compare", "-o", "made", "--no-figures", *sources, *common)[0] == 0
     copies = {"photos", "paintings"}
     written = [path for path in Path("made").rglob("*.png") if path.parent.name not in copies]
@@ -133,7 +189,8 @@ def test_every_picture_of_a_comparison_records_what_it_is_made_of(run: Run, comm
     assert sheet["kind"] == "sheet of a comparison"
     assert (sheet["photos"], sheet["paintings"]) == ([noted(photo) for photo in photos], [noted(painting)])
     assert list(sheet["methods"]) == ["inst-instant", "other"]
-    assert sheet["methods"]["inst-instant"]["transfer"]["strength"] == 0.5
+    used = sheet["methods"]["inst-instant"]["transfer"]
+    assert (used["strength"], used["style_attention"], used["style_scale"]) == (0.5, 0.25, 0.5)
     assert sheet["methods"]["other"] == {"folder": "other"}
     assert sheet["versions"]["inst"] == inst.__version__
     assert content_of("made/other/b__p.png")["photos"] == [noted(photos[1])]

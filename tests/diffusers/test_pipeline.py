@@ -20,7 +20,7 @@ from PIL import Image
 
 from inst import Backbone, InstError, InstWarning, Style, UsageError, complete, generate, instant_style, transfer
 from inst.diffusers.pipeline import InSTPipeline
-from inst.pictures.io import Photo, make_thumbnail, save_png, to_image, to_tensor
+from inst.pictures.io import Photo, encode_painting, save_png, to_image, to_tensor
 from inst.sampling.solvers import SamplingStep
 from tiny import WIDTH, edit_json, save_family
 
@@ -54,8 +54,8 @@ def diffusers_pipe(tiny_backbone_folder: Path) -> StableDiffusionPipeline:
 @pytest.fixture
 def style(tiny_backbone: Backbone) -> Style:
     vectors = torch.randn(3, WIDTH, generator=generator(0)) * 0.5
-    thumbnail = make_thumbnail(picture(80, 70, seed=100))
-    return Style(vectors, tiny_backbone.fingerprint, tiny_backbone.denoiser_fingerprint, {}, thumbnail)
+    painting = encode_painting(picture(80, 70, seed=100))
+    return Style(vectors, tiny_backbone.fingerprint, tiny_backbone.denoiser_fingerprint, {}, (painting,))
 
 
 def as_tensor(found: Any) -> torch.Tensor:
@@ -77,10 +77,12 @@ def test_a_photo_is_transferred_as_the_function_transfer_does(
     mask[:, 50:] = 1
     expected = complete(transfer(tiny_backbone, photo, style, seed=7))
     found = pipe(image=to_image(photo), style=style, generator=generator(7))
-    assert [image.size for image in found.images] == [(80, 64)]
+    assert [image.size for image in found.images] == [(160, 128)]
     same_pictures(found, expected)
 
     settings = {"strength": 0.7, "inversion": "ddim", "solver": "ddim", "tone": "photo", "style_weight": 0.5}
+    settings |= {"style_attention": 0.6, "style_scale": 0.8, "query_preservation": 0.3}
+    settings |= {"attention_temperature": 1.4, "attention_blocks": "all"}
     expected = complete(
         transfer(
             tiny_backbone,
@@ -117,8 +119,10 @@ def test_pictures_are_generated_as_the_function_generate_does(
     pipe: InSTPipeline, tiny_backbone: Backbone, style: Style
 ) -> None:
     prompts = ["a river in the style of [C]", "[C]"]
-    expected = complete(generate(tiny_backbone, prompts, style, seed=[3, 4], size=(80, 64), tone="painting"))
-    found = pipe(prompts, style=style, generator=[generator(3), generator(4)], width=80, height=64, tone="painting")
+    settings = {"tone": "painting", "style_attention": 0.6, "style_scale": 0.8}
+    settings |= {"attention_temperature": 1.4, "attention_blocks": "all"}
+    expected = complete(generate(tiny_backbone, prompts, style, seed=[3, 4], size=(80, 64), **settings))
+    found = pipe(prompts, style=style, generator=[generator(3), generator(4)], width=80, height=64, **settings)
     same_pictures(found, expected)
 
 
@@ -140,7 +144,8 @@ def test_generated_pictures_are_those_of_diffusers(diffusers_pipe: StableDiffusi
         expected = diffusers_pipe(
             prompt_embeds=text, negative_prompt_embeds=negative, generator=generators(), **settings
         ).images
-        found = pipe(prompts, style=style, negative_prompt="a photo", solver="ddim", generator=generators(), **settings)
+        given = {"negative_prompt": "a photo", "solver": "ddim", "style_attention": 0.0, "generator": generators()}
+        found = pipe(prompts, style=style, **given, **settings)
         torch.testing.assert_close(found.images, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -324,8 +329,9 @@ def test_from_pipe_shares_the_parts_of_the_other_pipeline(diffusers_pipe: Stable
         assert pipe.backbone.unet is diffusers_pipe.unet
         assert diffusers_pipe.unet.dtype == dtype
         assert pipe.inversion is None
-        with pytest.raises(InstError, match="no pretrained inversion module"):
+        with pytest.raises(UsageError, match="has no pseudo-word"):
             pipe("[C]", style=to_image(picture()))
+        assert pipe("a castle", style=to_image(picture()), num_inference_steps=2).images
         back = StableDiffusionPipeline.from_pipe(pipe, safety_checker=None, requires_safety_checker=False)
         assert back.unet is diffusers_pipe.unet
 
@@ -479,6 +485,7 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "style": [3]}, "A style of the type list"),
         ({"prompt": "[C]", "strength": 0.5}, "strength cannot be used here: give a photo"),
         ({"prompt": "[C]", "mask_image": "photo"}, "mask_image cannot be used here"),
+        ({"prompt": "[C]", "query_preservation": 0.5}, "query_preservation cannot be used here"),
         ({"prompt": "[C]", "height": 64}, "Only one of height and width"),
         ({"image": "photo", "width": 64}, "width cannot be used here"),
         ({"image": "odd"}, "several pictures of the same size"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,14 @@ import inst
 from inst import demo
 from inst.errors import InstError, UsageError
 from inst.evaluation.bootstrap import mean_intervals
+from inst.evaluation.compare import compare
 from inst.evaluation.learning_curves.folder import Curves
 from inst.evaluation.learning_curves.measure import CurvePoint, curve_controls, learning_curves
 from inst.evaluation.methods.ablations import ABLATIONS
 from inst.evaluation.methods.folder import FolderMethod
 from inst.evaluation.methods.styles import caption_style
 from inst.evaluation.metrics.clip import PictureTextEncoder
-from inst.pictures.io import read_photo, read_picture
+from inst.pictures.io import read_photo, read_picture, resize_short_side
 from inst.synthesis.record import read_record
 from tiny import save_family
 
@@ -77,10 +79,27 @@ def test_every_photo_painting_and_method_has_a_picture_with_its_record(run: Run,
     record = read_record("made/inst/a__p.png")
     assert record.styles["[C]"].about["steps"] <= 2
     assert read_record("made/textual-inversion/a__p.png").styles["[C]"].about["variant"] == "direct"
+    plain = read_record("made/sdm/a__p.png")  # nothing of the painting itself
+    assert (plain.settings["tone"], plain.settings["style_attention"]) == ("none", 0)
 
     again = run("repeat", "made/inst/a__p.png", "--photo", "photos-here/a.png", "-o", "again.png", *given[-6:])
     assert again[0] == 0, again
     assert (np.asarray(Image.open("again.png")) == np.asarray(Image.open("made/inst/a__p.png"))).all()
+
+
+def test_styleid_is_compared_at_the_default_size_with_the_published_settings(
+    run: Run, given: list[object], tiny_backbone: inst.Backbone
+) -> None:
+    one = ["--photos", "photos-here/a.png", "--paintings", "paintings-here/p.png", *given[4:]]
+    code, _, err = run("compare", "-o", "made", "--methods", "styleid", *one)
+    assert code == 0, err
+    with Image.open("made/styleid/a__p.png") as image:
+        assert min(image.size) == tiny_backbone.default_size
+        settings = json.loads(image.text["inst"])["methods"]["styleid"]
+    assert settings == json.loads(Path("made/compare.json").read_text())["styleid"]
+    published = {"weight": 1, "query_preservation": 0.75, "temperature": 1.5, "blocks": "fine"}
+    assert (settings["steps"], settings["attention"]) == (50, published)
+    assert not list(Path("made/styles").iterdir())  # nothing is learned
 
 
 def test_pictures_that_exist_are_not_made_again_and_styles_are_kept(run: Run, given: list[object]) -> None:
@@ -451,8 +470,45 @@ def test_every_method_of_an_ablation_has_different_settings_and_pictures(
         name: json.dumps(one["transfer"] if what == "stochastic" else one["style"]) for name, one in settings.items()
     }
     assert len(set(varied.values())) == len(varied) >= 3
+    assert {(one["transfer"]["tone"], one["transfer"]["style_attention"]) for one in settings.values()} == {("none", 0)}
     pictures = {Path(f"outputs/ablate-{what}/{name}/a__p.png").read_bytes() for name in settings}
     assert len(pictures) == len(settings)
+
+
+def test_the_ablation_of_attention_varies_each_of_its_settings_with_one_style(
+    tiny_backbone: inst.Backbone, tmp_path: Path
+) -> None:
+    photo, painting = (picture(tmp_path / f"{name}.png", number) for number, name in enumerate("ap"))
+    transfer = {"tone": "none", "style_attention": 0.0, "steps": 2, "size": 64}
+    methods = ABLATIONS["attention"].methods(tiny_backbone, {"steps": 2}, transfer)
+    assert inst.complete(compare(methods, [photo], [painting], tmp_path / "made")) == []
+    settings = {method.name: method.settings for method in methods}
+    defaults = {"style_attention": 1, "style_weight": 1, "attention_blocks": "up"}
+    defaults |= {"query_preservation": 0, "attention_temperature": 1}
+    changes = {
+        name: {
+            key: one["transfer"][key] for key in defaults if one["transfer"].get(key, defaults[key]) != defaults[key]
+        }
+        for name, one in settings.items()
+    }
+    assert changes == {
+        "word": {"style_attention": 0},
+        "attention": {"style_weight": 0},
+        "both": {},
+        "weight-0.5": {"style_attention": 0.5},
+        "weight-0.75": {"style_attention": 0.75},
+        "blocks-fine": {"attention_blocks": "fine"},
+        "blocks-all": {"attention_blocks": "all"},
+        "gamma-0.5": {"query_preservation": 0.5},
+        "gamma-0.75": {"query_preservation": 0.75},
+        "tau-0.75": {"attention_temperature": 0.75},
+        "tau-1.5": {"attention_temperature": 1.5},
+    }
+    assert len({json.dumps(one["style"]) for one in settings.values()}) == 1
+    pictures = {name: read_picture(tmp_path / "made" / name / "a__p.png") for name in settings}
+    same = {name for name in settings if name != "both" and torch.equal(pictures[name], pictures["both"])}
+    assert same == {"blocks-fine"}  # the tiny model has two levels, so all upward blocks are fine
+    assert len(list((tmp_path / "made/styles").iterdir())) == 1
 
 
 def test_every_ablation_has_at_least_two_methods_with_different_names() -> None:
@@ -508,7 +564,8 @@ def test_interrupted_learning_curves_go_on_and_give_the_same_figures(
         )
         return [point.gram for point in shown]
 
-    assert grams() == grams(transferred={"tone": "none"}) != grams(transferred={"tone": "painting"})
+    none = {"tone": "none", "style_attention": 0.0}
+    assert grams() == grams(transferred=none) != grams(transferred=none | {"tone": "painting"})
     with pytest.raises(UsageError, match="rename one"):
         next(learning_curves(tiny_backbone, [painting, painting], [photo], distance))
 
@@ -534,17 +591,22 @@ def test_learning_curves_include_the_wrong_painting_and_the_unchanged_controls(
     def keep(point: CurvePoint, pictures: list[torch.Tensor]) -> None:
         kept[point.painting] = pictures[0]
 
+    def small(result: torch.Tensor) -> torch.Tensor:
+        return resize_short_side(result, 64)
+
     points = {
         one.painting: one for one in learning_curves(tiny_backbone, sources, [photo], distance, keep=keep, **options)
     }
     for source, other in zip(sources, [*sources[1:], sources[0]], strict=True):
-        assert points[source.name].gram == pytest.approx(distance(kept[source.name], source.picture).item(), abs=1e-5)
-        wrong = distance(kept[source.name], other.picture).item()
+        assert points[source.name].gram == pytest.approx(
+            distance(small(kept[source.name]), source.picture).item(), abs=1e-5
+        )
+        wrong = distance(small(kept[source.name]), other.picture).item()
         assert points[source.name].wrong_gram == pytest.approx(wrong, abs=1e-5)
     assert [points[source.name].wrong for source in sources] == ["1.png", "2.png", "0.png"]
     (alone,) = learning_curves(tiny_backbone, sources[:1], [photo], distance, keep=keep, **options)
     theirs = read_picture(demo.PAINTINGS[0])
-    assert alone.wrong_gram == pytest.approx(distance(kept[alone.painting], theirs).item(), abs=1e-3)
+    assert alone.wrong_gram == pytest.approx(distance(small(kept[alone.painting]), theirs).item(), abs=1e-3)
 
     encoder = PictureTextEncoder.of_backbone(tiny_backbone)
     unchanged, painted = curve_controls(tiny_backbone, sources[0], [photo], distance, encoder, 64)
@@ -648,9 +710,11 @@ def test_learning_curves_and_evaluate_report_the_same_gram_distance(
 
 
 def test_learning_curves_write_a_picture_of_each_pair_and_a_sheet_of_each_painting(
-    run: Run, given: list[object], weights_file: Callable[[str], Path]
+    run: Run, given: list[object], weights_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights_file("vgg19")
+    # The package names the command so. At the real size, VGG-19 would take most of the time of this test.
+    monkeypatch.setitem(sys.modules["inst.cli.ablate"]._CURVES, "size", 64)
     command = ["ablate", "convergence", "-o", "curves", "--every", "1", "--seeds", "2"]
     command += [one for one in given if one != "--no-figures"]
     code, out, err = run(*command)

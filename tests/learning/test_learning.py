@@ -539,8 +539,13 @@ def test_without_image_encoder_only_the_direct_variant_works(blind_backbone: ins
             short(blind_backbone, variant=variant)
     with pytest.raises(UsageError, match="no pretrained inversion module"):
         short(blind_backbone, variant="direct", pretrained=True)
-    with pytest.raises(InstError, match=r"inst\.learn"):
-        instant_style(blind_backbone, [paint(1)])
+
+
+def test_without_pretrained_module_the_instant_style_is_its_painting_alone(blind_backbone: inst.Backbone) -> None:
+    style = instant_style(blind_backbone, [paint(1)])
+    assert not style.has_word
+    assert len(style.paintings) == 1
+    assert style.check(blind_backbone) is None
 
 
 def test_without_image_encoder_the_default_variant_is_direct_with_one_warning(blind_backbone: inst.Backbone) -> None:

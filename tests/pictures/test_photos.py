@@ -13,8 +13,8 @@ from PIL import Image, ImageCms, ImageDraw
 from inst import InstError, UsageError
 from inst.pictures.io import (
     decode_picture,
+    encode_painting,
     fit_size,
-    make_thumbnail,
     open_picture,
     read_mask,
     read_photo,
@@ -256,16 +256,16 @@ def test_pngs_are_marked_as_srgb_and_carry_no_other_profile(tmp_path: Path) -> N
         assert "icc_profile" not in image.info
 
 
-def test_thumbnails_have_at_most_256_pixels_a_side_and_broken_ones_are_refused(tmp_path: Path) -> None:
-    picture = torch.rand(3, 300, 600, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    data = make_thumbnail(picture)
-    found = decode_picture(data, "the thumbnail")
-    assert found.shape == (3, 128, 256)
-    assert (found - resize(picture, (128, 256))).abs().max() <= 1 / 255 + 1e-6
-    assert make_thumbnail(picture) == data
-    small = to_tensor(quarters())
-    assert torch.equal(decode_picture(make_thumbnail(small), "x"), small)
-    assert decode_picture(make_thumbnail(torch.zeros(3, 1, 5000)), "x").shape == (3, 1, 256)
+def test_encoded_paintings_have_limited_sides_and_broken_ones_are_refused() -> None:
+    coarse = torch.rand(1, 3, 6, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = torch.nn.functional.interpolate(coarse, (300, 600), mode="bicubic")[0].clamp(-1, 1)
+    data = encode_painting(picture, short_side=100)
+    found = decode_picture(data, "the painting")
+    assert found.shape == (3, 100, 200)
+    assert (found - resize(picture, (100, 200))).abs().mean() < 0.03  # WebP is lossy
+    assert encode_painting(picture, short_side=100) == data
+    assert decode_picture(encode_painting(picture), "x").shape == picture.shape
+    assert decode_picture(encode_painting(torch.zeros(3, 1, 5000)), "x").shape == (3, 1, 4096)
     for broken in (b"", b"hello", data[:100]):
-        with pytest.raises(InstError, match=r"^the thumbnail "):
-            decode_picture(broken, "the thumbnail")
+        with pytest.raises(InstError, match=r"^the painting "):
+            decode_picture(broken, "the painting")

@@ -18,13 +18,14 @@ from diffusers import (
 from inst import Backbone, InstError, Style, UsageError, complete, generate, transfer
 from inst.diffusers.pipeline import InSTPipeline
 from inst.pictures.edges import canny
-from inst.pictures.io import make_thumbnail
+from inst.pictures.io import encode_painting
 from inst.sampling.control import Control, load_controlnet, with_control_channels, with_controlnet
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import tiled
 from tiny import WIDTH, edit_json, save_family, tiny_controlnet, write_tiny_backbone
 
 FEW = {"steps": 3, "seed": 7}
+WORD_ALONE: dict[str, Any] = {"tone": "none", "style_attention": 0, "size": 64}
 
 
 def picture(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
@@ -40,7 +41,7 @@ def controlnet(tiny_backbone: Backbone) -> ControlNetModel:
 @pytest.fixture
 def style(tiny_backbone: Backbone) -> Style:
     vectors = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.5
-    return Style(vectors, tiny_backbone.fingerprint, "", {}, make_thumbnail(picture(seed=100)))
+    return Style(vectors, tiny_backbone.fingerprint, "", {}, (encode_painting(picture(seed=100)),))
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_transfer_from_plain_noise_with_control_gives_the_same_picture_as_diffus
     tiny_backbone_folder: Path, tiny_backbone: Backbone, controlnet: ControlNetModel, style: Style
 ) -> None:
     photo, hint = picture(64, 96), picture(64, 96, seed=5)
-    settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", "tone": "none"}
+    settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", **WORD_ALONE}
     control = Control(controlnet, hint, "depth")
     found = complete(
         transfer(tiny_backbone, photo, style, strength=0.5, steps=5, inversion="none", control=control, **settings)
@@ -148,10 +149,10 @@ def test_stochastic_inversion_does_not_use_the_control(tiny_backbone: Backbone, 
             strength=0.5,
             steps=1,
             guidance=3.0,
-            tone="none",
             seed=5,
             solver="ddim",
             control=depth,
+            **WORD_ALONE,
         )
     )
     text, empty = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors}), tiny_backbone.embed_text([""])
@@ -238,13 +239,13 @@ def test_without_a_control_picture_the_photos_own_edges_are_used(
     photo[:, 20:50, 10:40] = 1
     given = Control(controlnet, canny(photo))
     own, same, other = (
-        complete(transfer(tiny_backbone, photo, style, control=control, **FEW))
+        complete(transfer(tiny_backbone, photo, style, control=control, size=64, **FEW))
         for control in (Control(controlnet), given, Control(controlnet, picture()))
     )
     assert torch.equal(own, same)
     assert not torch.allclose(own, other, atol=1e-2)
     both = torch.stack([photo, photo.flip(-1)])  # of several photos, each its own
-    together = complete(transfer(tiny_backbone, both, style, control=Control(controlnet), **FEW))
+    together = complete(transfer(tiny_backbone, both, style, control=Control(controlnet), size=64, **FEW))
     close(together[0], own[0])
 
 

@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import inst
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import make_thumbnail, read_photo, save_png, to_tensor
+from inst.pictures.io import encode_painting, read_photo, save_png, to_tensor
 from inst.styles.exporting import FORMATS, export_style, slug, token_of
 from inst.styles.importing import import_style
 from inst.styles.style import Style
@@ -180,15 +180,15 @@ def test_files_for_a1111_and_comfyui_hold_the_vectors_under_their_keys(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("thumbnail", [True, False])
+@pytest.mark.parametrize("size", [(40, 60), (320, 512), None])
 def test_a_picture_for_a1111_carries_the_vectors_and_shows_the_painting(
-    tiny_backbone: Backbone, tmp_path: Path, thumbnail: bool
+    tiny_backbone: Backbone, tmp_path: Path, size: tuple[int, int] | None
 ) -> None:
-    painting = torch.linspace(-1, 1, 3 * 40 * 60).view(3, 40, 60)
-    style = make_style(tiny_backbone, thumbnail=make_thumbnail(painting) if thumbnail else None)
+    paintings = () if size is None else (encode_painting(torch.zeros(3, *size)),)
+    style = make_style(tiny_backbone, paintings=paintings)
     assert export_style(style, tmp_path / "waves.png", "a1111-png") == "waves"
     with Image.open(tmp_path / "waves.png") as image:
-        assert image.size == ((60, 40) if thumbnail else (256, 256))
+        assert image.size == {(40, 60): (60, 40), (320, 512): (256, 160), None: (256, 256)}[size]
         content = json.loads(base64.b64decode(image.text["sd-ti-embedding"]))
         said = json.loads(image.text["inst"])
     assert (said["kind"], said["about"], said["fingerprint"]) == ("picture of a style", style.about, style.fingerprint)
@@ -313,9 +313,7 @@ def test_a_painting_given_at_import_is_kept_in_the_style(tiny_backbone: Backbone
     found = import_style(
         tiny_backbone, tmp_path / "sea.safetensors", painting=read_photo(tmp_path / "painting.png", flattened=True)
     )
-    shown = found.painting()
-    assert shown is not None
-    assert shown.shape == (3, 20, 30)
+    assert found.painting().shape == (3, 20, 30)
     assert found.about["paintings"][0]["name"] == "painting.png"
 
 
@@ -483,6 +481,29 @@ def test_files_that_hold_no_embedding_are_refused_with_the_reason(tiny_backbone:
 # The command line
 
 
+def test_a_style_without_a_word_cannot_be_exported(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    wordless = Style(torch.zeros(0, WIDTH), tiny_backbone.fingerprint, about={"name": "waves"})
+    with pytest.raises(UsageError, match='"waves" has no pseudo-word to export: learn it with'):
+        export_style(wordless, tmp_path / "waves.safetensors", "comfyui")
+    assert not (tmp_path / "waves.safetensors").exists()
+
+
+def test_no_painting_leaves_the_picture_out_of_learned_and_imported_styles(
+    run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path
+) -> None:
+    Image.new("RGB", (70, 64), "teal").save("painting.png")
+    given = ["--backbone", tiny_backbone_folder, "--device", "cpu"]
+    export_style(make_style(tiny_backbone), "sea.safetensors", "a1111")
+    learning = ["learn", "painting.png", "--steps", "1", "--crops", "1"]
+    for command in (learning, ["style", "import", "sea.safetensors", "--painting", "painting.png"]):
+        for option, kept in (("--no-painting", 0), ("--quiet", 1)):
+            code, _, err = run(*command, option, "-o", "made.safetensors", *given)
+            assert code == 0, err
+            style = Style.load("made.safetensors")
+            assert len(style.paintings) == kept
+            assert style.about["paintings"][0]["name"] == "painting.png"  # which painting it was is always said
+
+
 def test_the_export_and_import_commands_give_back_the_same_vectors(
     run: Run, tiny_backbone: Backbone, tiny_backbone_folder: Path
 ) -> None:
@@ -532,6 +553,7 @@ def test_wrong_use_of_export_and_import_is_reported_in_one_line(
         (["import", "other.safetensors", "--backbone", tiny_backbone_folder], 2),
         (["import", "other.safetensors", "--backbone", tiny_backbone_folder, "--as-reference"], 2),
         (["import", "other.safetensors", "--backbone", tiny_backbone_folder, "-o", "other.safetensors"], 2),
+        (["import", "other.safetensors", "--backbone", tiny_backbone_folder, "--no-painting"], 2),
         (["import", "nowhere.pt", "--backbone", tiny_backbone_folder], 1),
     ):
         found, said, err = run("style", *arguments)

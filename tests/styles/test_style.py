@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import make_thumbnail
+from inst.pictures.io import encode_painting
 from inst.styles.style import Style
 from tiny import WIDTH
 
@@ -46,7 +47,8 @@ def full_style() -> Style:
             "paintings": [{"name": "/home/ann/睡莲.jpg", "sha256": "00ff"}],
             "captions": ["[C]", "black/white [C]"],
         },
-        thumbnail=make_thumbnail(picture),
+        paintings=(encode_painting(picture), encode_painting(-picture)),
+        shares=(0.75, 0.25),
         module={"layers.0.weight": torch.eye(4), "base": torch.arange(3.0), "spread": torch.tensor(0.5)},
         module_config={"layers": 1, "dropout": 0.05, "variant": "attention"},
     )
@@ -60,7 +62,8 @@ def test_a_saved_style_is_loaded_with_everything_it_had(tmp_path: Path) -> None:
     path = style.save(tmp_path / "waves.safetensors")
     found = Style.load(path)
     assert torch.equal(found.vectors, style.vectors)
-    assert (found.fingerprint, found.denoiser, found.thumbnail) == (HERE, THERE, style.thumbnail)
+    assert (found.fingerprint, found.denoiser) == (HERE, THERE)
+    assert (found.paintings, found.shares) == (style.paintings, (0.75, 0.25))
     assert found.about == style.about
     assert found.about["paintings"] == [{"name": "睡莲.jpg", "sha256": "00ff"}]
     assert found.about["captions"][1] == "black/white [C]"
@@ -69,17 +72,14 @@ def test_a_saved_style_is_loaded_with_everything_it_had(tmp_path: Path) -> None:
     assert found.module.keys() == style.module.keys()
     assert all(torch.equal(found.module[key], style.module[key]) for key in style.module)
     assert found.module_config == style.module_config
-    painting = found.painting()
-    assert painting is not None
-    assert painting.shape == (3, 40, 60)
+    assert found.painting(1).shape == (3, 40, 60)
+    assert (found.painting(1) + found.painting()).abs().mean() < 0.1
 
     smallest = Style(random_vectors(), HERE)
     found = Style.from_bytes(smallest.to_bytes())
     assert torch.equal(found.vectors, smallest.vectors)
-    assert (found.denoiser, found.about, found.name, found.thumbnail, found.module, found.module_config) == (
-        ("", {}, "unnamed", None, None, None)
-    )
-    assert found.painting() is None
+    assert (found.denoiser, found.about, found.name) == ("", {}, "unnamed")
+    assert (found.paintings, found.shares, found.module, found.module_config) == ((), (), None, None)
 
 
 def test_a_style_file_can_be_read_by_safetensors_alone(tmp_path: Path) -> None:
@@ -87,13 +87,14 @@ def test_a_style_file_can_be_read_by_safetensors_alone(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == {
             "vectors",
-            "thumbnail",
+            "painting.0",
+            "painting.1",
             "module.layers.0.weight",
             "module.base",
             "module.spread",
         }
         assert torch.equal(file.get_tensor("vectors"), full_style().vectors)
-        assert file.get_tensor("thumbnail").dtype == torch.uint8
+        assert file.get_tensor("painting.0").dtype == torch.uint8
         assert json.loads(file.metadata()["inst_style"])["about"]["steps"] == 200
 
 
@@ -143,7 +144,7 @@ def test_vectors_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
     refuse(path, "not finite")
 
 
-@pytest.mark.parametrize("shape", [(WIDTH,), (1, 2, WIDTH), (0, WIDTH), (3, 0)])
+@pytest.mark.parametrize("shape", [(WIDTH,), (1, 2, WIDTH), (3, 0)])
 def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[n, d\]"):
         Style(torch.zeros(shape), HERE)
@@ -153,7 +154,7 @@ def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...], tmp_path: 
 def test_widths_of_two_text_encoders_are_kept(tmp_path: Path) -> None:
     style = Style(random_vectors(), HERE, widths=(20, WIDTH - 20))
     assert Style.load(style.save(tmp_path / "two.safetensors")).widths == (20, WIDTH - 20)
-    assert style.bare(thumbnail=False).widths == style.widths
+    assert style.bare(paintings=False).widths == style.widths
     assert Style.mix([(style, 1), (style, 2)]).widths == style.widths
     assert style.width_text == f"20 + {WIDTH - 20}"
     one = Style(random_vectors(), HERE)
@@ -163,9 +164,21 @@ def test_widths_of_two_text_encoders_are_kept(tmp_path: Path) -> None:
         Style.mix([(style, 1), (one, 1)])
 
 
-def test_older_style_files_without_widths_are_still_read(tmp_path: Path) -> None:
-    path = rewrite(tmp_path / "old.safetensors", {"vectors": random_vectors()})
-    assert Style.load(path).widths == (WIDTH,)
+def test_older_style_files_without_widths_and_with_a_thumbnail_are_still_read(tmp_path: Path) -> None:
+    thumbnail = io.BytesIO()
+    Image.new("RGB", (20, 10)).save(thumbnail, format="PNG")
+    stored = torch.frombuffer(bytearray(thumbnail.getvalue()), dtype=torch.uint8)
+    old = Style.load(rewrite(tmp_path / "old.safetensors", {"vectors": random_vectors(), "thumbnail": stored}))
+    assert old.widths == (WIDTH,)
+    assert (old.paintings, old.shares) == ((thumbnail.getvalue(),), (1.0,))
+    assert old.painting().shape == (3, 10, 20)
+
+
+def test_a_style_may_have_paintings_and_no_word(tmp_path: Path) -> None:
+    wordless = dataclasses.replace(full_style(), vectors=torch.zeros(0, WIDTH))
+    assert (wordless.has_word, full_style().has_word) == (False, True)
+    found = Style.load(wordless.save(tmp_path / "wordless.safetensors"))
+    assert (found.vectors.shape, found.paintings) == ((0, WIDTH), wordless.paintings)
 
 
 @pytest.mark.parametrize("widths", [(WIDTH, 1), (WIDTH + 1, -1), (WIDTH, 0), (1,)])
@@ -298,7 +311,7 @@ def test_a_style_file_with_wrong_bytes_is_read_or_refused_in_one_line(data: st.D
         ({"module_config": [1]}, "module_config is a list, not a dict"),
         ({"format": "left out"}, "'format' is missing"),
         ({"format": "one"}, "is damaged"),
-        ({"format": 2}, "was written by a newer version of inst: update inst"),
+        ({"format": 3}, "was written by a newer version of inst: update inst"),
         ({"about": {"loss": float("nan")}}, "only finite numbers"),
         ({"about": {"paintings": ["waves.jpg"]}}, "paintings are not a list of objects"),
         ({"about": {"paintings": 3}}, "is damaged"),
@@ -319,9 +332,9 @@ def test_metadata_that_are_no_json_or_nested_too_deeply_are_refused(tmp_path: Pa
     refuse(path, "'vectors' is missing")
 
 
-def test_a_damaged_thumbnail_is_reported_with_the_name_of_the_style() -> None:
-    style = Style(random_vectors(), HERE, about={"name": "Wellen"}, thumbnail=b"no picture")
-    with pytest.raises(InstError, match='The thumbnail of the style "Wellen" is not a picture'):
+def test_a_damaged_painting_is_reported_with_the_name_of_the_style() -> None:
+    style = Style(random_vectors(), HERE, about={"name": "Wellen"}, paintings=(b"no picture",))
+    with pytest.raises(InstError, match='The painting of the style "Wellen" is not a picture'):
         Style.from_bytes(style.to_bytes()).painting()
 
 
@@ -410,7 +423,7 @@ def test_a_mixture_says_what_it_is_made_of() -> None:
             HERE,
             denoiser,
             {"name": name, "backbone": "tiny", "paintings": [{"name": f"{name}.jpg", "sha256": name}]},
-            thumbnail=name.encode(),
+            paintings=(name.encode(),),
         )
         for seed, name, denoiser in ((1, "waves", HERE), (2, "lilies", THERE))
     )
@@ -420,7 +433,7 @@ def test_a_mixture_says_what_it_is_made_of() -> None:
     assert [part["weight"] for part in mixed.about["mixed"]] == [0.25, 0.75]
     assert mixed.about["mixed"][0]["about"] == one.about
     assert mixed.about["backbone"] == "tiny"
-    assert (mixed.thumbnail, mixed.module) == (b"lilies", None)
+    assert (mixed.paintings, mixed.shares, mixed.module) == ((b"waves", b"lilies"), (0.25, 0.75), None)
     assert mixed.denoiser not in (HERE, THERE)
     assert Style.mix([(one, 1), (one, 1)]).denoiser == HERE
     assert Style.mix([(one, 1), (other, 0)]).denoiser == HERE

@@ -1,6 +1,7 @@
 """Pictures that carry what made them: nothing is lost, nothing private is told, and damage is one clear line."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,9 +18,10 @@ from PIL import Image, PngImagePlugin
 
 import inst
 from inst import Backbone, InstError
-from inst.files.provenance import SourceFile
-from inst.pictures.io import make_thumbnail, read_photo, read_picture, save_picture
+from inst.files.provenance import FORMAT, SourceFile
+from inst.pictures.io import Photo, encode_painting, read_photo, read_picture, save_picture
 from inst.styles.style import Style
+from inst.synthesis.painter import paint
 from inst.synthesis.record import BackboneRecord, PictureRecord, read_record
 
 PROMPT = 'a black/white dog, "C:\\art" in the style of [C1] and [C2], 梵高'
@@ -33,7 +35,7 @@ def random_style(seed: int, n: int = 3, width: int = 32, side: int = 40) -> Styl
         "0123456789abcdef",
         "fedcba9876543210",
         about={"name": f"style {seed}", "paintings": [{"name": f"/home/ann/secret/{seed}.jpg", "sha256": "00"}]},
-        thumbnail=make_thumbnail(picture),
+        paintings=(encode_painting(picture),),
         module={"weight": torch.randn(50, 50, generator=generator)},
         module_config={"layers": 1},
     )
@@ -49,7 +51,7 @@ SETTINGS = {
 }
 
 
-def make_record(backbone: Backbone, *, thumbnails: bool = False) -> PictureRecord:
+def make_record(backbone: Backbone, *, paintings: bool = False) -> PictureRecord:
     return PictureRecord.of(
         "transfer",
         backbone,
@@ -57,17 +59,17 @@ def make_record(backbone: Backbone, *, thumbnails: bool = False) -> PictureRecor
         {"[C1]": random_style(1), "[C2]": random_style(2)},
         photo=SourceFile("boat.jpg", "11"),
         mask=SourceFile("boat-mask.png", "22"),
-        thumbnails=thumbnails,
+        paintings=paintings,
     )
 
 
 # What is kept
 
 
-@pytest.mark.parametrize("thumbnails", [False, True])
-def test_a_picture_carries_its_record(tiny_backbone: Backbone, tmp_path: Path, thumbnails: bool) -> None:
+@pytest.mark.parametrize("paintings", [False, True])
+def test_a_picture_carries_its_record(tiny_backbone: Backbone, tmp_path: Path, paintings: bool) -> None:
     picture = torch.rand(3, 32, 48) * 2 - 1
-    record = make_record(tiny_backbone, thumbnails=thumbnails)
+    record = make_record(tiny_backbone, paintings=paintings)
     path = save_picture(picture, tmp_path / "result.png", texts=record.texts())
     found = read_record(path)
     assert found.command == "transfer"
@@ -87,11 +89,38 @@ def test_a_picture_carries_its_record(tiny_backbone: Backbone, tmp_path: Path, t
         assert (style.fingerprint, style.denoiser, style.about) == (
             (original.fingerprint, original.denoiser, original.about)
         )
-        assert style.thumbnail == (original.thumbnail if thumbnails else None)
+        assert style.paintings == (original.paintings if paintings else ())
         assert style.module is None
     assert found.to_text() == record.to_text()
     # the picture is the same with and without a record
     assert torch.equal(read_picture(path), read_picture(save_picture(picture, tmp_path / "plain.png")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"tone": "none", "style_attention": 0.0}, False),
+        ({"tone": "photo", "style_attention": 0}, False),
+        ({"tone": "painting", "style_attention": 0.0}, True),
+        ({"tone": "none", "style_attention": 0.5}, True),
+    ],
+)
+def test_a_painted_picture_keeps_the_paintings_that_it_was_made_with(
+    tiny_backbone: Backbone, settings: dict[str, object], kept: bool
+) -> None:
+    styles = {"[C]": dataclasses.replace(random_style(1), fingerprint=tiny_backbone.fingerprint, denoiser="")}
+    photo = Photo(torch.zeros(3, 64, 64), None, "photo.png", "00")
+    painted = inst.complete(paint(tiny_backbone, styles, {"steps": 1, **settings}, photo=photo))
+    assert painted.record.styles["[C]"].paintings == (styles["[C]"].paintings if kept else ())
+
+
+def test_a_record_keeps_the_version_of_its_format(tiny_backbone: Backbone) -> None:
+    """Its settings may leave out what had another default then."""
+    old = json.loads(make_record(tiny_backbone).to_text()) | {"format": 1}
+    found = PictureRecord.from_text(json.dumps(old))
+    assert found.format == 1
+    assert json.loads(found.to_text())["format"] == 1
+    assert make_record(tiny_backbone).format == FORMAT
 
 
 def test_the_record_is_plain_json_in_a_text_chunk(tiny_backbone: Backbone, tmp_path: Path) -> None:
@@ -177,12 +206,12 @@ def test_a_picture_with_its_record_takes_less_than_27_kilobytes(tiny_backbone: B
 
 def test_a_picture_with_a_large_record_can_still_be_opened_by_pillow(tiny_backbone: Backbone, tmp_path: Path) -> None:
     """Pillow refuses to open a file with a compressed text of more than 1 MiB; ours must not be such a file."""
-    styles = {f"[C{seed}]": random_style(seed, side=256) for seed in range(6)}
-    record = PictureRecord.of("transfer", tiny_backbone, SETTINGS, styles, thumbnails=True)
+    styles = {f"[C{seed}]": random_style(seed, side=512) for seed in range(6)}
+    record = PictureRecord.of("transfer", tiny_backbone, SETTINGS, styles, paintings=True)
     assert len(record.to_text()) > PngImagePlugin.MAX_TEXT_CHUNK
     path = save_picture(torch.zeros(3, 8, 8), tmp_path / "result.png", texts=record.texts())
     assert read_picture(path).shape == (3, 8, 8)
-    assert read_record(path).styles["[C5]"].thumbnail == styles["[C5]"].thumbnail
+    assert read_record(path).styles["[C5]"].paintings == styles["[C5]"].paintings
 
 
 _plain = st.recursive(
@@ -267,7 +296,7 @@ def test_a_record_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 2}, "was written by a newer version of inst"),
+        ({"format": FORMAT + 1}, "was written by a newer version of inst"),
         ({"styles": {"[C]": "!"}}, "is damaged"),
         ({"styles": {"[C]": 7}}, "is damaged"),
         ({"styles": {"[C]": ""}}, "the style [C] is empty"),

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from inst import Backbone, InstError, UsageError
 from inst.errors import InstWarning
-from inst.pictures.io import make_thumbnail, resize
+from inst.pictures.io import encode_painting, resize
 from inst.pictures.oklab import srgb_to_oklab
 from inst.runs import complete
 from inst.sampling.content import INVERSIONS, invert_content
@@ -27,12 +28,13 @@ from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.prompts import complete_prompt, embed_prompts
-from inst.synthesis.tone import adain, channel_statistics, palette_statistics
+from inst.synthesis.tone import Palette, match_palette
 from tiny import WIDTH, write_tiny_backbone
 
 NATIVE = 64  # pixels of the tiny model's native side
 VECTORS = 3
 FEW = {"steps": 3}
+WORD_ALONE: dict[str, Any] = {"tone": "none", "style_attention": 0, "size": NATIVE}
 
 
 def picture(height: int = NATIVE, width: int = NATIVE, seed: int = 0) -> torch.Tensor:
@@ -46,7 +48,7 @@ def make_style(backbone: Backbone, seed: int = 0, **changes: Any) -> Style:
         backbone.fingerprint,
         backbone.denoiser_fingerprint,
         {"name": f"style {seed}"},
-        make_thumbnail(picture(80, 70, seed=100 + seed)),
+        (encode_painting(picture(80, 70, seed=100 + seed)),),
     )
     return dataclasses.replace(style, **changes)
 
@@ -82,7 +84,17 @@ def test_generating_gives_the_same_pictures_as_diffusers(folder: Path) -> None:
     style, seeds = make_style(backbone), [3, 4]
     prompts = ["a river in the style of [C]", "[C] by a dog"]
     found = complete(
-        generate(backbone, prompts, style, steps=5, guidance=3.0, negative_prompt="a photo", seed=seeds, solver="ddim")
+        generate(
+            backbone,
+            prompts,
+            style,
+            steps=5,
+            guidance=3.0,
+            negative_prompt="a photo",
+            seed=seeds,
+            solver="ddim",
+            style_attention=0,
+        )
     )
     expected = pipeline_of(StableDiffusionPipeline, folder)(
         prompt_embeds=backbone.embed_text(prompts, {"[C]": style.vectors}).tokens,
@@ -98,7 +110,7 @@ def test_generating_gives_the_same_pictures_as_diffusers(folder: Path) -> None:
 def test_transfer_from_plain_noise_gives_the_same_picture_as_diffusers(folder: Path) -> None:
     backbone = Backbone.load(folder, "cpu", "float32")
     style, photo = make_style(backbone), picture(NATIVE, 96)
-    settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", "tone": "none"}
+    settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", **WORD_ALONE}
     found = complete(transfer(backbone, photo, style, strength=0.5, steps=5, inversion="none", **settings))
     expected = pipeline_of(StableDiffusionImg2ImgPipeline, folder)(
         image=backbone.encode(photo[None]),
@@ -120,7 +132,7 @@ def test_one_step_from_stochastic_inversion_equals_an_example_worked_out_by_hand
     """One step from strength 0.5: the noise predicted without guidance starts it, guidance is for the step itself."""
     photo = picture()
     found = complete(
-        transfer(tiny_backbone, photo, style, strength=0.5, steps=1, guidance=3.0, tone="none", seed=5, solver="ddim")
+        transfer(tiny_backbone, photo, style, strength=0.5, steps=1, guidance=3, seed=5, solver="ddim", **WORD_ALONE)
     )
     text, empty = tiny_backbone.embed_text(["[C]"], {"[C]": style.vectors}), tiny_backbone.embed_text([""])
     t, clean = 499, tiny_backbone.encode(photo[None])
@@ -139,8 +151,8 @@ def test_strength_0_gives_the_autoencoders_reconstruction_of_the_photo(
 ) -> None:
     photo = picture(100, 150)
     found = complete(transfer(tiny_backbone, photo, style, strength=0, tone=tone))
-    small = resize(photo[None], (64, 96))
-    assert torch.equal(found, tiny_backbone.decode(tiny_backbone.encode(small)))
+    resized = resize(photo[None], (2 * NATIVE, 3 * NATIVE))
+    assert torch.equal(found, tiny_backbone.decode(tiny_backbone.encode(resized)))
 
 
 def test_ddim_inversion_yields_its_steps_before_those_of_sampling(tiny_backbone: Backbone, style: Style) -> None:
@@ -182,7 +194,7 @@ def test_stopped_sampling_returns_the_picture_of_the_latents_at_that_step(
     mask[:, 32:] = 1
     for sampling in (
         generate(tiny_backbone, "[C]", style),
-        transfer(tiny_backbone, picture(), style, mask=mask, tone="photo"),
+        transfer(tiny_backbone, picture(), style, mask=mask, tone="photo", size=NATIVE),
     ):
         step = next(sampling)
         with pytest.raises(StopIteration) as end:
@@ -194,7 +206,7 @@ def test_stopped_sampling_returns_the_picture_of_the_latents_at_that_step(
 
 def test_noise_is_drawn_from_torch_generators_as_in_diffusers(tiny_backbone: Backbone, style: Style) -> None:
     def noise_of(**settings: Any) -> torch.Tensor:
-        [step] = generate(tiny_backbone, solver="ddim", steps=1, guidance=1, style=style, **settings)
+        [step] = generate(tiny_backbone, solver="ddim", steps=1, guidance=1, style=style, style_attention=0, **settings)
         return step.latents
 
     def generator(seed: int) -> torch.Generator:
@@ -240,7 +252,7 @@ def test_every_inversion_and_solver_gives_a_different_picture(tiny_backbone: Bac
 
 def test_each_sampling_step_is_yielded_once(tiny_backbone: Backbone, style: Style) -> None:
     steps: list[SamplingStep] = []
-    complete(transfer(tiny_backbone, picture(70, 64), style, steps=4, strength=0.8), steps.append)
+    complete(transfer(tiny_backbone, picture(70, 64), style, steps=4, strength=0.8, size=NATIVE), steps.append)
     assert [(step.index, step.total) for step in steps] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert steps[0].timestep == 799
     assert steps[-1].latents.shape == (1, 4, 10, 8)
@@ -277,7 +289,7 @@ def test_several_seeds_of_one_photo_or_prompt_give_the_picture_of_each_seed(
     tiny_backbone: Backbone, style: Style
 ) -> None:
     found = complete(transfer(tiny_backbone, picture(), style, seed=range(3), **FEW))
-    assert found.shape == (3, 3, NATIVE, NATIVE)
+    assert found.shape == (3, 3, 2 * NATIVE, 2 * NATIVE)
     close(found[2], complete(transfer(tiny_backbone, picture(), style, seed=2, **FEW))[0])
     made = complete(generate(tiny_backbone, "[C]", style, seed=[8, 2], **FEW))
     close(made[1], complete(generate(tiny_backbone, ["a dog, [C]", "[C]"], style, seed=2, **FEW))[1])
@@ -294,9 +306,10 @@ def test_two_runs_with_one_seed_give_the_same_picture(tiny_backbone: Backbone, s
 @pytest.mark.parametrize(
     ("photo", "size", "expected"),
     [
-        ((64, 64), None, (64, 64)),
-        ((200, 300), None, (64, 96)),
-        ((131, 60), None, (140, 64)),
+        ((64, 64), None, (128, 128)),
+        ((200, 300), None, (128, 192)),
+        ((131, 60), None, (262, 120)),  # at most twice the photo's size
+        ((3, 4), None, (16, 21)),  # but not too small for the model
         ((50, 77), 50, (50, 77)),
         ((50, 77), 17, (17, 26)),
         ((333, 1), 16, (5328, 16)),
@@ -329,10 +342,10 @@ def seen_by_unet(tiny_backbone: Backbone) -> Any:
 @pytest.mark.parametrize(
     ("size", "tile", "expected"),
     [
-        ((128, 64), None, {(8, 16)}),  # twice the native side: still at once
-        ((129, 64), None, {(8, 8)}),
-        ((256, 256), None, {(8, 8)}),
-        ((256, 64), 0, {(8, 32)}),
+        ((256, 64), None, {(8, 32)}),  # twice the default side: still at once
+        ((257, 64), None, {(8, 16)}),
+        ((320, 320), None, {(16, 16)}),
+        ((512, 64), 0, {(8, 64)}),
         ((128, 128), 100, {(14, 14)}),  # 112 pixels: the next multiple of what the UNet takes
         ((64, 64), 1000, {(8, 8)}),
     ],
@@ -340,11 +353,12 @@ def seen_by_unet(tiny_backbone: Backbone) -> Any:
 def test_large_pictures_are_denoised_in_tiles(
     tiny_backbone: Backbone, style: Style, seen_by_unet: list[tuple[int, ...]], size: Any, tile: Any, expected: Any
 ) -> None:
-    found = complete(generate(tiny_backbone, "[C]", style, size=size, tile=tile, steps=1))
+    found = complete(generate(tiny_backbone, "[C]", style, size=size, tile=tile, steps=1, style_attention=0))
     assert found.shape == (1, 3, size[1], size[0])
     assert set(seen_by_unet) == expected
     seen_by_unet.clear()
-    complete(transfer(tiny_backbone, picture(size[1], size[0]), style, size=min(size), tile=tile, steps=1))
+    photo, settings = picture(size[1], size[0]), {"size": min(size), "tile": tile, "steps": 1}
+    complete(transfer(tiny_backbone, photo, style, style_attention=0, **settings))
     assert set(seen_by_unet) == expected
 
 
@@ -364,9 +378,45 @@ def test_large_pictures_are_denoised_in_tiles(
     ],
 )
 def test_a_prompt_that_names_no_style_is_completed_with_all_styles(
-    prompt: str | None, names: list[str], expected: str
+    style: Style, prompt: str | None, names: list[str], expected: str
 ) -> None:
-    assert complete_prompt(prompt, "", dict.fromkeys(names)) == expected
+    assert complete_prompt(prompt, "", dict.fromkeys(names, style)) == expected
+
+
+def test_a_style_without_a_word_works_through_its_painting_alone(tiny_backbone: Backbone, style: Style) -> None:
+    bare = dataclasses.replace(style, vectors=style.vectors[:0], fingerprint="another text space")
+    found = complete(transfer(tiny_backbone, picture(), bare, prompt="a castle", tone="none", **FEW))
+    plain = {**FEW, "tone": "none"}
+    worded = dataclasses.replace(bare, vectors=tiny_backbone.token_table[:1], fingerprint=tiny_backbone.fingerprint)
+    other = complete(transfer(tiny_backbone, picture(), worded, prompt="a castle [C]", **plain))
+    assert not torch.allclose(found, other, atol=1e-4)
+    made = complete(generate(tiny_backbone, "a castle", bare, **FEW))
+    assert made.isfinite().all()
+    two = {"[C1]": bare, "[C2]": style}
+    assert complete_prompt("a castle", "", two) == "a castle in the style of [C2]"
+    assert complete(transfer(tiny_backbone, picture(), two, **FEW)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "a castle in the style of [C]"}, "has no pseudo-word, so [C] cannot stand in a prompt"),
+        ({"negative_prompt": "[C]"}, "has no pseudo-word, so [C] cannot stand in a prompt"),
+        ({"style_attention": 0.0, "tone": "none"}, "has no pseudo-word, and its painting takes no part"),
+    ],
+)
+def test_a_style_without_a_word_says_what_it_cannot_do(
+    tiny_backbone: Backbone, style: Style, arguments: dict[str, Any], message: str
+) -> None:
+    bare = dataclasses.replace(style, vectors=style.vectors[:0])
+    with pytest.raises(UsageError, match=re.escape(message)):
+        transfer(tiny_backbone, picture(), bare, **arguments)
+
+
+def test_a_style_without_word_and_painting_is_refused(tiny_backbone: Backbone, style: Style) -> None:
+    nothing = dataclasses.replace(style, vectors=style.vectors[:0], paintings=(), shares=())
+    with pytest.raises(UsageError, match="its painting is missing"):
+        transfer(tiny_backbone, picture(), nothing)
 
 
 def test_a_style_named_in_the_negative_prompt_is_not_added_to_the_prompt(tiny_backbone: Backbone) -> None:
@@ -404,9 +454,10 @@ def test_the_style_weight_interpolates_between_plain_words_and_the_style(tiny_ba
     assert torch.equal(embed_prompts(tiny_backbone, [prompt], styles).tokens, styled)
     for weight, expected in ((0.0, plain), (0.5, (plain + styled) / 2), (2.0, 2 * styled - plain)):
         close(embed_prompts(tiny_backbone, [prompt], styles, weight).tokens, expected)
+    other = make_style(tiny_backbone, 1)
     assert torch.equal(
-        complete(generate(tiny_backbone, "[C]", style, style_weight=0, **FEW)),
-        complete(generate(tiny_backbone, "[C]", make_style(tiny_backbone, 1), style_weight=0, **FEW)),
+        complete(generate(tiny_backbone, "[C]", style, style_weight=0, style_attention=0, **FEW)),
+        complete(generate(tiny_backbone, "[C]", other, style_weight=0, style_attention=0, **FEW)),
     )
 
 
@@ -425,7 +476,7 @@ def test_a_style_of_another_unet_gives_one_warning(tiny_backbone: Backbone) -> N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("strength", "share"), [(0.2, 0.4), (0.6, 1.0)])
+@pytest.mark.parametrize(("strength", "share"), [(0.1, 0.4), (0.3, 1.0)])
 def test_the_paintings_palette_is_given_to_the_photo_before_noising(
     tiny_backbone: Backbone, style: Style, monkeypatch: pytest.MonkeyPatch, strength: float, share: float
 ) -> None:
@@ -438,12 +489,10 @@ def test_the_paintings_palette_is_given_to_the_photo_before_noising(
         return original(kind, denoise, clean, *others)
 
     monkeypatch.setattr(module, "invert_content", spy)
-    complete(transfer(tiny_backbone, picture(), style, strength=strength, tone="painting", **FEW))
-    latents = tiny_backbone.encode(picture()[None])
-    painting = style.painting()
-    assert painting is not None
-    toned = adain(latents, *channel_statistics(tiny_backbone.encode(resize(painting[None], (72, 64)))))
-    close(noised[0], latents + share * (toned - latents))
+    complete(transfer(tiny_backbone, picture(), style, strength=strength, tone="painting", size=NATIVE, **FEW))
+    photo = picture()[None]
+    toned = match_palette(photo, Palette.of([style.painting()]))
+    close(noised[0], tiny_backbone.encode(photo + share * (toned - photo)))
 
 
 @torch.no_grad()
@@ -451,10 +500,8 @@ def test_a_generated_picture_takes_the_mean_palette_of_its_paintings(tiny_backbo
     styles = {"[C1]": make_style(tiny_backbone), "[C2]": make_style(tiny_backbone, 1)}
     steps: list[SamplingStep] = []
     found = complete(generate(tiny_backbone, "[C1] [C2]", styles, tone="painting", **FEW), steps.append)
-    statistics = [palette_statistics(tiny_backbone, [style.painting()]) for style in styles.values()]
-    means, stds = zip(*statistics, strict=True)
-    expected = adain(steps[-1].latents, sum(means) / 2, sum(stds) / 2)
-    close(found, tiny_backbone.decode(expected))
+    palette = Palette.of([style.painting() for style in styles.values()], (1.0, 1.0))
+    close(found, match_palette(tiny_backbone.decode(steps[-1].latents), palette))
 
 
 def test_the_tone_photo_keeps_the_photos_colours(tiny_backbone: Backbone, style: Style) -> None:
@@ -465,10 +512,11 @@ def test_the_tone_photo_keeps_the_photos_colours(tiny_backbone: Backbone, style:
 
 
 def test_a_style_without_a_painting_gives_a_warning_and_no_tone(tiny_backbone: Backbone) -> None:
-    bare = make_style(tiny_backbone, thumbnail=None)
+    bare = make_style(tiny_backbone, paintings=())
     with pytest.warns(InstWarning, match="has no picture of its painting"):
         found = complete(transfer(tiny_backbone, picture(), bare, tone="painting", **FEW))
-    assert torch.equal(found, complete(transfer(tiny_backbone, picture(), bare, tone="none", **FEW)))
+    plain = transfer(tiny_backbone, picture(), bare, tone="none", style_attention=0.0, **FEW)
+    assert torch.equal(found, complete(plain))
 
 
 # Masks
@@ -478,8 +526,8 @@ def test_outside_of_the_mask_the_photo_stays(tiny_backbone: Backbone, style: Sty
     photo = picture(64, 96)
     mask = torch.zeros(64, 96)
     mask[:, 40:] = 1
-    for size in (None, 80):
-        out = resize(photo[None], (size or 64, round(96 * (size or 64) / 64)))
+    for size in (64, 80):
+        out = resize(photo[None], (size, round(96 * size / 64)))
         edge = round(40 * out.shape[3] / 96)
         found = complete(transfer(tiny_backbone, photo, style, mask=mask, size=size, strength=0.8, **FEW))
         assert torch.equal(found[..., : edge - 2], out[..., : edge - 2])
@@ -502,7 +550,8 @@ def test_latents_outside_of_the_mask_end_as_those_of_the_photo(tiny_backbone: Ba
     mask[:, 32:] = 1
     for settings in ({"solver": "ddim"}, {"solver": "dpm++"}, {"inversion": "ddim"}):
         steps: list[SamplingStep] = []
-        complete(transfer(tiny_backbone, picture(), style, mask=mask, steps=4, **settings), steps.append)
+        run = transfer(tiny_backbone, picture(), style, mask=mask, steps=4, size=NATIVE, **settings)
+        complete(run, steps.append)
         clean = tiny_backbone.encode(picture()[None])
         for step in steps[-4:]:
             close(step.clean[..., :4], clean[..., :4])
@@ -550,7 +599,7 @@ def test_feathering_is_soft_all_around_a_round_region() -> None:
 def test_the_picture_changes_inside_a_narrow_mask(tiny_backbone: Backbone, style: Style) -> None:
     mask = torch.zeros(64, 64)
     mask[:, 28:36] = 1
-    found = complete(transfer(tiny_backbone, picture(), style, mask=mask, strength=1.0, **FEW))
+    found = complete(transfer(tiny_backbone, picture(), style, mask=mask, strength=1.0, size=NATIVE, **FEW))
     assert (found[0] - picture())[..., 28:36].abs().max() > 0.05
 
 
@@ -583,7 +632,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seed": [1, 2, 3], "photo": torch.zeros(2, 3, 64, 64)}, "3 seeds do not fit 2 pictures"),
     ({"solver": "euler"}, r'"euler" is unknown: use one of ddim, dpm\+\+'),
     ({"inversion": "null"}, '"null" is unknown: use one of stochastic, none, ddim'),
-    ({"tone": "sepia"}, '"sepia" is unknown: use one of none, painting, photo'),
+    ({"tone": "sepia"}, '"sepia" is unknown: use one of none, painting, adain, photo'),
     ({"style_weight": -0.5}, "style weight of -0.5"),
     ({"style_weight": float("inf")}, "style weight of inf"),
     ({"size": 0}, "short side of 0"),
@@ -660,10 +709,10 @@ def test_wrong_styles_are_refused_before_anything_is_computed(
         transfer(idle, picture(), choose(style), prompt="a dog, [C]")
 
 
-def test_a_damaged_thumbnail_is_reported_before_anything_is_computed(idle: Backbone, style: Style) -> None:
-    assert style.thumbnail is not None
-    with pytest.raises(InstError, match="thumbnail"):
-        transfer(idle, picture(), dataclasses.replace(style, thumbnail=style.thumbnail[:200]), tone="painting")
+def test_a_damaged_painting_is_reported_before_anything_is_computed(idle: Backbone, style: Style) -> None:
+    damaged = dataclasses.replace(style, paintings=(style.paintings[0][:200],))
+    with pytest.raises(InstError, match='The painting of the style "style 0"'):
+        transfer(idle, picture(), damaged, tone="painting")
 
 
 # Generators

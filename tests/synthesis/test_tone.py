@@ -1,13 +1,12 @@
-"""Tone: AdaIN against its definition, Oklab against published values, and what keeping the photo's colours promises."""
+"""Tone: statistics against NumPy and SciPy, Oklab against published values, and what keeping colours promises."""
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 
-import inst
-from inst.pictures.io import resize
 from inst.pictures.oklab import oklab_to_srgb, srgb_to_oklab
-from inst.synthesis.tone import adain, channel_statistics, keep_colours, palette_statistics
+from inst.synthesis.tone import Palette, adain, channel_statistics, keep_colours, match_palette
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,18 +40,52 @@ def test_adain_of_a_flat_channel_is_finite() -> None:
     assert adain(flat, *channel_statistics(draw(1, 1, 8, 8))).isfinite().all()
 
 
-def test_the_palette_of_a_very_long_painting_is_computed_in_tiles(
-    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A painting 25 times as long as it is high, whose thumbnail is enlarged: the memory of a tile has to do."""
-    scroll, widths = draw(3, 10, 256), []
-    whole = channel_statistics(tiny_backbone.encode(resize(scroll[None], (64, 1632))))
-    encode = tiny_backbone.encode
-    monkeypatch.setattr(tiny_backbone, "encode", lambda given: widths.append(given.shape[-1]) or encode(given))
-    mean, std = palette_statistics(tiny_backbone, [scroll])
-    assert max(widths) <= 2 * tiny_backbone.native_size
-    torch.testing.assert_close(mean, whole[0], rtol=0, atol=0.1 * float(whole[1].mean()))
-    torch.testing.assert_close(std, whole[1], rtol=0.2, atol=0)
+def statistics(picture: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    colours = picture.reshape(3, -1).double().numpy()
+    return colours.mean(axis=1), np.cov(colours, bias=True)
+
+
+def test_the_picture_gets_the_mean_and_covariance_of_the_palette() -> None:
+    photos, painting = draw(2, 3, 16, 24) * 0.3, (draw(3, 9, 7, seed=1) * 0.2).cumsum(dim=0) / 2
+    moved = match_palette(photos, Palette.of([painting]))
+    for one in moved:
+        for found, expected in zip(statistics(one), statistics(painting), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_map_of_colours_is_the_one_that_scipy_finds() -> None:
+    """Between two Gaussians, the optimal transport map is unique; here it is found from matrix square roots."""
+    photo, painting = draw(3, 16, 24) * 0.3, draw(3, 9, 7, seed=1) * 0.2
+    (mean, covariance), (new_mean, new_covariance) = statistics(photo), statistics(painting)
+    root = sqrtm(covariance)
+    matrix = np.linalg.inv(root) @ sqrtm(root @ new_covariance @ root) @ np.linalg.inv(root)
+    expected = matrix @ (photo.reshape(3, -1).double().numpy() - mean[:, None]) + new_mean[:, None]
+    found = match_palette(photo[None], Palette.of([painting]))
+    np.testing.assert_allclose(found.reshape(3, -1), expected, atol=1e-3)
+
+
+def test_the_palette_of_the_picture_itself_changes_nothing() -> None:
+    photo = draw(1, 3, 16, 16)
+    torch.testing.assert_close(match_palette(photo, Palette.of([photo[0]])), photo, rtol=0, atol=1e-6)
+
+
+def test_the_palette_of_several_paintings_is_their_weighted_mean() -> None:
+    paintings = [draw(3, 8, 8, seed=seed) for seed in (1, 2)]
+    found = Palette.of(paintings, (3.0, 1.0))
+    (mean, covariance), (other_mean, other_covariance) = map(statistics, paintings)
+    np.testing.assert_allclose(found.mean, 0.75 * mean + 0.25 * other_mean)
+    np.testing.assert_allclose(found.covariance, 0.75 * covariance + 0.25 * other_covariance, atol=1e-5)
+
+
+@pytest.mark.parametrize("flat", ["photo", "painting", "both"])
+def test_a_picture_of_one_colour_gives_finite_colours(flat: str) -> None:
+    photo, painting = draw(1, 3, 8, 8), draw(3, 8, 8, seed=1)
+    photo = torch.full_like(photo, 0.25) if flat != "painting" else photo
+    painting = torch.full_like(painting, -0.5) if flat != "photo" else painting
+    moved = match_palette(photo, Palette.of([painting]))
+    assert moved.isfinite().all()
+    mean = painting.mean(dim=(1, 2))
+    torch.testing.assert_close(moved.mean(dim=(0, 2, 3)), mean, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize(

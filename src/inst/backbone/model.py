@@ -17,6 +17,8 @@ from inst.backbone.parts import Parts, check_fit
 from inst.backbone.text import Frame, TextEmbedding, TextEncoding
 from inst.errors import Argument, InstError, UsageError
 
+_SMALLEST_DEFAULT = 512  # pixels
+
 ControlResiduals = tuple[Sequence[Tensor], Tensor]
 """The tensors that a ControlNet adds inside the UNet: one per skip connection of the down blocks, and one for the mid
 block. They are diffusers' `down_block_res_samples` and `mid_block_res_sample`."""
@@ -38,6 +40,8 @@ class Backbone(TextEncoding):
         downscale: number of pixels per latent position, along each side.
         native_size: (short) side in pixels of the pictures that the UNet was trained with.
         alphas_cumprod: abar, [T] float32 on `device`, at least 2^-24.
+        default_size: (short) side in pixels of results, if the user gives no size. It is twice the native size for a
+            model that was trained with small pictures: its strokes are finer then, and faces can be read.
         size_multiple: pictures whose sides are multiples of this, in pixels, need no padding for autoencoder and UNet.
 
     Shapes: B pictures or prompts, H x W pixels, h x w = H / downscale x W / downscale, L text positions, d text width
@@ -52,6 +56,7 @@ class Backbone(TextEncoding):
     latent_channels: int = field(init=False)
     downscale: int = field(init=False)
     native_size: int = field(init=False)
+    default_size: int = field(init=False)
     size_multiple: int = field(init=False)
     alphas_cumprod: Tensor = field(init=False, repr=False)
 
@@ -60,6 +65,7 @@ class Backbone(TextEncoding):
         self.downscale = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         sample_size = self.unet.config["sample_size"] or 64  # the value of Stable Diffusion 1.x, if missing
         self.native_size = self.downscale * (sample_size if isinstance(sample_size, int) else min(sample_size))
+        self.default_size = max(self.native_size, min(2 * self.native_size, _SMALLEST_DEFAULT))
         self.size_multiple = self.downscale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
         # A schedule with zero terminal SNR (Lin et al. 2024) ends in 0, and clean latents cannot be computed from 0.
         self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device, torch.float32).clamp_min(2**-24)

@@ -19,7 +19,7 @@ from inst.cli.compare import (
 from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, load_encoder
 from inst.cli.learn import LEARN
-from inst.cli.pictures import TRANSFER, StrengthOption, ToneOption
+from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, UsageError
@@ -37,7 +37,8 @@ def ablate(
     what: Annotated[
         str,
         typer.Argument(
-            help="What to vary: stochastic, strength, layers, dropout, instant, vectors, steps or convergence.",
+            help="What to vary: stochastic, strength, attention, layers, dropout, instant, vectors, steps or "
+            "convergence.",
             metavar="WHAT",
             show_default=False,
         ),
@@ -49,6 +50,8 @@ def ablate(
     ] = None,
     strength: StrengthOption = TRANSFER["strength"],
     tone: ToneOption = "none",
+    style_attention: StyleAttentionOption = 0.0,
+    style_scale: StyleScaleOption = TRANSFER["style_scale"],
     learning_steps: LearningSteps = LEARN["steps"],
     every: Annotated[
         int | None,
@@ -70,14 +73,21 @@ def ablate(
 ) -> None:
     """Measure the effect of one setting: vary it and keep the others.
 
-    The default of --tone is none here, because matching the colours would hide differences.
+    The defaults of --tone and --style-attention are none and 0 here: both take from the painting itself, which would
+    hide differences between styles.
 
     Exit code 1 means that something was left out. The other results were written.
     """
     from inst.evaluation.methods.ablations import ABLATIONS
 
     folder = OUTPUTS / f"ablate-{what}" if out is None else out
-    transfer = {"strength": strength, "tone": tone, "seed": seed}
+    transfer = {
+        "strength": strength,
+        "tone": tone,
+        "style_attention": style_attention,
+        "style_scale": style_scale,
+        "seed": seed,
+    }
     if what == "convergence":
         if metrics is not None or not figures:
             raise UsageError(
@@ -116,6 +126,7 @@ def _run_convergence(
     from inst.evaluation.compare import write_sheets
     from inst.evaluation.learning_curves.folder import Curves, learning_name
     from inst.evaluation.learning_curves.measure import VARIANTS, check_curves, curve_controls, learning_curves
+    from inst.evaluation.methods.method import backbone_mark
     from inst.evaluation.metrics.gram import GramDistance
 
     problems: list[str] = []
@@ -131,7 +142,7 @@ def _run_convergence(
         "every": every,
         "short_side": _CURVES["size"],
         "transfer": transfer,
-        "backbone": f"{backbone.fingerprint} {backbone.denoiser_fingerprint}",
+        "backbone": backbone_mark(backbone),
         "photos": [photo.sha256 for photo in contents],
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }

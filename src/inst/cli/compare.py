@@ -10,7 +10,7 @@ import typer
 
 from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, metric_names, score_pictures
 from inst.cli.learn import LEARN
-from inst.cli.pictures import TRANSFER, StrengthOption, ToneOption
+from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, UsageError
@@ -45,7 +45,10 @@ def compare(
     ] = OUTPUTS / "compare",
     methods: Annotated[
         str,
-        typer.Option("--methods", help="Methods, separated by commas. On a CPU, gatys takes minutes for each picture."),
+        typer.Option(
+            "--methods",
+            help="Methods, separated by commas. On a CPU, styleid and gatys take minutes for each picture.",
+        ),
     ] = ",".join(METHODS),
     outputs: Annotated[
         list[str] | None,
@@ -64,6 +67,8 @@ def compare(
     ] = None,
     strength: StrengthOption = TRANSFER["strength"],
     tone: ToneOption = TRANSFER["tone"],
+    style_attention: StyleAttentionOption = TRANSFER["style_attention"],
+    style_scale: StyleScaleOption = TRANSFER["style_scale"],
     learning_steps: LearningSteps = LEARN["steps"],
     seed: SeedOption = TRANSFER["seed"],
     figures: FiguresOption = True,
@@ -85,7 +90,13 @@ def compare(
         raise UsageError(
             "--captions is for the method sdm, which is not in --methods", "add sdm, or leave out --captions"
         )
-    transfer = {"strength": strength, "tone": tone, "seed": seed}
+    transfer = {
+        "strength": strength,
+        "tone": tone,
+        "style_attention": style_attention,
+        "style_scale": style_scale,
+        "seed": seed,
+    }
     learning = {"steps": learning_steps, "seed": seed}
     folders, empty = _folders(outputs or [])
 

@@ -54,10 +54,8 @@ def demo(
         session.note(f"{number}  {photo.name}: {label}")
         return label, session.sample(transfer(model, photo.picture, style, seed=seed, **settings), "painting")[0]
 
-    styles, instant = {"learned": style}, None
-    if model.inversion is not None:  # most models have no pretrained inversion module, so no instant style
-        styles["instant"] = instant_style(model, [painting])
-        instant = paint("2/3", styles["instant"], "instant style, no learning")
+    styles = {"learned": style, "instant": instant_style(model, [painting])}
+    instant = paint("2/3", styles["instant"], "instant style, no learning")
     learned = paint("2/3", style, "learned style")
     strengths = [paint("3/3", style, f"learned, strength {s:g}", strength=s) for s in _STRENGTHS]
     sources = [("the painting", painting.picture), ("the photo", photo.picture)]

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from inst.learning.loop import LearningStep
 
 LEARN = defaults_of("inst.learning.loop", "learn")
+NoPaintingOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-painting",
+        help="Leave the pictures of the paintings out of the style file. Style attention and the tone painting do not "
+        "work with such a style.",
+    ),
+]
 _CHECKPOINT_SECONDS = 30.0
 """Least time between two checkpoints."""
 INTERRUPTED = 130
@@ -90,6 +98,7 @@ def learn(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted command; needs the same -o.")
     ] = False,
+    no_painting: NoPaintingOption = False,
     seed: SeedOption = LEARN["seed"],
     preset: Annotated[
         str | None,
@@ -117,6 +126,7 @@ def learn(
         "validate_every": validate_every,
         "patience": patience,
         "preview_every": preview_every,
+        "keep_painting": not no_painting,
         "seed": seed,
     }
     if preset is not None:
@@ -150,6 +160,8 @@ def _learn(
     from inst.learning.state import LearningState
     from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
+    from inst.synthesis.from_prompt import generate
+    from inst.synthesis.painter import takes_from_paintings
     from inst.synthesis.record import PictureRecord
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
@@ -171,7 +183,8 @@ def _learn(
                 update(step.step, step.total, note)
                 if step.preview is not None:
                     preview = preview_settings(settings["seed"])
-                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
+                    paintings = takes_from_paintings(generate, preview)
+                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()}, paintings=paintings)
                     save_picture(step.preview, _at_step(path, step.step, ".png"), texts=record.texts())
                 if save_every and step.step % save_every == 0:
                     step.style().save(_at_step(path, step.step, ".safetensors"))

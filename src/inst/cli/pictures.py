@@ -23,6 +23,7 @@ from inst.files.listing import pictures_of
 
 TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
 GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
+_RESEARCH_PANEL = "For researchers"
 
 OutOption = Annotated[
     Path | None,
@@ -38,7 +39,8 @@ ToneOption = Annotated[
     str,
     typer.Option(
         "--tone",
-        help="Colours of the result: painting (like the painting), photo (like the photo) or none (no change).",
+        help="Colours of the result: painting (like the painting), photo (like the photo), none (no change), or adain "
+        "(as in the paper's code).",
     ),
 ]
 StepsOption = Annotated[int, typer.Option("--steps", help="Number of sampling steps, from 1 to 1000.")]
@@ -61,8 +63,49 @@ TileOption = Annotated[
     int | None,
     typer.Option(
         "--tile",
-        help="Side of the tiles in pixels; 0 is no tiles. By default tiles of the backbone's native size are used if a "
-        "side of the picture is more than twice that size.",
+        help="Side of the tiles in pixels; 0 is no tiles. By default tiles of the backbone's default size are used if "
+        "a side of the picture is more than twice that size.",
+    ),
+]
+StyleAttentionOption = Annotated[
+    float,
+    typer.Option(
+        "--style-attention",
+        help="How much the result looks at the painting itself for its strokes and colours, from 0 (not at all) to 1 "
+        "(only at it).",
+    ),
+]
+StyleScaleOption = Annotated[
+    float,
+    typer.Option(
+        "--style-scale",
+        help="Size of the painting's strokes in the result, from 0.1 to 10. 1 takes the painting as large as the "
+        "result, less makes finer strokes.",
+    ),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        "--attention-temperature",
+        help="Factor of the attention's logits where the result looks at the painting; more than 1 is sharper.",
+        rich_help_panel=_RESEARCH_PANEL,
+    ),
+]
+BlocksOption = Annotated[
+    str,
+    typer.Option(
+        "--attention-blocks",
+        help="Self-attention layers of the UNet that look at the painting: up, fine (the two finest upward levels) or "
+        "all.",
+        rich_help_panel=_RESEARCH_PANEL,
+    ),
+]
+TransferSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        help="Short side of the result in pixels. By default that of the backbone (mini: 512), but at most twice the "
+        "photo's own.",
     ),
 ]
 
@@ -84,10 +127,7 @@ def transfer(
     negative_prompt: NegativeOption = TRANSFER["negative_prompt"],
     seed: SeedOption = TRANSFER["seed"],
     count: CountOption = 1,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", help="Short side of the result in pixels. By default the backbone's native size."),
-    ] = None,
+    size: TransferSizeOption = TRANSFER["size"],
     mask: Annotated[
         Path | None,
         typer.Option("--mask", help="Mask of the same size as the photo. White gets the style, black stays unchanged."),
@@ -103,6 +143,8 @@ def transfer(
     ] = TRANSFER["inversion"],
     solver: SolverOption = TRANSFER["solver"],
     style_weight: WeightOption = TRANSFER["style_weight"],
+    style_attention: StyleAttentionOption = TRANSFER["style_attention"],
+    style_scale: StyleScaleOption = TRANSFER["style_scale"],
     tile: TileOption = TRANSFER["tile"],
     flatten: Annotated[
         bool,
@@ -114,6 +156,17 @@ def transfer(
     control: ControlOption = None,
     control_picture: ControlPictureOption = None,
     control_scale: ControlScaleOption = None,
+    query_preservation: Annotated[
+        float,
+        typer.Option(
+            "--query-preservation",
+            help="How much of the photo's own queries the attention keeps, from 0 (none) to 1 (all). More keeps more "
+            "of the photo, and takes longer.",
+            rich_help_panel=_RESEARCH_PANEL,
+        ),
+    ] = TRANSFER["query_preservation"],
+    attention_temperature: TemperatureOption = TRANSFER["attention_temperature"],
+    attention_blocks: BlocksOption = TRANSFER["attention_blocks"],
 ) -> None:
     """Repaint a photo in the style of a painting."""
     from inst.files.provenance import SourceFile
@@ -136,6 +189,11 @@ def transfer(
         "inversion": "none" if no_stochastic else inversion,
         "solver": solver,
         "style_weight": style_weight,
+        "style_attention": style_attention,
+        "style_scale": style_scale,
+        "query_preservation": query_preservation,
+        "attention_temperature": attention_temperature,
+        "attention_blocks": attention_blocks,
         "size": size,
         "tile": tile,
     }
@@ -160,7 +218,11 @@ def generate(
     guidance: GuidanceOption = GENERATE["guidance"],
     tone: Annotated[
         str,
-        typer.Option("--tone", help="Colours of the result: painting (like the painting) or none (no change)."),
+        typer.Option(
+            "--tone",
+            help="Colours of the result: painting (like the painting), none (no change), or adain (as painting, by the "
+            "method of the paper's code).",
+        ),
     ] = GENERATE["tone"],
     negative_prompt: NegativeOption = GENERATE["negative_prompt"],
     seed: SeedOption = GENERATE["seed"],
@@ -175,11 +237,15 @@ def generate(
     ] = None,
     solver: SolverOption = GENERATE["solver"],
     style_weight: WeightOption = GENERATE["style_weight"],
+    style_attention: StyleAttentionOption = GENERATE["style_attention"],
+    style_scale: StyleScaleOption = GENERATE["style_scale"],
     tile: TileOption = GENERATE["tile"],
     controlnet: ControlNetOption = None,
     control: ControlOption = None,
     control_picture: ControlPictureOption = None,
     control_scale: ControlScaleOption = None,
+    attention_temperature: TemperatureOption = GENERATE["attention_temperature"],
+    attention_blocks: BlocksOption = GENERATE["attention_blocks"],
 ) -> None:
     """Make a new picture from a prompt, in the style of a painting."""
     _check_paths(out, count, style, control_picture)
@@ -192,6 +258,10 @@ def generate(
         "negative_prompt": negative_prompt,
         "solver": solver,
         "style_weight": style_weight,
+        "style_attention": style_attention,
+        "style_scale": style_scale,
+        "attention_temperature": attention_temperature,
+        "attention_blocks": attention_blocks,
         "size": None if size is None else _read_size(size),
         "tile": tile,
     }

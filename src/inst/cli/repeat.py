@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 _MADE_BY = {"transfer": "transfer", "sheet": "transfer", "generate": "generate", "preview": "generate"}
 """The function that makes each kind of picture, by the command in the record."""
+
+_OLD_FORMAT = 1
+"""The format of the records from before style attention."""
 
 
 @with_session
@@ -108,6 +112,10 @@ def repeat(
     session.device, session.dtype = device or record.device, dtype or record.dtype
     model = session.load(find_image_encoder=False)
     _check_backbone(picture, record, model, session.backbone)
+    if record.format == _OLD_FORMAT:
+        model = _with_old_sizes(model)
+        if content is not None and settings["size"] is None:
+            settings["size"] = model.default_size  # small photos, too, were enlarged to it
     stem = f"{picture.stem}-again"
     maker = PictureMaker(session, model, record.command, dict(record.styles), content, region, control_choice)
     try:
@@ -128,8 +136,14 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     defaults = {"transfer": TRANSFER, "generate": GENERATE}.get(function or "", {})
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
     known = {"prompt", *defaults}
+    if record.format == _OLD_FORMAT:
+        defaults["style_attention"] = 0.0
+        if settings.get("tone", defaults["tone"]) == "painting":
+            settings["tone"] = "adain"  # its name in that format
     if record.command == "sheet":
-        known = known - {"strength", "guidance"} | {"strengths", "guidances", "thumbnails"}
+        if record.format == _OLD_FORMAT and "thumbnails" in settings:
+            settings["paintings"] = settings.pop("thumbnails")
+        known = known - {"strength", "guidance"} | {"strengths", "guidances", "paintings"}
     if function is None or not settings.keys() <= known:
         raise InstError(
             f"{picture} was made by another version of inst ({record.versions.get('inst')})", "use that version"
@@ -140,12 +154,19 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     return {name: value for name, value in defaults.items() if name in known} | settings
 
 
+def _with_old_sizes(model: Backbone) -> Backbone:
+    """Return the backbone with the default size of the old format, which was the native size."""
+    model = copy.copy(model)
+    model.default_size = model.native_size
+    return model
+
+
 def _check_sheet(picture: Path, record: PictureRecord, settings: dict[str, Any]) -> None:
     """Check the settings that only sheets have. Raises InstError if the sheet cannot be made again."""
     for name in ("strengths", "guidances"):
         if not settings.get(name) or not isinstance(settings[name], list):
             raise InstError(f"{picture} does not record its {name}", "make it again with inst sheet")
-    if not record.styles or not settings.pop("thumbnails", False):
+    if not record.styles or not settings.pop("paintings", False):
         raise InstError(f"{picture} does not contain the paintings that it shows", "make it again with inst sheet")
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.pictures import TRANSFER, StepsOption, ToneOption
+from inst.cli.pictures import (
+    TRANSFER,
+    StepsOption,
+    StyleAttentionOption,
+    StyleScaleOption,
+    ToneOption,
+    TransferSizeOption,
+)
 from inst.cli.places import check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import UsageError
@@ -22,8 +29,8 @@ if TYPE_CHECKING:
     from inst.pictures.io import Photo
     from inst.styles.style import Style
 
-_THUMBNAILS = 1_000_000
-"""Largest total size in bytes of the thumbnails in a sheet's record. One is about 0.1 MB, one with its cells 1 MB."""
+_PAINTINGS = 4_000_000
+"""Largest total size in bytes of the paintings in a sheet's record. One is 0.1 to 0.4 MB, one with its cells 1 MB."""
 
 
 @with_session
@@ -51,10 +58,9 @@ def sheet(
     steps: StepsOption = TRANSFER["steps"],
     tone: ToneOption = TRANSFER["tone"],
     seed: SeedOption = TRANSFER["seed"],
-    size: Annotated[
-        int | None,
-        typer.Option("--size", help="Short side of each result in pixels. By default the backbone's native size."),
-    ] = None,
+    style_attention: StyleAttentionOption = TRANSFER["style_attention"],
+    style_scale: StyleScaleOption = TRANSFER["style_scale"],
+    size: TransferSizeOption = TRANSFER["size"],
 ) -> None:
     """Compare strengths, guidance scales and styles for one photo on one labelled sheet."""
     from inst.learning.instant import read_style
@@ -67,6 +73,8 @@ def sheet(
         "steps": steps,
         "tone": tone,
         "seed": seed,
+        "style_attention": style_attention,
+        "style_scale": style_scale,
         "size": size,
     }
     content = read_photo(photo, flattened=True)
@@ -107,15 +115,15 @@ def draw_sheet(
             update(len(pictures), len(runs), "")
     rows: list[list[tuple[str, Tensor] | None]] = []
     for style in styles:
-        painting = style.painting()
-        sources = [None if painting is None else (style.name, painting), ("the photo", photo.picture)]
+        painting = (style.name, style.painting()) if style.paintings else None
+        sources = [painting, ("the photo", photo.picture)]
         for _, head in zip_longest(guidances, sources[: len(guidances)]):
             done = len(rows) * len(strengths)
             rows.append([head, *pictures[done : done + len(strengths)]])
-    thumbnails = sum(len(style.thumbnail or b"") for style in styles) <= _THUMBNAILS
+    paintings = sum(len(painting) for style in styles for painting in style.paintings) <= _PAINTINGS
     by_placeholder = {f"[C{number}]": style for number, style in enumerate(styles, start=1)}
-    recorded = {**settings, "flatten": True, "thumbnails": thumbnails}
-    record = PictureRecord.of("sheet", model, recorded, by_placeholder, photo=photo, thumbnails=thumbnails)
+    recorded = {**settings, "flatten": True, "paintings": paintings}
+    record = PictureRecord.of("sheet", model, recorded, by_placeholder, photo=photo, paintings=paintings)
     with output_path(out, stem, ".png") as path:
         save_picture(make_sheet(rows), path, texts=record.texts())
     session.report([f"{path}"], sheet=str(path))

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inst.cli.learn import NoPaintingOption
 from inst.cli.places import check_output, output_path
 from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from inst.styles.style import Style
 
 app = typer.Typer(help="Show style files, mix them, and exchange them with other programs.", no_args_is_help=True)
@@ -41,6 +44,7 @@ def info(
     loaded = Style.load(style)
     _check_fit(session, backbone, [loaded])
     count, width = loaded.vectors.shape
+    pictures = [loaded.painting(index) for index in range(len(loaded.paintings))]
     facts = {
         "name": loaded.name,
         "vectors": count,
@@ -48,17 +52,21 @@ def info(
         "widths": loaded.widths,
         "text space": loaded.fingerprint,
         "denoiser": loaded.denoiser,
-        "thumbnail": loaded.thumbnail is not None,
+        "paintings": [
+            {"width": picture.shape[2], "height": picture.shape[1], "share": share}
+            for picture, share in zip(pictures, loaded.shares, strict=True)
+        ],
         "module": loaded.module is not None,
         "about": dict(loaded.about),
     }
-    paintings = ", ".join(str(painting.get("name")) for painting in loaded.about.get("paintings", []))
+    length = loaded.vectors.norm(dim=1).mean()
+    names = [str(painting.get("name")) for painting in loaded.about.get("paintings", [])]
     lines = [
         f"{'name':<12}{loaded.name}",
-        f"{'vectors':<12}{count} of width {loaded.width_text}, mean length {loaded.vectors.norm(dim=1).mean():.3f}",
+        f"{'vectors':<12}{f'{count} of width {loaded.width_text}, mean length {length:.3f}' if count else 'none'}",
         f"{'text space':<12}{loaded.fingerprint}",
         f"{'denoiser':<12}{loaded.denoiser or 'not known'}",
-        f"{'paintings':<12}{paintings or 'not known'}",
+        f"{'paintings':<12}{_describe_paintings(names, pictures)}",
         *(f"{key:<12}{value}" for key, value in loaded.about.items() if key not in ("name", "paintings", "mixed")),
     ]
     session.report(lines, **facts)
@@ -148,10 +156,11 @@ def import_(
         Path | None,
         typer.Option(
             "--painting",
-            help="The painting that the embedding was learned from; it gives the style its palette. Required for the "
-            "embeddings.pt of the reference code.",
+            help="The painting that the embedding was learned from; it gives the style its palette and its strokes. "
+            "Required for the embeddings.pt of the reference code.",
         ),
     ] = None,
+    no_painting: NoPaintingOption = False,
     as_reference: Annotated[
         bool,
         typer.Option(
@@ -166,16 +175,28 @@ def import_(
     from inst.styles.importing import Embedding, check_import, import_style
     from inst.styles.style import check_style_name
 
+    if no_painting and painting is None:
+        raise UsageError("--no-painting needs a painting", "give it with --painting, or leave out --no-painting")
     check_output(out, [file, *([painting] if painting else [])], check_style_name)
     found = check_import(file, painting is not None, as_reference)  # before the backbone, which loads slowly
     source = None if painting is None else read_photo(painting, flattened=True)
     model = session.load(find_image_encoder=not isinstance(found, Embedding))
-    style = import_style(model, file, name=name, painting=source, as_reference=as_reference)
+    style = import_style(
+        model, file, name=name, painting=source, as_reference=as_reference, keep_painting=not no_painting
+    )
     with output_path(out, slug(style.name), ".safetensors") as path:
         style.save(path)
     count, _ = style.vectors.shape
     lines = [f"{path}", f"{count} vector{'s' if count > 1 else ''} of width {style.width_text}"]
     session.report(lines, style=str(path), vectors=count, widths=style.widths)
+
+
+def _describe_paintings(names: Sequence[str], pictures: Sequence[Tensor]) -> str:
+    """Say which paintings a style comes from, and the sizes of their pictures [3, H, W] in the style file."""
+    sizes = [f"{picture.shape[2]} x {picture.shape[1]}" for picture in pictures]
+    if len(names) == len(sizes):
+        return ", ".join(f"{name} ({size})" for name, size in zip(names, sizes, strict=True)) or "not known"
+    return f"{', '.join(names) or 'not known'} (pictures: {', '.join(sizes) or 'none'})"
 
 
 def _check_fit(session: Session, backbone: str | None, styles: Sequence[Style]) -> None:

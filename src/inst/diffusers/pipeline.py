@@ -100,6 +100,11 @@ class InSTPipeline(InSTComponents):
         style_weight: float | None = None,
         tile: int | None = None,
         control: Control | None = None,
+        style_attention: float | None = None,
+        style_scale: float | None = None,
+        query_preservation: float | None = None,
+        attention_temperature: float | None = None,
+        attention_blocks: str | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -116,7 +121,7 @@ class InSTPipeline(InSTComponents):
                 [0, 1].
             style: a style or a style file; or, if the pipeline has an inversion module, a painting (an image, or its
                 file) or several of one style; or any of these by placeholder, `{"[C1]": one, "[C2]": other}`.
-            strength, inversion: for photos only.
+            strength, inversion, query_preservation: for photos only.
             num_inference_steps, guidance_scale: `steps` and `guidance`.
             negative_prompt: one text for all pictures.
             num_images_per_prompt: number of pictures for each prompt, or for each photo.
@@ -126,7 +131,8 @@ class InSTPipeline(InSTComponents):
             height, width: size of generated pictures; both or neither.
             size: short side of the results for photos, in pixels. Photos keep their proportions.
             mask_image: white where the style is applied; it has the size of the photo.
-            solver, tone, style_weight, tile: the arguments of that function.
+            solver, tone, style_weight, tile, style_attention, style_scale, attention_temperature, attention_blocks: the
+                arguments of that function.
             control: a ControlNet of diffusers on the device of the pipeline, and its control picture
                 (`inst.sampling.control.Control`).
             output_type: "pil", "np" [B, H, W, 3] or "pt" [B, 3, H, W], both in [0, 1]; or "latent" [B, C, h, w], the
@@ -156,8 +162,18 @@ class InSTPipeline(InSTComponents):
             "style_weight": style_weight,
             "tile": tile,
             "control": control,
+            "style_attention": style_attention,
+            "style_scale": style_scale,
+            "attention_temperature": attention_temperature,
+            "attention_blocks": attention_blocks,
         }
-        for_photos = {"strength": strength, "inversion": inversion, "size": size, "mask_image": mask_image}
+        for_photos = {
+            "strength": strength,
+            "inversion": inversion,
+            "size": size,
+            "query_preservation": query_preservation,
+            "mask_image": mask_image,
+        }
         if image is None:
             reject_arguments(for_photos, "give a photo as image")
             if None in texts:
@@ -171,14 +187,14 @@ class InSTPipeline(InSTComponents):
             photos = read_photos(image)
             photos = photos.expand(len(texts), -1, -1, -1) if len(photos) == 1 else photos
             subject = photos.repeat_interleave(num_images_per_prompt, dim=0)
-            settings |= {"strength": strength, "inversion": inversion, "size": size}
+            settings |= {name: value for name, value in for_photos.items() if name != "mask_image"}
             settings["mask"] = None if mask_image is None else read_mask_image(mask_image)
             settings["prompt"] = texts[0] if len(texts) == 1 else repeated(texts, num_images_per_prompt)
-        late_tone = "photo" if image is not None else "painting"
-        if output_type == "latent" and (tone == late_tone or mask_image is not None or strength == 0):
+        late_tones = ("photo",) if image is not None else ("painting", "adain")
+        if output_type == "latent" and (tone in late_tones or mask_image is not None or strength == 0):
             raise UsageError(
-                f'The output_type "latent" cannot be used with the tone "{late_tone}", with a mask_image or with a '
-                f"strength of 0",
+                f'The output_type "latent" cannot be used with the tone "{tone or late_tones[0]}", with a mask_image '
+                f"or with a strength of 0",
                 "leave these out, or use another output_type",
             )
         backbone = self.backbone

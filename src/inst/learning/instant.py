@@ -10,45 +10,44 @@ import torch
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone, check_backbone
-from inst.errors import Call, InstError, UsageError
+from inst.errors import UsageError
 from inst.learning.data import embed_paintings, mean_word
 from inst.learning.start import default_style_name, style_provenance
 from inst.pictures.given import FORMS, Picture, to_paintings
-from inst.pictures.io import make_thumbnail
+from inst.pictures.io import encode_painting
 from inst.styles.style import Style
 
 
 def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], name: str | None = None) -> Style:
-    """Compute the style of paintings with the pretrained inversion module of the backbone, without learning.
+    """Make the style of paintings at once, without learning.
+
+    The pretrained inversion module of the backbone computes the pseudo-word. A backbone without such a module, as
+    Stable Diffusion, gives a style without a pseudo-word: its style comes from the paintings themselves, through style
+    attention and tone (`inst.transfer`).
 
     Args:
-        backbone: a backbone with an inversion module and an image encoder.
+        backbone: the backbone.
         paintings: a painting, or several of one style, in the forms of `inst.learn`. Their words are averaged.
         name: name of the style; None takes the name of the folder or of the first painting.
 
     Raises:
         UsageError: there is no painting.
-        InstError: a painting cannot be read, or the backbone has no pretrained inversion module.
+        InstError: a painting cannot be read.
     """
     check_backbone(backbone)
     loaded = to_paintings(paintings)
     name = None if name is None else checked("name", name, "str")
-    if backbone.inversion is None:
-        raise InstError(
-            f"The backbone {backbone.name} has no pretrained inversion module, which an instant style needs",
-            "learn the style with ",
-            Call("learn"),
-            ", and give the learned style",
-        )
-    with torch.inference_mode():
-        vectors = mean_word(backbone.inversion, *embed_paintings(backbone, loaded))
+    vectors = torch.empty(0, backbone.text_width)
+    if backbone.inversion is not None:
+        with torch.inference_mode():
+            vectors = mean_word(backbone.inversion, *embed_paintings(backbone, loaded))
     return Style(
         vectors=vectors,
         widths=backbone.text_widths,
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
         about=style_provenance(name or default_style_name(paintings, loaded), backbone, loaded, "instant", 0),
-        thumbnail=make_thumbnail(loaded[0].picture),
+        paintings=tuple(encode_painting(painting.picture) for painting in loaded),
     )
 
 
@@ -56,13 +55,13 @@ def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -
     """Return a style: the given style, the style of a style file, or the instant style of one or more paintings.
 
     Args:
-        backbone: the backbone; it needs an inversion module if a painting is given.
+        backbone: the backbone.
         given: a style; the path of a style file (.safetensors), of a painting, or of a folder of paintings of one
             style; or paintings in any other form (`inst.pictures.given.Picture`).
 
     Raises:
         UsageError: `given` is something else.
-        InstError: a file cannot be read, or the backbone has no inversion module.
+        InstError: a file cannot be read.
     """
     if isinstance(given, Style):
         return given

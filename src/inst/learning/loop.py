@@ -97,6 +97,7 @@ def learn(
     preview_every: int = 0,
     seed: int = 0,
     name: str | None = None,
+    keep_painting: bool = True,
     resume: LearningState | None = None,
 ) -> Learning:
     """Learn a style. Learning trains the inversion module; the backbone does not change.
@@ -130,8 +131,9 @@ def learn(
         preview_every: number of steps between two previews; 0 means no previews.
         seed: random seed; the same seed gives the same result.
         name: name of the style; None takes the name of the folder or of the first painting.
-        resume: the state to resume from. The other arguments must be the same as before (steps, patience and previews
-            may differ).
+        keep_painting: keep pictures of the paintings in the style. Style attention and the tone "painting" need them.
+        resume: the state to resume from. The other arguments must be the same as before (steps, patience, previews,
+            `name` and `keep_painting` may differ).
 
     Returns:
         A generator that yields every step and returns the style with the lowest validation loss, which may be that of
@@ -154,6 +156,7 @@ def learn(
     vectors = None if vectors is None else checked("vectors", vectors, "int")
     pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
     name = None if name is None else checked("name", name, "str")
+    keep_painting = checked("choice to keep the painting", keep_painting, "bool")
     if variant is None:
         variant = "direct" if backbone.image_encoder is None else "attention"
         if variant == "direct":
@@ -194,7 +197,8 @@ def learn(
         seed=seed,
     )
     check_start(backbone, loaded, settings, resume)
-    return _learn(backbone, loaded, settings, preview_every, name or default_style_name(paintings, loaded), resume)
+    name = name or default_style_name(paintings, loaded)
+    return _learn(backbone, loaded, settings, preview_every, name, resume, keep_painting)
 
 
 def _learn(
@@ -204,9 +208,10 @@ def _learn(
     preview_every: int,
     name: str,
     resume: LearningState | None,
+    keep_painting: bool,
 ) -> Learning:
     clock = time.monotonic()
-    run = LearningRun(backbone, paintings, settings, name, resume)
+    run = LearningRun(backbone, paintings, settings, name, resume, keep_painting)
     if settings.validate_every and run.progress.start_loss is None:
         run.validate()
     spent_before, first, started = run.progress.seconds, run.progress.step, time.monotonic()

@@ -20,7 +20,7 @@ from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
 from inst.learning.settings import LearningSettings
 from inst.learning.start import resume_requirements, start_module, style_provenance
 from inst.learning.state import LearningState, Progress
-from inst.pictures.io import Photo, make_thumbnail
+from inst.pictures.io import Photo, encode_painting
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_prompt import generate
@@ -68,10 +68,11 @@ class LearningRun:
         settings: LearningSettings,
         name: str,
         resume: LearningState | None,
+        keep_painting: bool = True,
     ) -> None:
         self.backbone, self.settings, self.name = backbone, settings, name
         self.paintings = paintings
-        self.thumbnail = make_thumbnail(paintings[0].picture)
+        self.encoded = tuple(encode_painting(painting.picture) for painting in paintings) if keep_painting else ()
         # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.module = start_module(backbone, settings, self.generator).train()
@@ -254,7 +255,7 @@ class LearningRun:
             fingerprint=self.backbone.fingerprint,
             denoiser=self.backbone.denoiser_fingerprint,
             about=about,
-            thumbnail=self.thumbnail,
+            paintings=self.encoded,
             module={**dict(self.module.named_buffers()), **parameters} if with_module else None,
             module_config=asdict(self.module.config) if with_module else None,
         )
@@ -273,8 +274,11 @@ class LearningRun:
 
 
 def preview_settings(seed: int) -> dict[str, Any]:
-    """Return the arguments of `inst.generate`, except backbone and style, for a preview of learning with this seed."""
-    return {"prompt": "[C]", "steps": 8, "guidance": 4.0, "seed": seed}
+    """Return the arguments of `inst.generate`, except backbone and style, for a preview of learning with this seed.
+
+    A preview shows what the pseudo-word has learned, so the painting itself takes no part in it.
+    """
+    return {"prompt": "[C]", "steps": 8, "guidance": 4.0, "seed": seed, "style_attention": 0.0}
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -157,7 +157,7 @@ def read_texts(path: str | Path) -> dict[str, str]:
 
 
 def decode_picture(data: bytes, name: str) -> Tensor:
-    """Decode the bytes of a picture file, such as a thumbnail, to [3, H, W] float32 in [-1, 1].
+    """Decode the bytes of a picture file, such as the painting of a style, to [3, H, W] float32 in [-1, 1].
 
     Raises:
         InstError: an error of `open_picture`, with `name` as the picture's name in the message.
@@ -278,12 +278,17 @@ def _to_image(picture: Tensor | Image.Image | Photo, alpha: Tensor | None) -> Im
         return colours
 
 
-def make_thumbnail(picture: Tensor, side: int = 256) -> bytes:
-    """Encode [3, H, W] in [-1, 1] as a PNG with sides of at most `side` pixels; a smaller picture keeps its size."""
+def encode_painting(picture: Tensor, short_side: int = 1024, long_side: int = 4096) -> bytes:
+    """Encode [3, H, W] in [-1, 1] as WebP, reduced to these sides in pixels at most; a smaller picture keeps its size.
+
+    At quality 90, a painting of 1,024 pixels takes 0.1 to 0.4 MB.
+    """
     height, width = picture.shape[-2:]
-    scale = min(1.0, side / max(height, width))
+    scale = min(1.0, short_side / min(height, width), long_side / max(height, width))
     small = resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
-    return _encode_png(to_image(small), {})
+    encoded = io.BytesIO()
+    to_image(small).save(encoded, format="WEBP", quality=90, method=4)
+    return encoded.getvalue()
 
 
 def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def _autoencoder_tile(backbone: Backbone) -> int:
     # 29.6 dB PSNR as a whole, 29.5 dB in tiles of 512 pixels.
     if backbone.low_memory:
         return min(backbone.native_size, 512) // backbone.downscale
-    return min(2 * backbone.native_size, max(backbone.native_size, 1024)) // backbone.downscale
+    return min(2 * backbone.default_size, max(backbone.default_size, 1024)) // backbone.downscale
 
 
 def _corners(height: int, width: int, tile: int, overlap: int) -> Iterator[tuple[int, int]]:

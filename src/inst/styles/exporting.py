@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
-from inst.errors import UsageError
+from inst.errors import Call, UsageError
 from inst.files.provenance import describe
 from inst.files.writing import write_bytes_atomically
-from inst.pictures.io import save_png
+from inst.pictures.io import resize, save_png
 from inst.styles.style import Style
 
 FORMATS = {"diffusers": ".safetensors", "a1111": ".safetensors", "comfyui": ".safetensors", "a1111-png": ".png"}
@@ -38,6 +38,8 @@ PNG_TEXT = "sd-ti-embedding"
 """Keyword of the text chunk in the pictures of A1111."""
 PNG_TENSOR = "TORCHTENSOR"
 """Key that marks a tensor in the JSON of that text chunk."""
+_SIDE = 256
+"""Longest side in pixels of the picture of a1111-png."""
 _ASTERISK = 265
 """Token id of `*` in the vocabulary of CLIP. A1111 writes it, but no program reads it."""
 
@@ -47,7 +49,7 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
 
     Args:
         style: the style. Its vectors are written; its module and provenance are not. The picture of a1111-png is its
-            thumbnail.
+            first painting, with sides of at most 256 pixels.
         path: the file to write; `FORMATS` gives the file extension.
         to: one of `FORMATS`.
         token: the word that stands for the style in a prompt, `<name>`; for diffusers only. The default is made from
@@ -57,7 +59,7 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
         The text to write in the prompt of that program.
 
     Raises:
-        UsageError: an unknown format, or a name or a token that the program cannot read.
+        UsageError: an unknown format, a name or a token that the program cannot read, or a style without a pseudo-word.
         InstError: the folder does not exist or is not writable, or the disk is full.
     """
     check_type("A style", style, Style, "read one with inst.Style.load")
@@ -65,13 +67,14 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
     checked("format", to, "str")
     path = Path(path)
     check_export(path, to, token)
+    if not style.has_word:
+        raise UsageError(f'The style "{style.name}" has no pseudo-word to export', "learn it with ", Call("learn"))
     word = token_of(style.name if token is None else token)
     tensors = _columns(style, word if to == "diffusers" else EMBEDDING)
     if to != "a1111-png":
         write_bytes_atomically(path, safetensors.torch.save(tensors))
     else:
-        painting = style.painting()
-        picture = torch.zeros(3, 256, 256) if painting is None else painting
+        picture = _reduce(style.painting()) if style.paintings else torch.zeros(3, _SIDE, _SIDE)
         provenance = {"about": style.about, "fingerprint": style.fingerprint, "denoiser": style.denoiser}
         texts = {PNG_TEXT: _png_text(tensors, path.stem, style.about.get("steps"))}
         save_png(picture, path, texts=texts | describe("picture of a style", "inst style export", **provenance))
@@ -117,6 +120,13 @@ def slug(name: str) -> str:
     small = unicodedata.normalize("NFC", name.lower())
     words = "".join(letter if letter.isalnum() else " " for letter in small).split()
     return "-".join(words)[:60].strip("-") or "style"
+
+
+def _reduce(picture: Tensor) -> Tensor:
+    """Reduce [3, H, W] to sides of at most `_SIDE` pixels; a smaller picture keeps its size."""
+    height, width = picture.shape[1:]
+    scale = min(1.0, _SIDE / max(height, width))
+    return resize(picture, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
 def _columns(style: Style, key: str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from inst.errors import Argument, InstError, UsageError
 from inst.files.pickles import UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import make_thumbnail, open_picture, read_texts
+from inst.pictures.io import encode_painting, open_picture, read_texts
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector
@@ -60,6 +60,7 @@ def import_style(
     name: str | None = None,
     painting: Picture | None = None,
     as_reference: bool = False,
+    keep_painting: bool = True,
 ) -> Style:
     """Make a style from an embedding of another program, or from an `embeddings.pt` of the reference code.
 
@@ -68,9 +69,10 @@ def import_style(
         path: the file: an export of `export_style`, a `.pt` of A1111, a `learned_embeds.bin` of diffusers, or an
             `embeddings.pt` of textual inversion or of the reference code.
         name: name of the style; the default is the name in the file.
-        painting: the painting that the embedding was learned from, in any form. It gives the style its thumbnail, and
-            so its palette. An `embeddings.pt` of the reference code needs it (`inst.styles.reference_code`).
+        painting: the painting that the embedding was learned from, in any form. It gives the style its palette and its
+            strokes. An `embeddings.pt` of the reference code needs it (`inst.styles.reference_code`).
         as_reference: preprocess the painting as the reference code does; for its `embeddings.pt` only.
+        keep_painting: keep the picture of the painting in the style; style attention and the tone "painting" need it.
 
     Raises:
         UsageError: the width of the embedding differs from that of the backbone's text space; a painting is needed;
@@ -103,7 +105,7 @@ def import_style(
             "paintings": [{"name": photo.name, "sha256": photo.sha256}] if photo else [],
             "inst": __version__,
         },
-        thumbnail=make_thumbnail(photo.picture) if photo else None,
+        paintings=(encode_painting(photo.picture),) if photo and keep_painting else (),
         widths=found.widths,
     )
 

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from inst.backbone.model import Backbone
 
 
-FORMAT = 1
+FORMAT = 2
 """Version of the style file. This package writes this version, and reads it and older ones."""
+
+MOST_PAINTINGS = 4
+"""Number of paintings of a style that give a picture its tone and its strokes at most, those with the largest shares.
+In style attention, each costs as much as one more picture in the batch."""
 
 KEY = "inst_style"
 _MODULE = "module."
+_PAINTING = "painting."
+_THUMBNAIL = "thumbnail"  # of format 1: a PNG of the first painting, at most 256 pixels a side
 _LEARN = "learn the style again"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _OTHER_FILES = {
@@ -51,11 +57,13 @@ class Style:
 
     Attributes:
         vectors: [n, d] float32 on the CPU; d is the width of the text encoder. They are copied, detached and checked.
+            n = 0 is a style without a pseudo-word: only its paintings give the style (`inst.sampling.attention`).
         fingerprint: identifies the text space of the vectors (`Backbone.fingerprint`).
         denoiser: identifies the UNet that they were learned with (`Backbone.denoiser_fingerprint`); "" if unknown.
         about: provenance as plain JSON values: name, backbone, variant, steps, seed, learning settings, loss, and
             paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names.
-        thumbnail: a small PNG of the (first) painting, at most 256 pixels a side, or None.
+        paintings: the picture files of the paintings that it comes from (`inst.pictures.io.encode_painting`).
+        shares: the part of each painting in the style, of any sum. The default is equal parts.
         module: weights of the inversion module that made the vectors, to continue learning; or None.
         module_config: configuration of the module (`InversionConfig` as a dict), or None.
         widths: number of columns of the vectors for each text encoder, in order (`Backbone.text_widths`): (768, 1280)
@@ -70,14 +78,15 @@ class Style:
     fingerprint: str
     denoiser: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
-    thumbnail: bytes | None = None
+    paintings: tuple[bytes, ...] = field(default=(), repr=False)
+    shares: tuple[float, ...] = ()
     module: Mapping[str, Tensor] | None = field(default=None, repr=False)
     module_config: Mapping[str, Any] | None = field(default=None, repr=False)
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_type("Vectors", self.vectors, Tensor, "give a tensor")
-        if self.vectors.dim() != 2 or 0 in self.vectors.shape:
+        if self.vectors.dim() != 2 or self.vectors.shape[1] == 0:
             raise ValueError(f"the vectors of a style have the shape [n, d], not {list(self.vectors.shape)}")
         widths = tuple(self.widths) or (self.vectors.shape[1],)
         if not all(isinstance(width, int) and width > 0 for width in widths) or sum(widths) != self.vectors.shape[1]:
@@ -90,7 +99,18 @@ class Style:
             )
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "widths", widths)
+        shares = tuple(self.shares) or (1 / len(self.paintings),) * len(self.paintings) if self.paintings else ()
+        total = sum(shares)
+        if len(shares) != len(self.paintings) or any(share < 0 for share in shares) or not 0 <= total < math.inf:
+            raise ValueError(f"shares {shares} do not fit {len(self.paintings)} paintings")
+        object.__setattr__(self, "paintings", tuple(self.paintings))
+        object.__setattr__(self, "shares", shares)
         object.__setattr__(self, "about", to_plain(self.about, PROSE_KEYS))
+
+    @property
+    def has_word(self) -> bool:
+        """Whether the style has a pseudo-word. Without one, only its paintings give the style."""
+        return len(self.vectors) > 0
 
     @property
     def name(self) -> str:
@@ -144,8 +164,8 @@ class Style:
     def to_bytes(self) -> bytes:
         """Return the bytes of the style file that `save` writes."""
         tensors = {"vectors": self.vectors}
-        if self.thumbnail:
-            tensors["thumbnail"] = torch.frombuffer(bytearray(self.thumbnail), dtype=torch.uint8)
+        for index, painting in enumerate(self.paintings):
+            tensors[f"{_PAINTING}{index}"] = torch.frombuffer(bytearray(painting), dtype=torch.uint8)
         for key, tensor in (self.module or {}).items():
             tensors[_MODULE + key] = tensor.detach().to("cpu", torch.float32).contiguous()
         content = {
@@ -155,6 +175,7 @@ class Style:
             "about": self.about,
             "module_config": None if self.module_config is None else to_plain(self.module_config),
             "widths": list(self.widths),
+            "shares": list(self.shares),
         }
         # All metadata are in one entry, because safetensors writes several entries in no fixed order.
         return safetensors.torch.save(tensors, {KEY: json.dumps(content, sort_keys=True, allow_nan=False)})
@@ -174,7 +195,9 @@ class Style:
         content = _read_header(name, data)
         try:
             tensors = safetensors.torch.load(data)
-            thumbnail = tensors.pop("thumbnail", None)
+            pictures = sorted(
+                (key for key in tensors if key.startswith(_PAINTING)), key=lambda key: int(key.removeprefix(_PAINTING))
+            ) or [key for key in tensors if key == _THUMBNAIL]
             module = {key.removeprefix(_MODULE): tensor for key, tensor in tensors.items() if key.startswith(_MODULE)}
             vectors, about = tensors["vectors"], read_entry(content, "about", dict)
             if not all(isinstance(painting, dict) for painting in about.get("paintings", [])):
@@ -184,7 +207,8 @@ class Style:
                 fingerprint=read_entry(content, "fingerprint", str),
                 denoiser=read_entry(content, "denoiser", str),
                 about=about,
-                thumbnail=None if thumbnail is None else thumbnail.to(torch.uint8).numpy().tobytes(),
+                paintings=tuple(tensors[key].to(torch.uint8).numpy().tobytes() for key in pictures),
+                shares=tuple(map(float, read_entry(content, "shares", list))) if "shares" in content else (),
                 module=module or None,
                 module_config=None if content["module_config"] is None else read_entry(content, "module_config", dict),
                 widths=tuple(read_entry(content, "widths", list)) if "widths" in content else (),
@@ -205,6 +229,8 @@ class Style:
             UsageError: the backbone has a different text space; the message names both.
             InstError: the width of the vectors differs from the width of their text space.
         """
+        if not self.has_word:  # the paintings alone fit every backbone
+            return None
         backbone_name = f"{backbone.name} " if backbone.name else ""
         if self.fingerprint != backbone.fingerprint:
             origin = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
@@ -228,15 +254,37 @@ class Style:
             )
         return None
 
-    def bare(self, *, thumbnail: bool) -> Style:
-        """Return a copy without the inversion module. `thumbnail` says whether the copy keeps the thumbnail."""
-        return replace(self, module=None, module_config=None, thumbnail=self.thumbnail if thumbnail else None)
+    def bare(self, *, paintings: bool) -> Style:
+        """Return a copy without the inversion module. With `paintings`, it keeps those that `main_paintings` gives."""
+        kept = self._main() if paintings else []
+        return replace(
+            self,
+            module=None,
+            module_config=None,
+            paintings=tuple(self.paintings[index] for index in kept),
+            shares=tuple(self.shares[index] for index in kept),
+        )
 
-    def painting(self) -> Tensor | None:
-        """Decode the thumbnail: [3, H, W] in [-1, 1], or None. Raises InstError if it is damaged."""
-        if self.thumbnail is None:
-            return None
-        return decode_picture(self.thumbnail, f'The thumbnail of the style "{self.name}"')
+    def main_paintings(self) -> list[tuple[Tensor, float]]:
+        """Decode the paintings with the largest shares, at most `MOST_PAINTINGS`, for tone and style attention.
+
+        Returns:
+            Each painting, [3, H, W] in [-1, 1], with its share. These shares sum to 1.
+
+        Raises:
+            InstError: a painting is damaged.
+        """
+        kept = self._main()
+        total = sum(self.shares[index] for index in kept)
+        return [(self.painting(index), self.shares[index] / total) for index in kept]
+
+    def _main(self) -> list[int]:
+        falling = sorted(range(len(self.shares)), key=lambda index: -self.shares[index])
+        return sorted(index for index in falling[:MOST_PAINTINGS] if self.shares[index] > 0)
+
+    def painting(self, index: int = 0) -> Tensor:
+        """Decode a painting: [3, H, W] in [-1, 1]. Raises InstError if it is damaged."""
+        return decode_picture(self.paintings[index], f'The painting of the style "{self.name}"')
 
     @classmethod
     def mix(cls, styles: Sequence[tuple[Style, float]]) -> Style:
@@ -244,8 +292,8 @@ class Style:
 
         Vector k of the mixture is the weighted mean of the vectors k of all styles. The weights are divided by their
         sum: (1, 1) is the middle, and (2, 1) takes two thirds of the first style. If only one weight is not 0, the
-        vectors are exactly those of its style. The thumbnail is that of the style with the largest weight. A mixture
-        has no inversion module.
+        vectors are exactly those of its style. The mixture has the paintings of all styles, with shares in proportion
+        to the weights. It has no inversion module.
 
         Raises:
             UsageError: `styles` is not a list of pairs of a style and a weight, or it is empty; a weight is negative
@@ -281,6 +329,12 @@ class Style:
         vectors = torch.stack([share * style.vectors.double() for style, share in shares]).sum(dim=0)
         denoisers = {style.denoiser for style, _ in shares if style.denoiser}
         main_style = max(shares, key=lambda pair: pair[1])[0]
+        paintings = [
+            (painting, share * part)
+            for style, share in shares
+            for painting, part in zip(style.paintings, style.shares, strict=True)
+        ]
+        total_share = sum(part for _, part in paintings)
         about: dict[str, Any] = {
             "name": " + ".join(f"{share:.0%} {style.name}" for style, share in shares),
             "variant": "mix",
@@ -294,7 +348,8 @@ class Style:
             fingerprint=first.fingerprint,
             denoiser="several" if len(denoisers) > 1 else next(iter(denoisers), ""),
             about=about,
-            thumbnail=main_style.thumbnail,
+            paintings=tuple(painting for painting, _ in paintings),
+            shares=tuple(part / total_share for _, part in paintings),
             widths=first.widths,
         )
 

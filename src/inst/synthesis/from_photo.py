@@ -15,16 +15,18 @@ from inst.backbone.model import Backbone
 from inst.errors import UsageError
 from inst.pictures.given import Mask, Picture, to_batch, to_mask
 from inst.pictures.io import fit_size, resize, resize_mask
+from inst.sampling.attention import AttentionSettings
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_control
 from inst.sampling.masks import feather, masked, to_latents
-from inst.sampling.noise import Seed
+from inst.sampling.noise import Seed, add_noise
 from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size, encode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan
 from inst.synthesis.prompts import check_prompts, complete_prompt, embed_prompts, name_styles, read_prompts
-from inst.synthesis.tone import TONES, adain, decode_paintings, keep_colours, palette_statistics
+from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
+from inst.synthesis.tone import TONES, adain, keep_colours, latent_statistics, match_palette, palette_of
 
 
 def transfer(
@@ -46,6 +48,11 @@ def transfer(
     mask: Mask | None = None,
     tile: int | None = None,
     control: Control | None = None,
+    style_attention: float = 1.0,
+    style_scale: float = 1.0,
+    query_preservation: float = 0.0,
+    attention_temperature: float = 1.0,
+    attention_blocks: str = "up",
 ) -> Sampling:
     """Give photos the style of a painting. Stochastic inversion keeps their content (paper sec. 3.3).
 
@@ -53,7 +60,8 @@ def transfer(
         backbone: the frozen model.
         photo: a photo of any size and proportions, or several photos of one size: a path, a PIL image, an array, a
             tensor [3, H, W] or [B, 3, H, W] in [-1, 1], or an `inst.Photo` (`inst.pictures.given.Picture`).
-        style: the style for `[C]` in the prompt; or several styles by placeholder: `{"[C1]": one, "[C2]": other}`.
+        style: the style for `[C]` in the prompt; or several styles by placeholder: `{"[C1]": one, "[C2]": other}`. A
+            style without a pseudo-word (`inst.instant_style`) only works through its painting.
         strength: how much the photo may change, in [0, 1]. 0 returns the photo as the autoencoder reproduces it; 1
             starts from nearly pure noise.
         steps: sampling steps; each is one call of the denoiser. The number is the same at every strength (lower only
@@ -69,21 +77,30 @@ def transfer(
         inversion: how the content of the photo goes into the noise: "stochastic", "none" or "ddim"
             (`inst.sampling.content`).
         solver: "ddim" or "dpm++" (`inst.sampling.solvers`).
-        tone: "none", "painting" (colours move toward the palette of the painting; below strength 0.5 in proportion) or
-            "photo" (the colours of the photo); see `inst.synthesis.tone`.
+        tone: "none", "painting" (the palette of the painting; below strength 0.25 in proportion), "adain" (the tone of
+            InST's reference code) or "photo" (the colours of the photo); see `inst.synthesis.tone`.
         style_weight: 1 is the style as learned, 0 no style; more than 1 exaggerates the style
             (`inst.synthesis.prompts.embed_prompts`).
-        size: short side of the results in pixels; None is the native size of the backbone.
+        size: short side of the results in pixels; None is the default size of the backbone, but at most twice the size
+            of the photo.
         mask: a path or a PIL image with the proportions of the photo, which is resized; or an array or tensor [H, W] in
             [0, 1] with the size of the photo (`inst.pictures.given.Mask`). 1 (white) applies the style. At 0 the
             (resized) photo does not change, to the bit. Edges are softened inwards.
         tile: side of the tiles of the denoiser in pixels, rounded up to a size that the denoiser takes; 0 means no
-            tiles. None uses the native size of the backbone if a side of the picture is more than twice that;
+            tiles. None uses the default size of the backbone if a side of the picture is more than twice that;
             otherwise no tiles.
         control: a ControlNet that keeps the structure of the photo (`inst.sampling.control`); each tile gets its part
             of the control picture. The stochastic inversion does not use the ControlNet: as in the paper, the start
             latents hold the structure that the model cannot predict, and with a ControlNet they would hold less of it.
             DDIM inversion uses it, because it inverts the denoiser that the sampling uses.
+        style_attention: W in [0, 1], how much the result looks at the painting itself for its strokes and colours
+            (`inst.sampling.attention`). 0 uses the pseudo-word only; 1 looks at nothing else. The inversion does not
+            use it.
+        style_scale: how large the strokes of the painting come out: the short side of the painting in the attention, as
+            a share of that of the result.
+        query_preservation, attention_temperature, attention_blocks: for researchers
+            (`inst.sampling.attention.AttentionSettings`). Query preservation keeps more of the photo; it costs as much
+            as one more photo.
 
     Yields:
         `SamplingStep`; nothing at strength 0. The latents are those of pictures padded at the right and the bottom. The
@@ -99,15 +116,18 @@ def transfer(
 
     Warns:
         InstWarning: a style was learned with another UNet with the same text space, or has no picture of its painting
-            for the tone.
+            for tone and style attention.
     """
     styles = name_styles(backbone, style)
+    attention_settings = AttentionSettings(style_attention, query_preservation, attention_temperature, attention_blocks)
+    check_style_scale(style_scale)
     texts = read_prompts(prompt, negative_prompt)
     prompts = [complete_prompt(text, negative_prompt, styles) for text in texts]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     check_choice("inversion", inversion, INVERSIONS)
     check_choice("tone", tone, TONES)
-    paintings = decode_paintings(styles) if tone == "painting" else []
+    paintings = read_paintings(styles, prompts, tone, style_attention)
+    palette = palette_of(paintings) if tone == "painting" else None
     photos = to_batch(photo)
     if len(prompts) not in (1, len(photos)):
         raise UsageError(
@@ -116,7 +136,7 @@ def transfer(
     height, width = photos.shape[2:]
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
     check_control(control, backbone, (height, width), photo=True)
-    out = fit_size(width, height, backbone.native_size if size is None else size)
+    out = fit_size(width, height, _default_size(backbone, height, width) if size is None else size)
     plan = make_plan(backbone, out, len(photos), seed, strength, steps, guidance, solver, tile)
 
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
@@ -125,22 +145,38 @@ def transfer(
             embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
         )
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
-        clean = encode_any_size(backbone, content).expand_as(plan.noise)
-        region = None if pixel_mask is None else resize_mask(pixel_mask.to(clean), (plan.height, plan.width))
+        toned = content
+        if palette is not None:
+            # A small strength leaves the photo nearly as it is, so its colours must change little, too.
+            toned = content.lerp(match_palette(content, palette), min(1.0, 4 * strength))
+        target = encode_any_size(backbone, toned).expand_as(plan.noise)
+        region = None if pixel_mask is None else resize_mask(pixel_mask.to(target), (plan.height, plan.width))
         latent_mask = None if region is None else to_latents(region, backbone.size_multiple, backbone.downscale)
 
-        target = clean
-        if paintings:
-            target = clean.lerp(adain(clean, *palette_statistics(backbone, paintings)), min(1.0, 2 * strength))
-            if latent_mask is not None:
-                target = clean.lerp(target, latent_mask)
+        clean = target
+        if palette is not None and latent_mask is not None:
+            clean = encode_any_size(backbone, content).expand_as(plan.noise)
+        if tone == "adain" and paintings:
+            target = target.lerp(adain(target, *latent_statistics(backbone, paintings)), min(1.0, 2 * strength))
+        if latent_mask is not None:
+            target = clean.lerp(target, latent_mask)
+        attention = prepare_attention(
+            backbone,
+            styles,
+            paintings,
+            plan,
+            attention_settings,
+            style_scale,
+            style_weight,
+            lambda t: add_noise(target, plan.noise, t, backbone.alphas_cumprod),
+        )
         prepared_control = plan.prepare_control(backbone, control, content)
         unguided = plan.denoiser(backbone, text, None, 1, prepared_control if inversion == "ddim" else None)
         start = yield from invert_content(
             inversion, unguided, target, plan.timesteps, backbone.alphas_cumprod, plan.noise
         )
 
-        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control)
+        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)
         if latent_mask is not None:
             denoise = masked(denoise, latent_mask, clean, backbone.alphas_cumprod)
         latents = yield from allow_early_stop(plan.solve(denoise, start, plan.timesteps, backbone.alphas_cumprod))
@@ -153,3 +189,8 @@ def transfer(
         return result
 
     return run()
+
+
+def _default_size(backbone: Backbone, height: int, width: int) -> int:
+    """Return the short side of the results in pixels, if the user gives none."""
+    return max(backbone.size_multiple, min(backbone.default_size, 2 * min(height, width)))

@@ -9,6 +9,7 @@ import torch
 from inst.arguments import check_choice
 from inst.backbone.model import Backbone
 from inst.pictures.io import fit_size
+from inst.sampling.attention import AttentionSettings
 from inst.sampling.control import Control, check_control
 from inst.sampling.noise import Seed
 from inst.sampling.solvers import Sampling, allow_early_stop
@@ -16,7 +17,8 @@ from inst.sampling.tiles import decode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan, read_size
 from inst.synthesis.prompts import check_prompts, embed_prompts, name_styles, read_prompts
-from inst.synthesis.tone import adain, decode_paintings, palette_statistics
+from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
+from inst.synthesis.tone import adain, latent_statistics, match_palette, palette_of
 
 
 def generate(
@@ -34,6 +36,10 @@ def generate(
     size: int | tuple[int, int] | None = None,
     tile: int | None = None,
     control: Control | None = None,
+    style_attention: float = 1.0,
+    style_scale: float = 1.0,
+    attention_temperature: float = 1.0,
+    attention_blocks: str = "up",
 ) -> Sampling:
     """Generate pictures from prompts, in the style of a painting.
 
@@ -42,9 +48,10 @@ def generate(
         prompt: a text with the placeholder of the style, or one text for each picture: "a castle in the style of [C]".
         style: the style for `[C]`; or several styles by placeholder.
         steps, guidance, negative_prompt, solver, style_weight, tile: the same as in `transfer`.
+        style_attention, style_scale, attention_temperature, attention_blocks: the same as in `transfer`.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one prompt give several
             pictures. PyTorch generators are accepted, too (`inst.sampling.noise.Seed`).
-        tone: "none", or "painting" (colours move to the palette of the painting).
+        tone: "none", "painting" (the palette of the painting) or "adain" (`inst.synthesis.tone`).
         size: side of a square in pixels, or (width, height). None is a square of the backbone's native size; with a
             control picture, it is a picture with the proportions of the control picture.
         control: a ControlNet and a control picture, which gives the structure (`inst.sampling.control`).
@@ -61,13 +68,16 @@ def generate(
 
     Warns:
         InstWarning: a style was learned with another UNet with the same text space, or has no picture of its painting
-            for the tone.
+            for tone and style attention.
     """
     styles = name_styles(backbone, style)
+    settings = AttentionSettings(style_attention, 0.0, attention_temperature, attention_blocks)
+    check_style_scale(style_scale)
     prompts = [text or "" for text in read_prompts(prompt, negative_prompt)]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
-    check_choice("tone", tone, ("none", "painting"))
-    paintings = decode_paintings(styles) if tone == "painting" else []
+    check_choice("tone", tone, ("none", "painting", "adain"))
+    paintings = read_paintings(styles, prompts, tone, style_attention)
+    palette = palette_of(paintings) if tone == "painting" else None
     out = read_size(backbone.native_size if size is None else size)
     check_control(control, backbone, None if size is None else (out[1], out[0]), photo=False)
     if control is not None and size is None:
@@ -80,10 +90,12 @@ def generate(
             embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
         )
         prepared_control = plan.prepare_control(backbone, control, None)
-        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control)
+        attention = prepare_attention(backbone, styles, paintings, plan, settings, style_scale, style_weight, None)
+        denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)
         latents = yield from allow_early_stop(plan.solve(denoise, plan.noise, plan.timesteps, backbone.alphas_cumprod))
-        if paintings:
-            latents = adain(latents, *palette_statistics(backbone, paintings))
-        return decode_any_size(backbone, latents, plan.height, plan.width)
+        if tone == "adain" and paintings:
+            latents = adain(latents, *latent_statistics(backbone, paintings))
+        result = decode_any_size(backbone, latents, plan.height, plan.width)
+        return result if palette is None else match_palette(result, palette)
 
     return run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.record import ControlRecord, PictureRecord
+from inst.synthesis.references import uses_paintings
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,6 @@ def paint(
     else:
         sampling = transfer(backbone, photo, styles, mask=None if mask is None else mask[0], **arguments)
     function = generate if photo is None else transfer
-    tone = settings.get("tone", inspect.signature(function).parameters["tone"].default)
     record = PictureRecord.of(
         command or function.__name__,
         backbone,
@@ -83,9 +83,15 @@ def paint(
         photo=photo,
         mask=None if mask is None else mask[1],
         control=None if control is None else control[1],
-        thumbnails=tone == "painting",
+        paintings=takes_from_paintings(function, settings),
     )
     return _paint(sampling, photo, record)
+
+
+def takes_from_paintings(function: Callable[..., Sampling], settings: Mapping[str, Any]) -> bool:
+    """Return whether `inst.transfer` or `inst.generate` uses the paintings of the styles with these arguments."""
+    parameters = inspect.signature(function).parameters
+    return uses_paintings(*(settings.get(name, parameters[name].default) for name in ("tone", "style_attention")))
 
 
 def _paint(sampling: Sampling, photo: Photo | None, record: PictureRecord) -> PaintingRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from inst.arguments import check_factor, checked
 from inst.backbone.model import Backbone
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import UsageError
+from inst.sampling.attention import StyleAttention
 from inst.sampling.control import Control, with_control_channels, with_controlnet
 from inst.sampling.denoiser import Denoise, guided
 from inst.sampling.noise import Seed, draw_noise, timestep_grid
@@ -60,21 +61,22 @@ class Plan:
         negative: TextEmbedding | None,
         guidance: float,
         prepared_control: tuple[Control, Tensor] | None,
+        attention: StyleAttention | None = None,
     ) -> Denoise:
-        """Make the denoiser with guidance, with tiles if the plan has them, and with the ControlNet if there is one."""
-        predict_noise = (
+        """Make the denoiser: guidance, tiles if the plan has them, and the ControlNet and style attention if given."""
+        predict_noise: Callable[..., Tensor] = (
             backbone.predict_noise if prepared_control is None else with_controlnet(backbone, prepared_control[0])
         )
+        if attention is not None:
+            predict_noise = attention.with_painting(predict_noise)
 
         def tile_denoiser(frame: Frame | None) -> Denoise:
             return guided(partial(predict_noise, frame=frame), text, negative, guidance)
 
         denoise = tile_denoiser(None) if self.tile is None else tiled(tile_denoiser, self.tile, self.tile // 4)
-        return (
-            denoise
-            if prepared_control is None
-            else with_control_channels(denoise, prepared_control[1], backbone.downscale)
-        )
+        if prepared_control is not None:
+            denoise = with_control_channels(denoise, prepared_control[1], backbone.downscale)
+        return denoise if attention is None else attention.with_content(denoise)
 
 
 def read_size(size: int | Sequence[int]) -> tuple[int, int]:
@@ -122,8 +124,8 @@ def make_plan(
         raise UsageError(
             f"Tiles of {tile} pixels cannot be used", f"give {backbone.size_multiple} or more, or 0 for no tiles"
         )
-    if tile is None and max(width, height) > 2 * backbone.native_size:
-        tile = backbone.native_size
+    if tile is None and max(width, height) > 2 * backbone.default_size:
+        tile = backbone.default_size
 
     timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength)
     solve = choose_solver(solver)

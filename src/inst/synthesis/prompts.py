@@ -9,7 +9,7 @@ from inst.arguments import check_factor, check_type, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.backbone.text import TextEmbedding, coarse_word
 from inst.backbone.tokens import PLACEHOLDER, check_placeholders
-from inst.errors import InstWarning, UsageError
+from inst.errors import Call, InstWarning, UsageError
 from inst.styles.style import Style
 
 
@@ -45,12 +45,13 @@ def read_prompts(prompt: str | Sequence[str | None] | None, negative_prompt: str
 def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[str, Style]) -> str:
     """Return a prompt that names the styles: `[C]` for `None` or an empty text, else `TEXT in the style of [C]`.
 
-    A prompt with a placeholder does not change. A style that the negative prompt names is not added to the prompt.
+    A prompt with a placeholder does not change. A style that the negative prompt names is not added to the prompt, and
+    neither is a style without a pseudo-word.
     """
     prompt = (prompt or "").strip()
     if PLACEHOLDER.search(prompt):
         return prompt
-    names = " and ".join(name for name in styles if name not in negative_prompt)
+    names = " and ".join(name for name, style in styles.items() if style.has_word and name not in negative_prompt)
     return f"{prompt} in the style of {names}" if prompt and names else prompt or names
 
 
@@ -65,23 +66,31 @@ def check_prompts(
     """Check the arguments of `embed_prompts` without computing anything.
 
     Raises:
-        UsageError: there is no prompt; a prompt is too long, or has a placeholder without a style; a style is in
-            neither prompt, or only in the negative prompt while the guidance is 1; or the style weight is negative,
-            not finite or too large.
+        UsageError: there is no prompt; a prompt is too long, or has a placeholder without a style or of a style without
+            a pseudo-word; a style is in neither prompt, or only in the negative prompt while the guidance is 1; or the
+            style weight is negative, not finite or too large.
     """
     if not prompts:
         raise UsageError("No prompt is given", "give at least one text")
     check_factor("style weight", style_weight, "give 0 (no style), 1 (as learned) or more")
-    backbone.tokenize([*prompts, negative_prompt], {name: len(style.vectors) for name, style in styles.items()})
+    for name, style in styles.items():
+        if not style.has_word and any(name in text for text in (*prompts, negative_prompt)):
+            raise UsageError(
+                f'The style "{style.name}" has no pseudo-word, so {name} cannot stand in a prompt',
+                f"leave {name} out, or learn the style with ",
+                Call("learn"),
+            )
+    words = [name for name, style in styles.items() if style.has_word]
+    backbone.tokenize([*prompts, negative_prompt], {name: len(styles[name].vectors) for name in words})
     for prompt in prompts:
-        unused = [name for name in styles if name not in prompt and name not in negative_prompt]
+        unused = [name for name in words if name not in prompt and name not in negative_prompt]
         if unused:
             example = f"{prompt.strip() or 'a castle'} in the style of {' and '.join(unused)}"
             raise UsageError(
                 f'The prompt "{prompt}" does not say where the style goes',
                 f'write {" and ".join(unused)} in it, such as "{example}"',
             )
-        only_negative = [name for name in styles if name not in prompt]
+        only_negative = [name for name in words if name not in prompt]
         if only_negative and guidance == 1:
             raise UsageError(
                 f"Only the negative prompt names {' and '.join(only_negative)}, and with a guidance of 1 (none) it has "
@@ -100,9 +109,9 @@ def embed_prompts(
     position has no meaning. 0 is exactly plain, 1 exactly as learned. Above 1 the style is exaggerated; at some weight
     the picture breaks down (with mini between 1.5 and 2).
     """
-    vectors = {name: style.vectors for name, style in styles.items()}
+    vectors = {name: style.vectors for name, style in styles.items() if style.has_word}
     styled = backbone.embed_text(prompts, vectors)
-    if style_weight == 1:
+    if style_weight == 1 or not vectors:
         return styled
     word = coarse_word(backbone)
     plain = backbone.embed_text(prompts, {name: word.expand(len(rows), -1) for name, rows in vectors.items()})

@@ -94,6 +94,8 @@ class PictureRecord:
         photo: the photo, or None.
         mask: the mask, or None.
         control: the structure control, or None.
+        format: the version of the format that the record was written in. A setting that the record leaves out had the
+            default of that version.
     """
 
     command: str
@@ -106,6 +108,7 @@ class PictureRecord:
     photo: SourceFile | None = None
     mask: SourceFile | None = None
     control: ControlRecord | None = None
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", to_plain(self.settings, PROSE_KEYS))
@@ -121,18 +124,18 @@ class PictureRecord:
         photo: Photo | SourceFile | None = None,
         mask: SourceFile | None = None,
         control: ControlRecord | None = None,
-        thumbnails: bool = False,
+        paintings: bool = False,
     ) -> PictureRecord:
         """Make a record, with the versions of inst, Python and the libraries.
 
         Args:
-            thumbnails: keep the thumbnails of the styles, which the tone "painting" needs. They are most of the size of
-                a record.
+            paintings: keep the paintings of the styles, if the picture was made with them (`inst.synthesis.painter`).
+                They are most of the size of a record.
         """
         return cls(
             command=command,
             settings=settings,
-            styles={name: style.bare(thumbnail=thumbnails) for name, style in styles.items()},
+            styles={name: style.bare(paintings=paintings) for name, style in styles.items()},
             backbone=BackboneRecord(backbone.name, backbone.fingerprint, backbone.denoiser_fingerprint),
             device=str(backbone.device),
             dtype=str(backbone.dtype).removeprefix("torch."),
@@ -145,11 +148,11 @@ class PictureRecord:
     def to_text(self) -> str:
         """Write the record as JSON in ASCII; the same record gives the same text. `from_text` reads it."""
         content = {
-            "format": FORMAT,
+            "format": self.format,
             "command": self.command,
             "settings": self.settings,
             "styles": {
-                name: base64.b64encode(style.bare(thumbnail=True).to_bytes()).decode()
+                name: base64.b64encode(style.bare(paintings=True).to_bytes()).decode()
                 for name, style in self.styles.items()
             },
             "backbone": asdict(self.backbone),
@@ -177,7 +180,8 @@ class PictureRecord:
         try:
             content = json.loads(text)
             json.dumps(content, ensure_ascii=False).encode()  # fails for incomplete characters, which cannot be printed
-            if read_entry(content, "format", int) > FORMAT:
+            version = read_entry(content, "format", int)
+            if version > FORMAT:
                 raise InstError("it was written by a newer version of inst", "update inst")
             if "kind" in content:  # see `inst.files.provenance.describe`
                 kind, command = read_entry(content, "kind", str), read_entry(content, "command", str)
@@ -198,6 +202,7 @@ class PictureRecord:
                 control=None
                 if content.get("control") is None
                 else ControlRecord.of(read_entry(content, "control", dict)),
+                format=version,
             )
         except InstError as error:
             raise error.with_prefix(f"{name} cannot be used: ") from None

@@ -149,8 +149,8 @@ def learning_curves(
             `inst.evaluation.evaluate.evaluate`; scores at different sizes cannot be compared.
         pictures: number of pictures generated from "[C]" for the accuracy, always from the same noise.
         variants: names from `VARIANTS`; None uses all that the backbone supports.
-        transferred: arguments of `inst.transfer` for the photos; None does not transfer the tone, as in the other
-            ablations, because with the painting's palette even a poor style would be close to the painting.
+        transferred: arguments of `inst.transfer` for the photos; None takes nothing from the painting itself, as in the
+            other ablations, because with its palette even a poor style would be close to the painting.
         encoder: embeds pictures for the accuracy; None uses the backbone's own image encoder.
         done: returns whether to skip a finished learning (painting's name, variant, seed); None skips nothing.
         keep: called with each point and its transferred photos, each [1, 3, H, W], before the point is yielded.
@@ -163,7 +163,7 @@ def learning_curves(
         InstError: the backbone has no image encoder; or an error of `learn` while it runs.
     """
     if transferred is None:
-        transferred = {"tone": "none"}
+        transferred = {"tone": "none", "style_attention": 0.0}
     check_curves(backbone, paintings, photos, transferred, steps=steps, every=every, seeds=seeds)
     if encoder is None:
         encoder = PictureTextEncoder.of_backbone(backbone)
@@ -188,7 +188,7 @@ def learning_curves(
                     begin = time.perf_counter()
                     style = step.style()
                     results = [complete(transfer(backbone, photo.picture, style, **transferred)) for photo in photos]
-                    generated = complete(generate(backbone, "[C]", style, seed=range(pictures)))
+                    generated = complete(generate(backbone, "[C]", style, seed=range(pictures), style_attention=0.0))
                     with torch.inference_mode():
                         resized = [resize_short_side(result, size).to(backbone.device) for result in results]
                         gram, wrong_gram = (

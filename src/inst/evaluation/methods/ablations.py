@@ -26,12 +26,12 @@ class Ablation:
     methods: Callable[[Backbone, Arguments, Arguments], Sequence[StyleMethod]]
 
 
-def _vary_transfer(argument: str, values: Sequence[Any]) -> Callable[..., Sequence[StyleMethod]]:
-    """Return a function that makes methods: one learned style, transferred with several values of an argument."""
+def _vary_transfer(settings: Mapping[str, Arguments]) -> Callable[..., Sequence[StyleMethod]]:
+    """Return a function that makes methods: one learned style, transferred with different arguments."""
 
     def methods(backbone: Backbone, learning: Arguments, transfer: Arguments) -> Sequence[StyleMethod]:
         maker = learned(backbone, **learning)
-        return [StyleMethod(f"{argument}-{value}", backbone, maker, {**transfer, argument: value}) for value in values]
+        return [StyleMethod(name, backbone, maker, {**transfer, **own}) for name, own in settings.items()]
 
     return methods
 
@@ -60,14 +60,36 @@ def _instant_or_learned(backbone: Backbone, learning: Arguments, transfer: Argum
 
 _SCRATCH = {"pretrained": False}
 
+_BOTH = {
+    "style_attention": 1.0,
+    "attention_blocks": "up",
+    "query_preservation": 0.0,
+    "attention_temperature": 1.0,
+}
+_ATTENTION: Mapping[str, Arguments] = {
+    "word": {**_BOTH, "style_attention": 0.0},
+    "attention": {**_BOTH, "style_weight": 0.0},
+    "both": _BOTH,
+    **{f"weight-{value}": {**_BOTH, "style_attention": value} for value in (0.5, 0.75)},
+    **{f"blocks-{name}": {**_BOTH, "attention_blocks": name} for name in ("fine", "all")},
+    **{f"gamma-{value}": {**_BOTH, "query_preservation": value} for value in (0.5, 0.75)},
+    **{f"tau-{value}": {**_BOTH, "attention_temperature": value} for value in (0.75, 1.5)},
+}
+"""Each method differs from "both" in one argument. "both" is weight 1, blocks "up", gamma 0 and tau 1; "word" is weight
+0. So no method is there twice."""
+
 ABLATIONS: Mapping[str, Ablation] = {
     "stochastic": Ablation(
         "How much of the photo does stochastic inversion keep, compared with plain noise and DDIM inversion?",
-        _vary_transfer("inversion", ("stochastic", "none", "ddim")),
+        _vary_transfer({f"inversion-{kind}": {"inversion": kind} for kind in ("stochastic", "none", "ddim")}),
     ),
     "strength": Ablation(
         "How do style and content change with the strength?",
-        _vary_transfer("strength", (0.2, 0.35, 0.5, 0.65, 0.8)),
+        _vary_transfer({f"strength-{value}": {"strength": value} for value in (0.2, 0.35, 0.5, 0.65, 0.8)}),
+    ),
+    "attention": Ablation(
+        "What do pseudo-word and style attention give, alone and together, and what do the settings of attention do?",
+        _vary_transfer(_ATTENTION),
     ),
     "layers": Ablation(
         "How much do attention layers help: none, one or several, over patch tokens or one pooled token?",

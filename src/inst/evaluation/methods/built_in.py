@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from inst.backbone.model import Backbone
-from inst.errors import Argument, InstError, UsageError
+from inst.errors import InstError
 from inst.evaluation.methods.adain import AdaIN, AdaINDecoder
 from inst.evaluation.methods.gatys import Gatys
 from inst.evaluation.methods.method import Method
+from inst.evaluation.methods.styleid import StyleID
 from inst.evaluation.methods.styles import StyleMethod, captioned, instant, learned
 from inst.evaluation.networks.vgg import VGG19Features
 
@@ -35,7 +36,7 @@ def built_in(
         backbone: loads the backbone; called only if a method needs one.
         device: device of the methods without a backbone.
         learning: arguments of `inst.learn`, for "inst" and "textual-inversion".
-        transfer: arguments of `inst.transfer`, for all methods with a backbone.
+        transfer: arguments of `inst.transfer`, for all methods with a backbone except "styleid".
         captions: captions by painting, for "sdm"; see `inst.evaluation.methods.styles.captioned`.
 
     Returns:
@@ -43,7 +44,7 @@ def built_in(
         missing.
 
     Raises:
-        UsageError: arguments that cannot be used, or "inst-instant" with a backbone without instant styles.
+        UsageError: arguments that cannot be used.
     """
     made: dict[str, Method] = {}
     if set(names) - set(_WITHOUT_BACKBONE):
@@ -77,11 +78,9 @@ def _with_backbone(
         name: StyleMethod(name, backbone, makers[name], transfer) for name in names if name in makers
     }
     if "sdm" in names:
-        # Plain Stable Diffusion: a caption, plain noise, and no tone transfer.
-        plain = {**transfer, "tone": "none", "inversion": "none"}
+        # Plain Stable Diffusion: a caption, plain noise, and nothing of the painting itself.
+        plain = {**transfer, "tone": "none", "style_attention": 0.0, "inversion": "none"}
         made["sdm"] = StyleMethod("sdm", backbone, captioned(backbone, captions), plain)
-    if "inst-instant" in names and backbone.inversion is None:
-        raise UsageError(
-            f"The backbone {backbone.name} has no instant styles", "leave inst-instant out of ", Argument("methods")
-        )
+    if "styleid" in names:
+        made["styleid"] = StyleID(backbone, backbone.default_size)
     return made

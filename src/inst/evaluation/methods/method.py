@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from inst.backbone.model import Backbone
 from inst.pictures.io import Photo
 
 OnStep = Callable[[int, int], object]
@@ -51,3 +52,8 @@ class Method(Protocol):
             on_step: called with the progress of the preparation, and later of each picture that takes minutes.
         """
         ...
+
+
+def backbone_mark(backbone: Backbone) -> str:
+    """Return what identifies a backbone in settings: the fingerprints of its text space and of its denoiser."""
+    return f"{backbone.fingerprint} {backbone.denoiser_fingerprint}"

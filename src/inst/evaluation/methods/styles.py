@@ -14,10 +14,10 @@ import torch
 
 from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
-from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult
+from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult, backbone_mark
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
-from inst.pictures.io import Photo, make_thumbnail
+from inst.pictures.io import Photo, encode_painting
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -57,7 +57,7 @@ class StyleMethod:
     @property
     def settings(self) -> Mapping[str, Any]:
         return {
-            "backbone": f"{self.backbone.fingerprint} {self.backbone.denoiser_fingerprint}",
+            "backbone": backbone_mark(self.backbone),
             "style": {"maker": self.maker.name, **self.maker.settings},
             "transfer": dict(self.arguments),
         }
@@ -132,6 +132,6 @@ def caption_style(backbone: Backbone, caption: str, painting: Photo) -> Style:
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
         about={"name": Path(painting.name).stem, "backbone": backbone.name, "variant": "caption", "caption": caption},
-        thumbnail=make_thumbnail(painting.picture),
+        paintings=(encode_painting(painting.picture),),
         widths=backbone.text_widths,
     )
