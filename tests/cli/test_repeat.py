@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import inst
+from inst.cli.pictures import TRANSFER
 from inst.files.provenance import SourceFile
 from inst.pictures.io import save_picture
 from inst.styles.style import Style
@@ -137,7 +138,9 @@ def test_a_large_picture_of_the_old_format_is_repeated_in_tiles_of_the_native_si
     style = inst.instant_style(tiny_backbone, photo)
     then = copy.copy(tiny_backbone)
     then.default_size = then.native_size
-    made = inst.complete(inst.transfer(then, photo, style, size=64, tile=64, steps=2, style_attention=0, tone="adain"))
+    made = inst.complete(
+        inst.transfer(then, photo, style, size=64, tile=64, steps=2, strength=0.5, style_attention=0, tone="adain")
+    )
     record = PictureRecord.of("transfer", tiny_backbone, {"steps": 2}, {"[C]": style}, photo=photo, paintings=True)
     save_picture(made, "made.png", texts=replace(record, format=1).texts())
     assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
@@ -190,7 +193,7 @@ def test_every_picture_of_a_comparison_records_what_it_is_made_of(run: Run, comm
     assert (sheet["photos"], sheet["paintings"]) == ([noted(photo) for photo in photos], [noted(painting)])
     assert list(sheet["methods"]) == ["inst-instant", "other"]
     used = sheet["methods"]["inst-instant"]["transfer"]
-    assert (used["strength"], used["style_attention"], used["style_scale"]) == (0.5, 0.25, 0.5)
+    assert (used["strength"], used["style_attention"], used["style_scale"]) == (TRANSFER["strength"], 0.25, 0.5)
     assert sheet["methods"]["other"] == {"folder": "other"}
     assert sheet["versions"]["inst"] == inst.__version__
     assert content_of("made/other/b__p.png")["photos"] == [noted(photos[1])]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from inst.styles.style import Style
 
-_STRENGTHS = (0.4, 0.55, 0.7)
+_STRENGTHS = (0.3, 0.5, 0.65)
 
 
 @with_session

@@ -137,7 +137,7 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
     known = {"prompt", *defaults}
     if record.format == _OLD_FORMAT:
-        defaults["style_attention"] = 0.0
+        defaults |= {"style_attention": 0.0, "strength": 0.5}  # of that format
         if settings.get("tone", defaults["tone"]) == "painting":
             settings["tone"] = "adain"  # its name in that format
     if record.command == "sheet":

@@ -34,7 +34,7 @@ def transfer(
     photo: Picture | Sequence[Picture],
     style: Style | Mapping[str, Style],
     *,
-    strength: float = 0.5,
+    strength: float = 0.4,
     steps: int = 20,
     guidance: float = 4.0,
     prompt: str | Sequence[str] | None = None,
