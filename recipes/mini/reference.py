@@ -18,9 +18,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from inst.sampling.attention import output, project, self_attention_layers
+
 MODES = ("concat", "both")
-BLOCKS = {"up": "up_blocks.", "all": ""}
-"""Which blocks read the reference: the beginning of the names of their attention layers."""
+BLOCKS = ("up", "all")
+"""Which blocks read the reference, by their names in `inst.sampling.attention.BLOCKS`."""
 REFERENCE_CROP = (0.6, 1.0)
 """Side of the crop B, as a share of the picture's side."""
 LEAST_SIDE = 0.85
@@ -87,14 +89,7 @@ class ReferenceAttention:
         """Return the output of the layer `attn` for `hidden_states` [rows, tokens, channels], in the same shape."""
         if not self.is_paired:
             return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        rows, tokens, _ = hidden_states.shape
-        query, key, value = (
-            project(hidden_states).view(rows, tokens, attn.heads, -1).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        out = paired_attention(query, key, value, swap=self.swap).transpose(1, 2).reshape(rows, tokens, -1)
-        project_out, dropout = attn.to_out
-        return dropout(project_out(out))
+        return output(attn, paired_attention(*project(attn, hidden_states), swap=self.swap), hidden_states)
 
 
 def read_reference(unet: UNet2DConditionModel, mode: str, blocks: str) -> ReferenceAttention:
@@ -103,11 +98,6 @@ def read_reference(unet: UNet2DConditionModel, mode: str, blocks: str) -> Refere
     The weights and the configuration of `unet` stay as they are.
     """
     reference = ReferenceAttention(mode)
-    chosen = BLOCKS[blocks]
-    unet.set_attn_processor(
-        {
-            name: reference if name.startswith(chosen) and name.endswith("attn1.processor") else plain
-            for name, plain in unet.attn_processors.items()
-        }
-    )
+    for layer in self_attention_layers(unet, blocks).values():
+        layer.set_processor(reference)
     return reference

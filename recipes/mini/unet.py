@@ -159,7 +159,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "of the rows instead of its own tokens (both)",
     )
     parser.add_argument(
-        "--reference-blocks", choices=tuple(BLOCKS), default="up", help="blocks that read the reference (default up)"
+        "--reference-blocks", choices=BLOCKS, default="up", help="blocks that read the reference (default up)"
     )
     parser.add_argument(
         "--reference-share",

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from inst import Backbone, UsageError
 from inst.backbone.text import Frame, TextEmbedding
-from inst.sampling.attention import AttentionSettings, Reference, StyleAttention, attend, handled
+from inst.sampling.attention import AttentionSettings, Reference, StyleAttention, attend, handled, self_attention_layers
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import map_tiles, tiled
-from tiny import FAMILIES, save_family
+from tiny import FAMILIES, save_family, sharpen
 
 TIMESTEPS = [900, 700, 500, 300, 200, 150, 100, 50, 20, 5]
 WAIT = 60  # seconds until a test that waits for another thread fails
@@ -37,15 +37,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D"] * 3,
     }
-    return sharp(Backbone.load(save_family(tmp_path_factory.mktemp("levels"), "sd1", **changes), "cpu", "float32"))
-
-
-def sharp(backbone: Backbone) -> Backbone:
-    """Enlarge the queries of random self-attention: it is nearly uniform otherwise, and its keys hardly count."""
-    for name, module in backbone.unet.named_modules():
-        if name.endswith(".attn1"):
-            module.to_q.weight.data.mul_(8)
-    return backbone
+    return sharpen(Backbone.load(save_family(tmp_path_factory.mktemp("levels"), "sd1", **changes), "cpu", "float32"))
 
 
 @pytest.fixture
@@ -329,7 +321,7 @@ def family(
 ) -> Backbone:
     kind = request.param
     folder = tiny_backbone_folder if kind == "mini" else save_family(tmp_path_factory.mktemp(kind), kind)
-    return sharp(Backbone.load(folder, "cpu", "float32"))
+    return sharpen(Backbone.load(folder, "cpu", "float32"))
 
 
 @torch.no_grad()
@@ -515,9 +507,9 @@ def test_the_processors_are_put_back_after_an_error(backbone: Backbone, text: Te
 def test_a_processor_that_someone_sets_meanwhile_stays(backbone: Backbone, text: TextEmbedding) -> None:
     unet = copy.deepcopy(backbone.unet)
     theirs = {name: copy.copy(processor) for name, processor in unet.attn_processors.items()}
-    with handled(unet, "up", lambda name, layer, hidden, plain: plain()):
+    with handled(self_attention_layers(unet, "up"), lambda name, layer, hidden, plain: plain()):
         unet.set_attn_processor(dict(theirs))
-        with handled(unet, "all", lambda name, layer, hidden, plain: plain()):
+        with handled(self_attention_layers(unet, "all"), lambda name, layer, hidden, plain: plain()):
             assert not is_as_before(unet, theirs)
         assert is_as_before(unet, theirs)
     assert is_as_before(unet, theirs)
@@ -653,7 +645,7 @@ def test_a_plain_call_meanwhile_still_gives_its_own_arguments_to_its_own_process
         return unet(latents, 300, encoder_hidden_states=text.tokens, cross_attention_kwargs=arguments).sample
 
     def call() -> torch.Tensor:
-        with handled(unet, "all", lambda name, layer, hidden, plain: plain()):
+        with handled(self_attention_layers(unet, "all"), lambda name, layer, hidden, plain: plain()):
             return unet(latents, 300, encoder_hidden_states=text.tokens).sample
 
     alone = plain(gain=3.0)

@@ -1,9 +1,11 @@
 """Complete models in Stable Diffusion's folder layouts, a thousand times smaller, with random weights."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from transformers import (
@@ -18,6 +20,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from inst.backbone.inversion import AttentionInversion, InversionConfig
+from inst.backbone.model import Backbone
 
 WIDTH = 32
 POSITIONS = 24
@@ -249,3 +252,23 @@ def tiny_controlnet(unet: UNet2DConditionModel, **changes: object) -> ControlNet
         for parameter in model.controlnet_cond_embedding.parameters():
             parameter.data *= 3  # otherwise the control picture has almost no effect
     return model.requires_grad_(False).eval()
+
+
+def sharpen(backbone: Backbone) -> Backbone:
+    """Enlarge the queries of random self-attention: it is nearly uniform otherwise, and its keys hardly count."""
+    for name, module in backbone.unet.named_modules():
+        if name.endswith(".attn1"):
+            module.to_q.weight.data.mul_(8)
+    return backbone
+
+
+def idle_copy(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    """Return a copy of a backbone that must not be asked to compute anything."""
+    idle = copy.copy(backbone)
+
+    def compute(*arguments: Any) -> None:
+        pytest.fail("computed something before all arguments were checked")
+
+    for name in ("encode", "decode", "embed_text", "predict_noise"):
+        monkeypatch.setattr(idle, name, compute, raising=False)
+    return idle

@@ -29,7 +29,7 @@ from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.prompts import complete_prompt, embed_prompts
 from inst.synthesis.tone import Palette, match_palette
-from tiny import WIDTH, write_tiny_backbone
+from tiny import WIDTH, idle_copy, write_tiny_backbone
 
 NATIVE = 64  # pixels of the tiny model's native side
 VECTORS = 3
@@ -608,15 +608,7 @@ def test_the_picture_changes_inside_a_narrow_mask(tiny_backbone: Backbone, style
 
 @pytest.fixture
 def idle(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    """A backbone that must not be asked to compute anything."""
-    backbone = copy.copy(tiny_backbone)
-
-    def compute(*arguments: Any) -> None:
-        pytest.fail("computed something before all arguments were checked")
-
-    for name in ("encode", "decode", "embed_text", "predict_noise"):
-        monkeypatch.setattr(backbone, name, compute, raising=False)
-    return backbone
+    return idle_copy(tiny_backbone, monkeypatch)
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [

@@ -160,8 +160,6 @@ def _learn(
     from inst.learning.state import LearningState
     from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
-    from inst.synthesis.from_prompt import generate
-    from inst.synthesis.painter import takes_from_paintings
     from inst.synthesis.record import PictureRecord
 
     state_file = path.with_name(f"{path.stem}.state.safetensors")
@@ -183,8 +181,7 @@ def _learn(
                 update(step.step, step.total, note)
                 if step.preview is not None:
                     preview = preview_settings(settings["seed"])
-                    paintings = takes_from_paintings(generate, preview)
-                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()}, paintings=paintings)
+                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
                     save_picture(step.preview, _at_step(path, step.step, ".png"), texts=record.texts())
                 if save_every and step.step % save_every == 0:
                     step.style().save(_at_step(path, step.step, ".safetensors"))

@@ -160,6 +160,7 @@ class StyleAttention:
         self.references = list(references)
         self.timesteps = list(timesteps)
         self.content_at = content_at
+        self._layers = self_attention_layers(backbone.unet, settings.blocks)
         self._ahead = 1 if backbone.low_memory or backbone.device.type == "cpu" else _AHEAD
         self._memory: dict[int, list[dict[str, KeysValues]]] = {}
 
@@ -186,7 +187,7 @@ class StyleAttention:
                 content, latents = extended[:, channels : 2 * channels], _without(extended, channels, 2 * channels)
                 queries = self._record(content, timestep, text, frame).queries
             paintings = self._keys_values(timestep)
-            with handled(self.backbone.unet, self.settings.blocks, _Injection(self, paintings, queries)):
+            with handled(self._layers, _Injection(self, paintings, queries)):
                 return predict_noise(latents, timestep, text, frame=frame)
 
         return predict
@@ -211,7 +212,7 @@ class StyleAttention:
         self, latents: Tensor, timesteps: Tensor | int, text: TextEmbedding, frame: Frame | None = None
     ) -> _Recording:
         recording = _Recording()
-        with handled(self.backbone.unet, self.settings.blocks, recording):
+        with handled(self._layers, recording):
             self.backbone.predict_noise(latents, timesteps, text, frame=frame)
         return recording
 
@@ -258,12 +259,7 @@ class _Injection:
             query = query.lerp(self.queries[name], settings.query_preservation)
         shares = [reference.share for reference in self.attention.references]
         paintings = [(layers[name], share) for layers, share in zip(self.paintings, shares, strict=True)]
-        out = attend(query, (key, value), paintings, settings.weight, settings.temperature)
-        out = layer.to_out[0](out.transpose(1, 2).flatten(2).to(hidden.dtype))
-        out = layer.to_out[1](out)
-        if layer.residual_connection:
-            out = out + hidden
-        return out / layer.rescale_output_factor
+        return output(layer, attend(query, (key, value), paintings, settings.weight, settings.temperature), hidden)
 
 
 def project(layer: Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,6 +270,15 @@ def project(layer: Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
     query = query if layer.norm_q is None else layer.norm_q(query)
     return query, key if layer.norm_k is None else layer.norm_k(key), value
+
+
+def output(layer: Attention, attended: Tensor, hidden: Tensor) -> Tensor:
+    """Return the output [B, N, C] of a self-attention layer from what it attended to, [B, heads, N, d]."""
+    project_out, dropout = layer.to_out
+    out: Tensor = dropout(project_out(attended.transpose(1, 2).flatten(2).to(hidden.dtype)))
+    if layer.residual_connection:
+        out = out + hidden
+    return out / layer.rescale_output_factor
 
 
 _HANDLER: ContextVar[tuple[Collection[Attention], Handler] | None] = ContextVar("handler", default=None)
@@ -315,15 +320,13 @@ class _Processor:
 
 
 @contextmanager
-def handled(unet: nn.Module, blocks: str, handler: Handler) -> Iterator[None]:
-    """Let `handler` compute the self-attention of a UNet, in the calls of this thread and inside of the block only.
+def handled(layers: Mapping[str, Attention], handler: Handler) -> Iterator[None]:
+    """Let `handler` compute self-attention layers, in the calls of this thread and inside of the block only.
 
     Args:
-        unet: a UNet of diffusers. Its processors are replaced, and put back at the end of the block.
-        blocks: a name in `BLOCKS`.
-        handler: gets the layers of these blocks.
+        layers: from `self_attention_layers`. Their processors are replaced, and put back at the end of the block.
+        handler: computes them.
     """
-    layers = self_attention_layers(unet, blocks)
     with _LOCK:
         for name, layer in layers.items():
             if not isinstance(layer.processor, _Processor):

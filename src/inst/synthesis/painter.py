@@ -83,12 +83,12 @@ def paint(
         photo=photo,
         mask=None if mask is None else mask[1],
         control=None if control is None else control[1],
-        paintings=takes_from_paintings(function, settings),
+        paintings=_takes_from_paintings(function, settings),
     )
     return _paint(sampling, photo, record)
 
 
-def takes_from_paintings(function: Callable[..., Sampling], settings: Mapping[str, Any]) -> bool:
+def _takes_from_paintings(function: Callable[..., Sampling], settings: Mapping[str, Any]) -> bool:
     """Return whether `inst.transfer` or `inst.generate` uses the paintings of the styles with these arguments."""
     parameters = inspect.signature(function).parameters
     return uses_paintings(*(settings.get(name, parameters[name].default) for name in ("tone", "style_attention")))
