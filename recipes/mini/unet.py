@@ -22,25 +22,23 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPTextModelWithProjection,
-    CLIPVisionModelWithProjection,
-)
 
 from captions import PROMPTS, CaptionBank, most_vectors, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
+from encoders import WORD_CROP, Encoders
 from files import require_folder, write_folder
 from inst.backbone.inversion import AttentionInversion, InversionConfig
 from inst.backbone.loading.part import load_weights
 from inst.backbone.text import TextEmbedding, encode_text
 from inst.errors import UsageError
+from inst.evaluation.metrics.lpips import LPIPS
 from options import real_number, whole_number
-from pair import SIZE, Normalise
+from pair import SIZE
 from reference import BLOCKS, LEAST_SIDE, MODES, REFERENCE_CROP, has_reference, read_reference
 from sample import sample, sheet
+from stylise import Stylisation
 from tokenizer import load_matching
 from training import EMA, TimeBox, Training, arguments, channels_last, learning_rate, optimiser, settings_of
 from workers import Workers
@@ -51,8 +49,6 @@ STYLED_SHARE = {"art": 0.65, "photo": 0.25}
 """Share of the pictures of each kind whose caption contains `[C]`."""
 NULL_SHARE = 0.1
 """Share of empty captions, for classifier-free guidance."""
-WORD_CROP = (0.45, 1.0)
-"""Side of the crop for `[C]`, as a share of the picture's side (20-100 % of its area)."""
 SNR_CAP = 5.0
 GROUPS = 8
 """Number of groups for group normalisation, or 32 if it divides all widths. Every width must be a multiple of it."""
@@ -92,30 +88,6 @@ def schedule() -> DDIMScheduler:
         # With the default spacing, sampling would begin below the highest noise level.
         timestep_spacing="trailing",
     )
-
-
-class Encoders(nn.Module):
-    """The frozen parts, in evaluation mode."""
-
-    def __init__(self, autoencoder: Path, pair: Path, device: torch.device) -> None:
-        super().__init__()
-        self.vae = load_weights(AutoencoderKL, require_folder(autoencoder), torch.float32)
-        self.text = load_weights(CLIPTextModelWithProjection, require_folder(pair / "text_encoder"), torch.float32)
-        self.vision = load_weights(CLIPVisionModelWithProjection, require_folder(pair / "image_encoder"), torch.float32)
-        self.prepare = Normalise(CLIPImageProcessorPil.from_pretrained(require_folder(pair / "feature_extractor")))
-        channels_last(self.vae)
-        self.to(device).eval().requires_grad_(False)
-
-    def latents(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a scaled sample of the posterior, [B, C, S/8, S/8], for pictures [B, 3, S, S] in [-1, 1]."""
-        mean, log_variance = self.vae.quant_conv(self.vae.encoder(pictures)).float().chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise) * self.vae.config.scaling_factor
-
-    def tokens(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pooled [B, P] and patch tokens [B, 196, W] for pictures [B, 3, 224, 224]."""
-        output = self.vision(pixel_values=self.prepare(pictures))
-        return output.image_embeds, output.last_hidden_state[:, 1:]
 
 
 def timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
@@ -167,7 +139,20 @@ def main(given: Sequence[str] | None = None) -> None:
         default=1.0,
         help="share of the steps that have a reference (default 1)",
     )
+    parser.add_argument(
+        "--style-pairs",
+        type=whole_number(0, multiple=2),
+        default=0,
+        help="photos for each step and process that are repainted like a painting (default 0); needs --reference",
+    )
+    parser.add_argument("--style-weight", type=real_number(), default=0.01, help="weight of their loss (default 0.01)")
+    parser.add_argument(
+        "--gram-weight", type=real_number(), default=1.0, help="weight of the Gram distance in it (default 1)"
+    )
+    parser.add_argument("--perceptual", type=Path, help="file with VGG-16 and LPIPS weights (default: downloaded)")
     options = parser.parse_args(given)
+    if options.style_pairs and options.reference == "none":
+        raise UsageError("--style-pairs needs a denoiser that reads a reference: give --reference concat or both")
     box = TimeBox(options.minutes, options.steps)
     tokenizer = load_matching(options.pair, options.tokenizer)
     if options.vectors > (most := most_vectors(tokenizer)):
@@ -240,6 +225,21 @@ def main(given: Sequence[str] | None = None) -> None:
     by_size = {size: (pictures.native >= size).nonzero().flatten() for size in BUCKETS}
     by_size[BUCKETS[0]] = torch.arange(len(pictures), device=device)
     share_large = len(by_size[BUCKETS[1]]) / len(pictures)
+    stylisation = None
+    if reference and options.style_pairs:
+        word_bank = CaptionBank([["[C]"]], tokenizer, device, vectors=options.vectors, variants=1)
+        stylisation = Stylisation(
+            frozen=frozen,
+            unet=unet,
+            inversion=inversion,
+            reference=reference,
+            perceptual=LPIPS.load(options.perceptual).to(device).requires_grad_(False),
+            pictures=pictures,
+            word_prompt=(word_bank.ids, word_bank.slots),
+            empty_prompt=(empty_ids, torch.full_like(empty_ids, -1)),
+            abar=abar,
+            gram_weight=options.gram_weight,
+        )
 
     def advance(progress: float) -> Mapping[str, Tensor]:
         for group in adam.param_groups:
@@ -291,6 +291,10 @@ def main(given: Sequence[str] | None = None) -> None:
         loss = _mean(weighted, counted) if paired else weighted.mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
+        style_values: Mapping[str, Tensor] = {}
+        if stylisation:
+            style_loss, style_values = stylisation.loss(options.style_pairs, generator)
+            (options.style_weight * style_loss).backward()
         workers.average_gradients(parameters)
         gradient = nn.utils.clip_grad_norm_(parameters, 1.0)
         adam.step()
@@ -301,6 +305,7 @@ def main(given: Sequence[str] | None = None) -> None:
             "v_mse_word": _mean(each, counted & with_word),
             "v_mse_plain": _mean(each, counted & ~with_word),
             "gradient": gradient,
+            **style_values,
         }
         if paired:
             rows = batch * repeats

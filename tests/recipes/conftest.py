@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from inst.evaluation.metrics.lpips import LPIPS
 from inst.evaluation.networks.inception import InceptionFID
+from mini_stages import run_stages
 
 Member = tuple[str, bytes]
 
@@ -85,3 +86,11 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "inception.safetensors"
     save_file({k: v.half() for k, v in InceptionFID().state_dict().items()}, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path, random_vgg: Path, random_inception: Path) -> Path:
+    """All stages, a few steps each, and what they wrote. Read only."""
+    out = tmp_path_factory.mktemp("runs")
+    run_stages(shards, random_vgg, random_inception, out)
+    return out

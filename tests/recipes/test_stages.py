@@ -28,31 +28,9 @@ import workers
 from inst import Backbone
 from inst.backbone.inversion import AttentionInversion
 from inst.errors import InstError, UsageError
+from mini_stages import SMALL, unet_arguments
 
 RECIPE = Path(autoencoder.__file__).parent
-SMALL = ["--no-compile", "--log-every", "1", "--steps"]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path, random_vgg: Path, random_inception: Path) -> Path:
-    """All stages, a few steps each, and what they wrote."""
-    out = tmp_path_factory.mktemp("runs")
-    tokenizer.main(["--data", str(shards), "--out", str(out), "--size", "560", "--length", "24"])
-    data = ["--data", str(shards)]
-    vae = ["--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--widths", "16", "16", "16", "32"]
-    autoencoder.main([*data, "--out", str(out / "autoencoder"), *vae, *SMALL, "4"])
-    teachers = ["--vgg", str(random_vgg), "--inception", str(random_inception)]
-    sizes = ["--batch", "4", "--width", "32", "--text-layers", "1", "--image-layers", "1"]
-    inputs = ["--tokenizer", str(out / "tokenizer"), *teachers]
-    pair.main([*data, "--out", str(out / "pair"), *inputs, *sizes, *SMALL, "2"])
-    unet.main([*unet_arguments(shards, out), "--out", str(out / "unet"), *SMALL, "4"])
-    return out
-
-
-def unet_arguments(shards: Path, out: Path) -> list[str]:
-    inputs = ["--tokenizer", str(out / "tokenizer"), "--autoencoder", str(out / "autoencoder" / "vae")]
-    sizes = ["--widths", "32", "48", "--vectors", "2", "--batch", "2", "--repeats", "2", "--sheet-steps", "1"]
-    return ["--data", str(shards), *inputs, "--pair", str(out / "pair"), *sizes]
 
 
 def test_every_stage_writes_a_log_and_sample_sheets(runs: Path) -> None:

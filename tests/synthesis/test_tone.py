@@ -77,6 +77,13 @@ def test_the_palette_of_several_paintings_is_their_weighted_mean() -> None:
     np.testing.assert_allclose(found.covariance, 0.75 * covariance + 0.25 * other_covariance, atol=1e-5)
 
 
+def test_every_picture_of_a_batch_can_have_its_own_palette() -> None:
+    photos, paintings = draw(3, 3, 9, 7), draw(3, 3, 9, 7, seed=1)
+    moved = match_palette(photos, Palette.of_each(paintings))
+    alone = [match_palette(x[None], Palette.of([y])) for x, y in zip(photos, paintings, strict=True)]
+    torch.testing.assert_close(moved, torch.cat(alone))
+
+
 @pytest.mark.parametrize("flat", ["photo", "painting", "both"])
 def test_a_picture_of_one_colour_gives_finite_colours(flat: str) -> None:
     photo, painting = draw(1, 3, 8, 8), draw(3, 8, 8, seed=1)

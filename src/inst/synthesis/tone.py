@@ -50,7 +50,10 @@ def adain(latents: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """The colours that pictures are moved to: mean [3] and covariance [3, 3] of sRGB values, in float64."""
+    """The colours that pictures are moved to: mean [3] and covariance [3, 3] of sRGB values, in float64 on the CPU.
+
+    A palette for each picture of a batch has a mean [B, 3] and a covariance [B, 3, 3].
+    """
 
     mean: Tensor
     covariance: Tensor
@@ -58,12 +61,17 @@ class Palette:
     @classmethod
     def of(cls, pictures: Sequence[Tensor], shares: Sequence[float] = (1.0,)) -> Palette:
         """Compute the palette of pictures, each [3, H, W] in [-1, 1]: the mean of their palettes by shares."""
-        means, covariances = zip(*map(_colour_statistics, pictures), strict=True)
+        means, covariances = zip(*(_colour_statistics(picture) for picture in pictures), strict=True)
         weights = torch.tensor(shares, dtype=torch.float64) / sum(shares)
         return cls(
             torch.einsum("n,nc->c", weights, torch.stack(means)),
             torch.einsum("n,ncd->cd", weights, torch.stack(covariances)),
         )
+
+    @classmethod
+    def of_each(cls, pictures: Tensor) -> Palette:
+        """Compute the palette of each picture of a batch [B, 3, H, W] in [-1, 1]."""
+        return cls(*_colour_statistics(pictures))
 
 
 def match_palette(pictures: Tensor, palette: Palette) -> Tensor:
@@ -85,28 +93,29 @@ def match_palette(pictures: Tensor, palette: Palette) -> Tensor:
     Returns:
         [B, 3, H, W], clamped to [-1, 1].
     """
-    moved = []
-    for picture in pictures:
-        mean, covariance = _colour_statistics(picture)
-        root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
-        matrix = inverse @ _power(root @ palette.covariance @ root, 0.5) @ inverse
-        offset = palette.mean - matrix @ mean
-        colours = matrix.to(picture) @ picture.flatten(1) + offset.to(picture)[:, None]
-        moved.append(colours.view_as(picture).clamp(-1, 1))
-    return torch.stack(moved)
+    mean, covariance = _colour_statistics(pictures)
+    root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
+    matrix = inverse @ _power(root @ palette.covariance @ root, 0.5) @ inverse
+    offset = palette.mean - (matrix @ mean[..., None])[..., 0]
+    colours = matrix.to(pictures) @ pictures.flatten(2) + offset.to(pictures)[..., None]
+    return colours.view_as(pictures).clamp(-1, 1)
 
 
-def _colour_statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean [3] and covariance [3, 3] of the colours of a picture [3, H, W], in float64 on the CPU."""
-    colours = picture.flatten(1).double().cpu()
+def _colour_statistics(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return means [..., 3] and covariances [..., 3, 3] of the colours of [..., 3, H, W], in float64 on the CPU."""
+    colours = pictures.flatten(-2)
+    # Apple's GPUs have no float64.
+    colours = (colours.cpu() if colours.device.type == "mps" else colours).double()
+    mean = colours.mean(dim=-1, keepdim=True)
+    covariance = (colours - mean) @ (colours - mean).mT / colours.shape[-1]
     # A picture of one colour has no covariance to invert. The added variance is that of a quarter of an 8-bit level.
-    return colours.mean(dim=1), torch.cov(colours, correction=0) + _LEAST_VARIANCE * torch.eye(3, dtype=torch.float64)
+    return mean[..., 0].cpu(), covariance.cpu() + _LEAST_VARIANCE * torch.eye(3, dtype=torch.float64)
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Raise a symmetric positive definite matrix [3, 3] to a power."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag(values.clamp_min(_LEAST_VARIANCE) ** exponent) @ vectors.T
+def _power(matrices: Tensor, exponent: float) -> Tensor:
+    """Raise symmetric positive definite matrices [..., 3, 3] to a power."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return (vectors * values.clamp_min(_LEAST_VARIANCE)[..., None, :] ** exponent) @ vectors.mT
 
 
 def keep_colours(result: Tensor, photo: Tensor) -> Tensor:
