@@ -30,6 +30,10 @@ PHOTO_CROP = (0.88, 1.0)
 STRENGTHS = (0.15, 0.55)
 """The noise level at which the sampling starts, as a share of all."""
 GUIDANCE = (1.0, 4.0)
+CELLS = 3
+"""Cells a side, in which `local_distance` compares textures."""
+LOCAL_LEVELS = 4
+"""Levels of VGG-16 that it compares. A cell of the fifth has too few places."""
 FIRST_SHARE = 0.25
 """Share of the pairs whose first prediction is compared. For the others, it is the second: the noise level of the
 second call is drawn from all below that of the first."""
@@ -50,7 +54,8 @@ class Stylisation:
         pictures: the training pictures, photos and art.
         word_prompt, empty_prompt: ids and slots of the prompts "[C]" and "", each [1, L].
         abar: the noise schedule, [T].
-        gram_weight: weight of the distance of the Gram matrices. LPIPS has weight 1.
+        gram_weight, local_weight: weights of the distance of the Gram matrices and of `local_distance`. LPIPS has
+            weight 1.
 
     Raises:
         InstError: there are no photos, or no paintings.
@@ -66,6 +71,7 @@ class Stylisation:
     empty_prompt: tuple[Tensor, Tensor]
     abar: Tensor
     gram_weight: float
+    local_weight: float
 
     def __post_init__(self) -> None:
         art = torch.tensor([kind == "art" for kind in self.pictures.kinds], device=self.abar.device)
@@ -86,7 +92,9 @@ class Stylisation:
             of_made = self.perceptual.network(made)
         lpips = self.perceptual.compare(of_made, of_photo).mean()
         gram = GramDistance.compare(of_made, of_painting).mean()
-        return lpips + self.gram_weight * gram, {"lpips": lpips, "gram": gram}
+        local = local_distance(of_made[:LOCAL_LEVELS], of_painting[:LOCAL_LEVELS]).mean()
+        loss = lpips + self.gram_weight * gram + self.local_weight * local
+        return loss, {"lpips": lpips, "gram": gram, "local": local}
 
     def _repaint(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return photos in the palettes of paintings, the paintings, and the photos repainted; [count, 3, S, S]."""
@@ -149,6 +157,32 @@ class Stylisation:
         """Return the factors of the signal and of the noise at timesteps [B], each [B, 1, 1, 1]."""
         abar = self.abar[t].view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
+
+
+def local_distance(made: list[Tensor], painting: list[Tensor]) -> Tensor:
+    """Return how far the textures of the cells of pictures are from the mean texture of the cells of paintings, [B].
+
+    The texture of a cell are the covariances of the features in it. Unlike Gram matrices of whole pictures, they ask
+    for brushwork in every place, and leave a place its mean colour. The distance is relative, as in `GramDistance`.
+
+    Args:
+        made, painting: features of VGG-16, each [B, C, h, w].
+    """
+    total = made[0].new_zeros(len(made[0]), dtype=torch.float32)
+    for x, y in zip(made, painting, strict=True):
+        target = _cell_covariances(y).mean(dim=1, keepdim=True)
+        distances = (_cell_covariances(x) - target).norm(dim=(2, 3)) / target.norm(dim=(2, 3)).clamp_min(1e-12)
+        total = total + distances.mean(dim=1)
+    return total / len(made)
+
+
+def _cell_covariances(features: Tensor) -> Tensor:
+    """Return the covariances [B, CELLS^2, C, C] of the cells of [B, C, h, w]. What is left over is cut off."""
+    height, width = (side // CELLS for side in features.shape[2:])
+    cells = features.float()[:, :, : height * CELLS, : width * CELLS].unflatten(3, (CELLS, width))
+    cells = cells.unflatten(2, (CELLS, height)).permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)  # [B, cells, C, n]
+    cells = cells - cells.mean(dim=-1, keepdim=True)
+    return cells @ cells.mT / cells.shape[-1]
 
 
 def _twice(rows: Tensor) -> Tensor:

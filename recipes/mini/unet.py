@@ -149,6 +149,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--gram-weight", type=real_number(), default=1.0, help="weight of the Gram distance in it (default 1)"
     )
+    parser.add_argument(
+        "--local-weight", type=real_number(), default=1.0, help="weight of the textures of its cells (default 1)"
+    )
     parser.add_argument("--perceptual", type=Path, help="file with VGG-16 and LPIPS weights (default: downloaded)")
     options = parser.parse_args(given)
     if options.style_pairs and options.reference == "none":
@@ -239,6 +242,7 @@ def main(given: Sequence[str] | None = None) -> None:
             empty_prompt=(empty_ids, torch.full_like(empty_ids, -1)),
             abar=abar,
             gram_weight=options.gram_weight,
+            local_weight=options.local_weight,
         )
 
     def advance(progress: float) -> Mapping[str, Tensor]:

@@ -56,6 +56,7 @@ def job(runs: Path, shards: Path, random_vgg: Path) -> stylise.Stylisation:
         empty_prompt=(empty.ids, empty.slots),
         abar=schedule().alphas_cumprod,
         gram_weight=2.0,
+        local_weight=3.0,
     )
 
 
@@ -109,11 +110,27 @@ def test_the_calls_are_those_of_a_transfer(job: stylise.Stylisation, monkeypatch
 
 def test_the_trained_parts_have_a_gradient_and_the_frozen_ones_have_none(job: stylise.Stylisation) -> None:
     loss, values = job.loss(4, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(loss, values["lpips"] + 2 * values["gram"])
+    torch.testing.assert_close(loss, values["lpips"] + 2 * values["gram"] + 3 * values["local"])
     loss.backward()
     for part in (job.unet, job.inversion):
         assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in part.parameters())
     assert all(p.grad is None for part in (job.frozen, job.perceptual) for p in part.parameters())
+
+
+def test_textures_are_compared_cell_by_cell() -> None:
+    """By hand: the covariances of 9 cells of 2 x 2 places, against the mean of those of the painting."""
+    made, painting = torch.rand(2, 2, 3, 7, 6, generator=torch.Generator().manual_seed(0))  # one row is left over
+
+    def covariances(features: Tensor) -> list[Tensor]:
+        places = [(i, j) for i in range(0, 6, 2) for j in range(0, 6, 2)]
+        return [torch.cov(features[:, i : i + 2, j : j + 2].flatten(1), correction=0) for i, j in places]
+
+    expected = []
+    for x, y in zip(made, painting, strict=True):
+        target = sum(covariances(y)) / 9
+        expected.append(sum(torch.dist(cell, target) for cell in covariances(x)) / 9 / target.norm())
+    found = stylise.local_distance([made, made], [painting, painting])
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 def test_the_stage_learns_from_pairs_and_says_what_they_need(
