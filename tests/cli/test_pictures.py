@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 import inst
+from inst import demo
 from inst.cli import app
 from inst.cli.defaults import defaults_of
 from inst.pictures.io import read_picture, save_picture, to_image
@@ -500,16 +501,27 @@ def test_a_terminal_shows_the_progress_of_ddim_inversion_unless_quiet(
     assert (b"painting" in shown) == (not more)
 
 
-def test_the_demo_writes_a_sheet_and_a_style_and_never_overwrites_them(run: Run, common: list[object]) -> None:
+def test_the_demo_writes_pictures_a_sheet_and_a_style_and_never_overwrites_them(run: Run, common: list[object]) -> None:
     given = ["demo", "--steps", "1", "-o", "made", "--json", *common]
     answers = [json.loads(run(*given)[1]) for _ in range(2)]
-    assert len({answer[what] for answer in answers for what in ("sheet", "style")}) == 4
+    files = [file for answer in answers for file in (answer["sheet"], answer["style"], *answer["pictures"])]
+    assert len(set(files)) == 10
+    assert {path.name for path in Path("made").iterdir()} == {Path(file).name for file in files}
     for answer in answers:
-        assert Image.open(answer["sheet"]).width > 4 * 256
+        assert Image.open(answer["sheet"]).width > 3 * 400
         assert Style.load(answer["style"]).name
-    assert sorted(path.name for path in Path("made").iterdir()) == sorted(
-        Path(answer[what]).name for answer in answers for what in ("sheet", "style")
-    )
+        instant, learned, stronger = (np.asarray(Image.open(file)) for file in answer["pictures"])
+        assert not np.array_equal(instant, stronger)
+        assert not np.array_equal(learned, stronger)
+
+
+def test_a_picture_of_the_demo_can_be_repeated(run: Run, common: list[object]) -> None:
+    answer = json.loads(run("demo", "--steps", "1", "-o", "made", "--json", *common)[1])
+    given = ["--photo", str(demo.PHOTOS[0]), "-o", "again.png"]
+    code, _, err = run("repeat", answer["pictures"][-1], *given, *common)
+    assert code == 0, err
+    again, first = (np.asarray(Image.open(file)) for file in ("again.png", answer["pictures"][-1]))
+    np.testing.assert_array_equal(again, first)
 
 
 def test_the_demo_without_a_pretrained_module_shows_what_the_painting_alone_gives(run: Run, tmp_path: Path) -> None:
@@ -517,13 +529,12 @@ def test_the_demo_without_a_pretrained_module_shows_what_the_painting_alone_give
     model = save_family(tmp_path / "sd1", "sd1")
     code, out, err = run("demo", "--steps", "1", "-o", "made", "--json", "--backbone", model, "--device", "cpu")
     assert code == 0, err
-    sheet = Image.open(json.loads(out)["sheet"])
-    assert sheet.width > 4 * 256
-    assert len(sheet.crop((2 * 256 + 3 * _GAP, _GAP, 3 * 256 + 3 * _GAP, 200)).getcolors() or [1, 2]) > 1  # not empty
+    instant = Image.open(json.loads(out)["pictures"][0])
+    assert len(instant.getcolors() or [1, 2]) > 1  # not empty
 
 
 def test_a_demo_that_fails_leaves_no_empty_file(run: Run, common: list[object]) -> None:
     code, _, err = run("demo", "--steps", "0", "-o", "made", *common)
     assert code == 2
     assert "0 steps cannot be used" in err
-    assert not list(Path("made").iterdir())
+    assert not Path("made").exists()
