@@ -36,7 +36,7 @@ def generate(
     size: int | tuple[int, int] | None = None,
     tile: int | None = None,
     control: Control | None = None,
-    style_attention: float = 1.0,
+    style_attention: float = 0.5,
     style_scale: float = 1.0,
     attention_temperature: float = 1.0,
     attention_blocks: str = "up",
@@ -48,7 +48,9 @@ def generate(
         prompt: a text with the placeholder of the style, or one text for each picture: "a castle in the style of [C]".
         style: the style for `[C]`; or several styles by placeholder.
         steps, guidance, negative_prompt, solver, style_weight, tile: the same as in `transfer`.
-        style_attention, style_scale, attention_temperature, attention_blocks: the same as in `transfer`.
+        style_attention: W, the same as in `transfer`. At 0.5, the picture under way and the painting count equally, and
+            the prompt decides what the picture shows. At 1, things that the painting shows come into the picture.
+        style_scale, attention_temperature, attention_blocks: the same as in `transfer`.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one prompt give several
             pictures. PyTorch generators are accepted, too (`inst.sampling.noise.Seed`).
         tone: "none", "painting" (the palette of the painting) or "adain" (`inst.synthesis.tone`).
