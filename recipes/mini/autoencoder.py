@@ -81,12 +81,15 @@ class Losses(nn.Module):
     def compare(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         return (made.float() - real).abs().mean(), self.lpips(made, real).mean()
 
-    def forward(self, real: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (reconstructions, losses) for real [B, 3, S, S] and noise [B, C, S/8, S/8]."""
+    def forward(self, real: Tensor, noise: Tensor, extra: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return (reconstructions, losses) for real [B, 3, S, S] and noise [B, C, S/8, S/8].
+
+        `extra` [B, 1, 1, 1] is the standard deviation of noise on the latents, besides that of the posterior.
+        """
         moments = self.vae.quant_conv(self.vae.encoder(real)).float()
         mean, log_variance = moments.chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
-        latents = mean + torch.exp(0.5 * log_variance) * noise
+        latents = mean + (log_variance.exp() + extra**2).sqrt() * noise
         made = self.vae.decoder(self.vae.post_quant_conv(latents))
         l1, lpips = self.compare(made, real)
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
@@ -162,8 +165,16 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--warm-start", type=Path, help="begin with the autoencoder of this folder")
     parser.add_argument("--decoder-only", action="store_true", help="train the decoder only; the latents do not change")
+    parser.add_argument(
+        "--latent-noise",
+        type=real_number(),
+        default=0.0,
+        help="largest standard deviation of noise on the latents, which the decoder learns to remove (default 0)",
+    )
     parser.add_argument("--perceptual", type=Path, help="file with VGG-16 and LPIPS weights (default: downloaded)")
     options = parser.parse_args(given)
+    if options.latent_noise and not options.decoder_only:
+        raise UsageError("--latent-noise would change the latents: give it with --decoder-only")
     if options.decoder_only and not options.warm_start:
         raise UsageError("--decoder-only needs a trained autoencoder: give --warm-start FOLDER")
     box = TimeBox(options.minutes, options.steps)
@@ -221,9 +232,12 @@ def main(given: Sequence[str] | None = None) -> None:
         real = real.contiguous(memory_format=torch.channels_last)
         side = options.crop // 8
         noise = torch.randn(options.batch, LATENT_CHANNELS, side, side, generator=generator, device=device)
+        extra = torch.zeros(options.batch, 1, 1, 1, device=device)
+        if options.latent_noise:
+            extra = options.latent_noise * torch.rand(extra.shape, generator=generator, device=device)
         adversarial = progress >= options.adversarial_from
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            made, values = compiled_losses(real, noise)
+            made, values = compiled_losses(real, noise, extra)
             total = values["loss"]
             if adversarial:
                 discriminator.requires_grad_(False)

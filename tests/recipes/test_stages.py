@@ -28,6 +28,7 @@ import workers
 from inst import Backbone
 from inst.backbone.inversion import AttentionInversion
 from inst.errors import InstError, UsageError
+from inst.evaluation.metrics.lpips import LPIPS
 from mini_stages import SMALL, unet_arguments
 
 RECIPE = Path(autoencoder.__file__).parent
@@ -132,7 +133,10 @@ def test_training_only_the_decoder_leaves_the_latents_unchanged(
     given = ["--data", str(shards), "--perceptual", str(random_vgg), "--batch", "2", "--crop", "64", "--decoder-only"]
     with pytest.raises(InstError, match="give --warm-start FOLDER"):
         autoencoder.main([*given, "--out", str(tmp_path), *SMALL, "2"])
+    given += ["--latent-noise", "0.1"]
     autoencoder.main([*given, "--warm-start", str(start), "--out", str(tmp_path), *SMALL, "2"])
+    with pytest.raises(UsageError, match="give it with --decoder-only"):
+        autoencoder.main(["--data", str(shards), "--latent-noise", "0.1", "--out", str(tmp_path), *SMALL, "1"])
     before, after = (AutoencoderKL.from_pretrained(folder) for folder in (start, tmp_path / "vae"))
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
@@ -143,6 +147,21 @@ def test_training_only_the_decoder_leaves_the_latents_unchanged(
     parts = ["--tokenizer", runs / "tokenizer", "--autoencoder", tmp_path / "vae", "--pair", runs / "pair"]
     export.main([str(part) for part in (*parts, "--unet", runs / "unet", "--out", tmp_path / "tiny")])
     assert str(runs) not in (tmp_path / "tiny" / "vae" / "config.json").read_text(), "says where it was trained"
+
+
+def test_noise_on_the_latents_is_as_large_as_asked(runs: Path, random_vgg: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(runs / "autoencoder" / "vae")
+    seen = list[torch.Tensor]()
+    vae.post_quant_conv.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    losses = autoencoder.Losses(vae, LPIPS.load(random_vgg), 1.0, scaled=False)
+    real = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
+    amounts = torch.tensor([0.0, 0.0, 0.5, 2.0]).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        losses(real, noise, amounts)
+        posterior = vae.encode(real).latent_dist
+    added = seen[0] - posterior.mean
+    torch.testing.assert_close(added, (posterior.var + amounts**2).sqrt() * noise)
 
 
 def test_an_interrupted_stage_resumes_exactly(
