@@ -6,8 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from threading import Lock
 
 import torch
 
@@ -119,18 +120,44 @@ def deterministic(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    options: Any = torch.utils.deterministic  # its properties have no type annotations
-    fill = options.fill_uninitialized_memory
-    options.fill_uninitialized_memory = False
+    with _STRICT.lock:
+        if not _STRICT.users:
+            _STRICT.before = _algorithms()
+        _STRICT.users += 1
     try:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no annotations
         torch.use_deterministic_algorithms(True)
         if device in _NONDETERMINISTIC or not _has_fixed_workspace(device):
             torch.use_deterministic_algorithms(True, warn_only=True)
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        options.fill_uninitialized_memory = fill
+        with _STRICT.lock:
+            _STRICT.users -= 1
+            if not _STRICT.users:
+                enabled, warn_only, fill = _STRICT.before
+                torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+                torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def _algorithms() -> tuple[bool, bool, bool]:
+    """Return PyTorch's settings: deterministic algorithms, only with a warning, and the filling of new memory."""
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+    )
+
+
+@dataclass
+class _Strict:
+    """The users of strict mode. PyTorch has one setting for all threads: the last one to leave sets it back."""
+
+    lock: Lock = field(default_factory=Lock)
+    users: int = 0
+    before: tuple[bool, bool, bool] = (False, False, False)
+
+
+_STRICT = _Strict()
 
 
 def allow_nondeterminism(device: torch.device, error: RuntimeError) -> bool:

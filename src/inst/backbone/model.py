@@ -102,7 +102,8 @@ class Backbone(TextEncoding):
             download: download from the hub the files that are not in its cache on this machine.
             low_memory: use less memory on an accelerator, but run slower. Each part is on the device only while it
                 runs, the autoencoder processes one picture (or one smaller tile of it) at a time, and learning computes
-                the UNet's activations twice and does not store them.
+                the UNet's activations twice and does not store them. Only one thread may use the backbone then;
+                otherwise any number.
 
         Raises:
             UsageError: the device or precision is not available, or a configuration is given but not needed.

@@ -5,6 +5,7 @@ Pseudo-word vectors can replace some token embeddings of the text encoder (paper
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -107,12 +108,15 @@ def encode_text(
     handle = None
     if vectors is not None:
         # transformers' CLIP text models have no `inputs_embeds`. A hook on the token table inserts the vectors, and
-        # gradients flow back to them.
+        # gradients flow back to them. Other threads that use the encoder meanwhile run the hook, too.
+        thread = threading.get_ident()
         index = slots.clamp_min(0).unsqueeze(-1).expand(-1, -1, vectors.shape[-1])
         chosen = vectors.gather(1, index)
         used = (slots >= 0).unsqueeze(-1)
 
         def insert_vectors(module: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
+            if threading.get_ident() != thread:
+                return embedded
             return torch.where(used, chosen.to(embedded.dtype), embedded)
 
         handle = table.register_forward_hook(insert_vectors)
