@@ -85,9 +85,9 @@ def test_the_documented_code_for_diffusers_makes_the_same_picture_as_inst(
 
 
 def tiny_xl() -> StableDiffusionXLPipeline:
-    """diffusers' own pipeline for Stable Diffusion XL, with random weights."""
+    """diffusers' own pipeline for Stable Diffusion XL, with random weights and the wrong end token of its encoders."""
     torch.manual_seed(0)
-    config = tiny_text_encoder(tiny_tokenizer()).config.to_dict()
+    config = tiny_text_encoder(tiny_tokenizer()).config.to_dict() | {"eos_token_id": 2}
     wide = config | {"hidden_size": OTHER, "projection_dim": OTHER}
     return StableDiffusionXLPipeline(
         vae=AutoencoderKL(block_out_channels=[8], norm_num_groups=4, latent_channels=LATENT_CHANNELS),
@@ -132,6 +132,12 @@ def test_the_documented_code_for_two_text_encoders_loads_both_parts_of_a_style(
         prompt = pipeline.maybe_convert_prompt("a dog <waves>", tokenizer)
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         assert torch.equal(encoder.get_input_embeddings().weight[ids[2:]], part)
+    found, _, pooled, _ = pipeline.encode_prompt("a church in the style of <waves>", device="cpu")
+    backbone = Backbone.load(tmp_path / "xl", device="cpu", dtype="float32")
+    with torch.no_grad():
+        expected = backbone.embed_text(["a church in the style of [C]"], {"[C]": style.vectors})
+    torch.testing.assert_close(found, expected.tokens)
+    torch.testing.assert_close(pooled, expected.pooled)
 
 
 def test_tokens_are_lower_case_without_spaces() -> None:
