@@ -595,7 +595,7 @@ def not_even_text(folder: Path) -> None:
         (inversion_of_another_width, "the inversion's text width (48)"),
         (inversion_without_eyes, "inversion module but no image encoder"),
         (scheduler_of_flows, "FlowMatchEulerDiscreteScheduler"),
-        (scheduler_of_samples, 'the prediction "sample"'),
+        (scheduler_of_samples, 'the prediction type "sample"'),
         (another_autoencoder, "describes AutoencoderTiny, not the AutoencoderKL"),
         (end_token_of_another_vocabulary, "49407"),
         (eyes_for_larger_pictures, "96 px, but the image encoder takes 64 px"),

@@ -332,6 +332,8 @@ def tiny_configurations(folders: dict[str, Path], tmp_path: Path, monkeypatch: p
     [
         ({"modelspec.prediction_type": "v"}, "v_prediction"),
         ({"modelspec.prediction_type": "epsilon"}, "epsilon"),
+        ({"modelspec.predict_key": "v"}, "v_prediction"),
+        ({"modelspec.predict_key": "epsilon"}, "epsilon"),
         ({}, "epsilon"),
     ],
 )

@@ -17,11 +17,14 @@ from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.inversion import AttentionInversion
 from inst.backbone.loading.image_encoder import read_image_encoder
 from inst.backbone.loading.part import load_weights, read_json, read_keys, silence_libraries, weight_files
+from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.loading.tokenizer import load_tokenizer
 from inst.backbone.parts import COPY_AGAIN, Parts
 from inst.errors import InstError, InstWarning, first_line
 
 _LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
+_PIPELINES = ("InSTPipeline", "LatentConsistencyModelPipeline")
+"""Classes of model_index.json that are used as Stable Diffusion is, besides those that have its name in theirs."""
 
 
 def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Parts:
@@ -92,6 +95,15 @@ def check_kind(folder: Path) -> None:
         )
     if "text_encoder_2" in named:
         needed |= {"text_encoder_2", "tokenizer_2"}
+    if "StableDiffusion" not in kind and kind not in _PIPELINES:
+        warnings.warn(
+            InstWarning(
+                f"{folder / 'model_index.json'} describes a {kind}, which InST does not know, so the results may be "
+                f"wrong",
+                "use a model for StableDiffusionPipeline or StableDiffusionXLPipeline",
+            ),
+            stacklevel=2,
+        )
     missing = sorted(name for name in needed if not (folder / name).is_dir())
     if missing:
         raise InstError(f"{folder} is incomplete (it has no folder {', '.join(missing)})", COPY_AGAIN)
@@ -155,16 +167,11 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
     """Load the noise schedule and the prediction type of any diffusion scheduler of diffusers."""
     path = folder / "scheduler_config.json"
     config = read_json(path)
-    prediction = config.get("prediction_type", "epsilon")  # the files of Stable Diffusion 1.x lack this entry
-    if "beta_schedule" not in config or prediction not in ("epsilon", "v_prediction"):
-        raise InstError(
-            f"{path} describes {config.get('_class_name', 'nothing')} with the prediction "
-            f'"{prediction}", but only diffusion schedules with "epsilon" or "v_prediction" can be used',
-            "use another model",
-        )
-    # Only the noise schedule is used. The class of DDIM can hold the schedule of every scheduler.
+    name = str(config.get("_class_name", "a scheduler without a name"))
     try:
-        scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
+        scheduler = noise_schedule(config, name)
+    except ScheduleError as error:
+        raise InstError(f"{path} describes {name}, which {error}", "use another model") from None
     except Exception as error:
         raise InstError(f"{path} has no usable noise schedule ({first_line(error)})", COPY_AGAIN) from error
     alphas = scheduler.alphas_cumprod

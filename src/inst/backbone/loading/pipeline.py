@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.loading.part import read_keys, silence_libraries, weight_files
+from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.parts import FeatureExtractor, Parts
 from inst.errors import InstError, UsageError, first_line
 
@@ -66,13 +67,11 @@ def parts_of(
 
 @silence_libraries()
 def _noise_schedule(scheduler: Any) -> DDIMScheduler:
-    prediction = scheduler.config.get("prediction_type", "epsilon")
-    if "beta_schedule" not in scheduler.config or prediction not in ("epsilon", "v_prediction"):
-        raise UsageError(
-            f'The scheduler {type(scheduler).__name__} with the prediction "{prediction}" cannot be used',
-            'use a diffusion scheduler with "epsilon" or "v_prediction"',
-        )
-    return DDIMScheduler.from_config(scheduler.config)
+    name = type(scheduler).__name__
+    try:
+        return noise_schedule(scheduler.config, name)
+    except ScheduleError as error:
+        raise UsageError(f"The scheduler {name} {error}", "use one for models of diffusion, such as DDIM") from None
 
 
 def _read_processor(processor: Any) -> FeatureExtractor:

@@ -125,8 +125,12 @@ def _find_config(config: str | Path) -> Path:
 
 
 def _stated_prediction(checkpoint: Checkpoint) -> str | None:
-    """Return the prediction type that a file states: in its metadata (ModelSpec), or by an empty tensor `v_pred`."""
-    stated = checkpoint.metadata.get("modelspec.prediction_type", "").lower()
+    """Return the prediction type that a file states: in its metadata (ModelSpec), or by an empty tensor `v_pred`.
+
+    ComfyUI writes it under another key than the specification says.
+    """
+    keys = ("modelspec.prediction_type", "modelspec.predict_key")
+    stated = next((checkpoint.metadata[key].lower() for key in keys if checkpoint.metadata.get(key)), "")
     if "v_pred" in checkpoint.tensors or stated in ("v", "v_prediction"):
         return "v_prediction"
     return "epsilon" if stated == "epsilon" else None

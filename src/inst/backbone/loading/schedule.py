@@ -1,0 +1,45 @@
+"""The noise schedule of a model, from the configuration of any diffusion scheduler of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from diffusers import DDIMScheduler
+
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a denoiser may predict."""
+
+
+class ScheduleError(ValueError):
+    """A scheduler whose model cannot be used. The message continues a sentence that begins with the scheduler."""
+
+
+def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
+    """Return the noise schedule and the prediction type of a scheduler.
+
+    Only these are used, and the class of DDIM can hold those of every diffusion scheduler. The betas of flow matching
+    and of EDM mean something else, or nothing. Their configurations may still have betas, because `from_config` keeps
+    what the scheduler before had.
+
+    Args:
+        config: its configuration. A missing `prediction_type` is "epsilon", as in the files of Stable Diffusion 1.x.
+        name: the name of its class.
+
+    Raises:
+        ScheduleError: the scheduler is none of diffusion with betas, or has another prediction type.
+        Exception: what diffusers raises if it cannot use the configuration.
+    """
+    scheduler_class = getattr(diffusers, name, None)
+    known = scheduler_class is None or "beta_schedule" in inspect.signature(scheduler_class.__init__).parameters
+    if not known or "beta_schedule" not in config:
+        raise ScheduleError("is not a scheduler of diffusion with betas")
+    if config.get("use_flow_sigmas"):
+        raise ScheduleError("samples along a flow (use_flow_sigmas)")
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ScheduleError(f'has the prediction type "{prediction}", and not one of {", ".join(PREDICTIONS)}')
+    scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
+    return scheduler
