@@ -16,6 +16,7 @@ from inst.arguments import check_type
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
 from inst.pictures.io import Photo, fit_mask, mask_of, read_image, read_mask, read_painting, translate_errors
+from inst.pictures.srgb import upright
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | Photo
 """A picture of any type:
@@ -114,7 +115,7 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
         return read_mask(Path(given), size)
     if isinstance(given, Image.Image):
         with translate_errors("The mask"):
-            given = fit_mask("The mask", mask_of(given), size)
+            given = fit_mask("The mask", mask_of(upright(given)), size)
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "biuf":
             raise UsageError(

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Argument, InstError, UsageError, first_line
 from inst.files.writing import write_bytes_atomically
-from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb
+from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The formats in which pictures can be written, by the ending of the file name."""
@@ -90,7 +90,7 @@ def read_image(image: Image.Image, what: str = "The picture") -> Photo:
     if 0 in image.size:
         raise UsageError(f"{name or what} is {image.width} x {image.height} pixels", "give a picture with pixels")
     with translate_errors(name or what):
-        return Photo(to_tensor(flatten(*to_srgb(ImageOps.exif_transpose(image)))), name=name)
+        return Photo(to_tensor(flatten(*to_srgb(upright(image)))), name=name)
 
 
 def read_picture(path: str | Path) -> Tensor:
@@ -270,7 +270,7 @@ def _to_image(picture: Tensor | Image.Image | Photo, alpha: Tensor | None) -> Im
     if isinstance(picture, Tensor):
         return to_image(picture, alpha)
     with translate_errors("The picture"):
-        colours, opacity = to_srgb(ImageOps.exif_transpose(picture))
+        colours, opacity = to_srgb(upright(picture))
         if alpha is not None:
             colours.putalpha(_alpha_image(alpha))
         elif opacity is not None:
@@ -370,7 +370,7 @@ def _load(file: io.BufferedReader | io.BytesIO) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         with Image.open(file) as image:
             image.load()
-            yield ImageOps.exif_transpose(image)
+            yield upright(image)
 
 
 @contextlib.contextmanager

@@ -1,25 +1,50 @@
-"""Convert images of any mode to 8-bit sRGB colours and opacity."""
+"""Convert images of any mode to upright images, and to 8-bit sRGB colours and opacity."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from inst.errors import InstError
 
 _SRGB = ImageCms.createProfile("sRGB")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is turned upright, by its EXIF orientation."""
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image as it was opened, turned as its EXIF orientation says, with at most 8 bits per channel.
+
+    Only the pixels are turned. Pillow's own function writes the EXIF data again, which fails for some values that
+    cameras write. The image itself does not change.
+
+    Raises:
+        InstError: the image has 32 bits per channel.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF data may be broken in any way, and the pixels are fine
+        turn = None
+    levels = _reduce_to_8_bits(image)
+    return levels if turn is None else levels.transpose(turn)
 
 
 def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Split an image of any mode into sRGB colours (mode RGB) and opacity (mode L, 255 = opaque).
 
     An embedded colour profile is converted. If there is none, or it is broken, the values count as sRGB. The opacity is
-    None if every pixel is opaque. The colours are not multiplied by it.
-
-    Raises:
-        InstError: the image has 32 bits per channel.
+    None if every pixel is opaque. The colours are not multiplied by it. The image is one of `upright`.
     """
     colours, alpha = split_alpha(image)
     colours = _apply_profile(colours)
@@ -28,11 +53,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Split an image into stored colours, at most 8 bits per channel, and opacity (None if every pixel is opaque)."""
-    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise InstError("has 32 bits per channel, so its white level is unknown", "export it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        image = _reduce_to_8_bits(image)
+    """Split an image of `upright` into stored colours and opacity (None if every pixel is opaque)."""
     if not image.has_transparency_data:
         return image, None
     alpha = image.convert("RGBA").getchannel("A")
@@ -78,8 +99,16 @@ def extend(colours: Image.Image, alpha: Image.Image) -> Image.Image:
 
 
 def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey to 8-bit grey: 65535 becomes 255. Pillow's own conversion would clip at 255."""
-    levels = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+    """Convert grey of more than 8 bits to 8-bit grey: white becomes 255. Pillow's own conversion would clip at 255."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise InstError("has 32 bits per channel, so its white level is unknown", "export it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file; Pillow does not apply these two to more than 8 bits
+    white = 2 ** tags.get(_BITS, (16,))[0] - 1
+    levels = (np.asarray(image).astype(np.uint32).clip(max=white) * 255 + white // 2) // white
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
     reduced = Image.fromarray(levels.astype(np.uint8))
     reduced.info = dict(image.info)
     reduced.info.pop("transparency", None)  # it is a 16-bit level
