@@ -167,7 +167,7 @@ def test_the_demo_sheet_carries_its_record_and_repeat_refuses_it(run: Run, commo
     assert code == 0
     said = json.loads(out)
     record = read_record(said["sheet"])
-    assert (record.command, record.settings["steps"], list(record.styles)) == ("demo", 1, ["learned", "instant"])
+    assert (record.command, record.settings["steps"], list(record.styles)) == ("demo", 1, ["instant", "learned"])
     assert (record.styles["learned"].vectors == Style.load(said["style"]).vectors).all()
     assert record.photo is not None
     assert record.photo.name == inst.demo.PHOTOS[0].name
