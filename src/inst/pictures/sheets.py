@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from inst.pictures.io import to_image
+from inst.pictures.lettering import Lettering
 
 LABEL_HEIGHT = 34
 _GAP = 8
+_LETTERS = 12  # pixels
 _BACKGROUND, _INK = "white", "black"
 
 
@@ -21,7 +23,7 @@ def make_sheet(rows: Sequence[Sequence[tuple[str, Tensor] | None]], cell: int = 
         rows: sequences of (label, picture [3, H, W] in [-1, 1]); None leaves a cell empty.
         cell: longest side of a picture on the sheet, in pixels; smaller pictures are not enlarged.
     """
-    font = ImageFont.load_default(13)
+    lettering = Lettering(_LETTERS)
     tiles = [[None if item is None else (item[0], _fit(to_image(item[1]), cell)) for item in row] for row in rows]
     columns = max(len(row) for row in tiles)
     heights = [max(tile[1].height for tile in row if tile) if any(row) else 0 for row in tiles]
@@ -35,8 +37,8 @@ def make_sheet(rows: Sequence[Sequence[tuple[str, Tensor] | None]], cell: int = 
             label, image = tile
             left = _GAP + column * (cell + _GAP)
             page.paste(image, (left + (cell - image.width) // 2, top + height - image.height))
-            lines = _wrap(label, cell, font)
-            draw.multiline_text((left, top + height + 2), lines, fill=_INK, font=font, spacing=2)
+            for number, line in enumerate(lettering.wrap(label, cell, lines=2)):
+                lettering.draw(draw, left, top + height + number * LABEL_HEIGHT // 2, line, _INK)
         top += height + LABEL_HEIGHT + _GAP
     return page
 
@@ -45,18 +47,3 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     scale = min(1.0, side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Break `text` at spaces into at most two lines of `width` pixels. A longer text is cut and ends in "..."."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        elif len(lines) < 2:
-            lines.append(word)
-        else:
-            lines[-1] += "..."
-            break
-    return "\n".join(lines)

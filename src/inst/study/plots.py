@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inst.files.provenance import describe
+from inst.pictures.lettering import plot_fonts
 from inst.study.factors import factor_name
 from inst.study.report import Report
 
@@ -17,6 +18,7 @@ _OURS, _OTHER, _INK = "#1f5f8b", "#dcdcdc", "#1c1c1c"
 _DPI = 200
 
 
+@plot_fonts()
 def plot_report(report: Report) -> dict[str, bytes]:
     """Return the plots by file name, each as PNG and SVG; plots without answers are left out."""
     figures = {}

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -23,6 +24,7 @@ from inst.evaluation.results import Score
 from inst.files.provenance import SourceFile, describe
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.pictures.io import Photo, save_picture
+from inst.pictures.lettering import plot_fonts
 
 
 def learning_name(variant: str, seed: int) -> str:
@@ -193,10 +195,15 @@ class Curves:
         rows = self.rows()
         text = "\n".join([*_table(rows, self._similarity), *self._wrong_painting_note()]) + "\n"
         files = [write_bytes_atomically(self.folder / "curves.md", text.encode())]
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            return files
+        if find_spec("matplotlib") is not None:
+            files.append(write_bytes_atomically(self.folder / "curves.png", self._plot(rows)))
+        return files
+
+    @plot_fonts()
+    def _plot(self, rows: Sequence[CurveRow]) -> bytes:
+        """Return the curves as a PNG file."""
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(11, 6.5), layout="constrained")
         panels = figure.subplots(2, 3)
         measures = ("loss", "validation loss"), ("gram", "Gram distance"), ("accuracy", self._similarity)
@@ -219,7 +226,7 @@ class Curves:
             paintings=[asdict(painting) for painting in paintings],
         )
         figure.savefig(encoded, format="png", dpi=110, metadata=texts)
-        return [*files, write_bytes_atomically(self.folder / "curves.png", encoded.getvalue())]
+        return encoded.getvalue()
 
 
 def _row(label: str, step: int | None, seconds: float | None, entries: Sequence[CurvePoint | CurveControl]) -> CurveRow:
