@@ -1,6 +1,8 @@
 """Pictures are matched with their photos and paintings by name, and what does not fit is named."""
 
+import unicodedata
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -190,10 +192,45 @@ def test_prompts_are_found_by_pair_photo_and_painting(tmp_path: Path, sources: t
     assert read_prompts(tmp_path / "one.json") == {"dog": 'a "dog"'}
 
 
+def test_a_name_in_a_prompt_file_may_have_a_pictures_ending(tmp_path: Path, sources: tuple[Path, Path]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Monet.JPG\ta\nklee__late.jpg\tb\nv1.5\tc\nmanet\td\n", encoding="utf-8")
+    assert read_prompts(prompts) == {"Monet": "a", "klee__late": "b", "v1.5": "c", "manet": "d"}
+    found = collect(fill(tmp_path / "made", ALL), *sources, prompts)
+    assert {pair.painting.stem: pair.prompt for pair in found.pairs} == {"monet": None, "klee__late": "b"}
+    assert [problem for problem in found.problems if "named" in problem] == [
+        f'{prompts}: no pair, photo or painting is named "{name}"' for name in ("Monet", "manet", "v1.5")
+    ]
+
+
+def test_a_line_of_prompts_ends_at_a_line_feed_only(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("dog\ta castle\u2028by a lake\x0c\x85 and so on\r\ncat\ta cat\n".encode())
+    assert read_prompts(prompts) == {"dog": "a castle\u2028by a lake\x0c\x85 and so on", "cat": "a cat"}
+
+
+def test_names_in_nfd_and_nfc_are_the_same(tmp_path: Path) -> None:
+    """macOS writes names in NFD. The comparison does not depend on which of the folders has which form."""
+    forms = {form: [unicodedata.normalize(form, name) for name in ("café", "étoile")] for form in ("NFC", "NFD")}
+    for number, (a, b, c) in enumerate(product(forms, repeat=3)):
+        folder = tmp_path / str(number)
+        photos, paintings = fill(folder / "photos", [forms[a][0]]), fill(folder / "paintings", [forms[b][1]])
+        made = fill(folder / "ours", ["__".join(forms[c])])
+        (folder / "prompts.txt").write_text(f"{forms[a][1]}.jpg\ta star\n", encoding="utf-8")
+        (pair,) = collect(made, paintings, photos, folder / "prompts.txt").pairs
+        assert pair.name == "__".join(forms["NFC"])
+        assert pair.prompt == "a star"
+        assert pair.photo
+        assert pair.photo.is_file()
+        assert pair.painting.is_file()
+        assert pair.results["ours"].is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.tsv", "dog\ta dog\ncat a cat\n", "line 2 is not NAME"),
+        ("a.tsv", "\n\ndog\ta dog\n\ncat a cat\n", "line 5 is not NAME"),
         ("a.tsv", "", "line 1 is not NAME"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "[]", "is not a JSON object"),

@@ -23,6 +23,7 @@ from inst.evaluation.methods.ablations import ABLATIONS
 from inst.evaluation.methods.folder import FolderMethod
 from inst.evaluation.methods.styles import caption_style
 from inst.evaluation.metrics.clip import PictureTextEncoder
+from inst.files.listing import PICTURE_ENDINGS
 from inst.pictures.io import read_photo, read_picture, resize_short_side
 from inst.synthesis.record import read_record
 from tiny import save_family
@@ -211,7 +212,7 @@ def test_folders_without_pictures_are_reported_and_the_rest_is_made(run: Run, gi
     code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *options)
     assert code == 1
     assert [line.split(": ")[:2] for line in err.splitlines()] == [
-        ["Left out", "empty contains no picture (.png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp, .gif)"],
+        ["Left out", f"empty contains no picture ({', '.join(PICTURE_ENDINGS)})"],
         ["none is left out", "empty contains no picture PHOTO__PAINTING.png"],
     ]
     assert {f"inst-instant/{photo}__{painting}.png" for photo in "ab" for painting in "pq"} <= files("made")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,9 @@ from inst.cli.learn import LEARN
 from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, InstWarning, UsageError
 from inst.evaluation.methods.names import METHODS
-from inst.files.listing import pictures_in, pictures_of
+from inst.files.listing import pictures_in, pictures_of, plain_name
 
 if TYPE_CHECKING:
     from inst.evaluation.compare import ComparisonResult
@@ -101,7 +102,8 @@ def compare(
     folders, empty = _folders(outputs or [])
 
     def make_methods() -> tuple[list[Method], list[str]]:
-        built, missing = _built_in(session, names, transfer, learning, captions)
+        written = {} if captions is None else _read_captions(captions, source_files(paintings, []))
+        built, missing = _built_in(session, names, transfer, learning, written)
         missing += empty
         if missing and not built and not folders:
             raise InstError(missing[0])
@@ -111,10 +113,13 @@ def compare(
 
 
 def _built_in(
-    session: Session, names: Sequence[str], transfer: dict[str, Any], learning: dict[str, Any], captions: Path | None
+    session: Session,
+    names: Sequence[str],
+    transfer: dict[str, Any],
+    learning: dict[str, Any],
+    captions: Mapping[str, str],
 ) -> tuple[list[Method], list[str]]:
     from inst.backbone.devices import choose_device
-    from inst.evaluation.collection import read_prompts
     from inst.evaluation.methods.built_in import built_in
 
     return built_in(
@@ -123,8 +128,18 @@ def _built_in(
         choose_device(session.device),
         learning=learning,
         transfer=transfer,
-        captions={} if captions is None else read_prompts(captions),
+        captions=captions,
     )
+
+
+def _read_captions(file: Path, paintings: Sequence[Path]) -> Mapping[str, str]:
+    """Read the captions of paintings. Warns of a caption for none of them."""
+    from inst.evaluation.collection import read_prompts
+
+    captions = read_prompts(file)
+    for name in sorted(captions.keys() - {"", *(plain_name(painting.name) for painting in paintings)}):
+        warnings.warn(InstWarning(f'{file}: no painting is named "{name}"', "correct the name"), stacklevel=2)
+    return captions
 
 
 def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from inst.errors import Argument, InstError, UsageError
-from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in
+from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in, plain_name
 
 SEPARATOR = "__"
 """Text between the name of the photo and the name of the painting: `PHOTO__PAINTING.png`."""
@@ -37,7 +37,7 @@ def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
     """
     if not named:
         raise UsageError(f"No {what} are given", "give at least one")
-    names = [one.stem if isinstance(one, Path) else one for one in named]
+    names = [plain_name(one.name) if isinstance(one, Path) else one for one in named]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"Two {what} are called {repeated[0]}", "rename one, because results are named after them")
     for one in named:
@@ -121,7 +121,8 @@ class _Finder:
     _shared: dict[tuple[tuple[str, _Place], ...], Mapping[str, _Place]] = field(default_factory=dict)
 
     def add(self, method: str, folder: Path, name: str) -> None:
-        stem, ending = os.path.splitext(name)
+        written, ending = os.path.splitext(name)
+        stem = plain_name(name)
         places = [i for i in range(len(stem)) if stem.startswith(SEPARATOR, i)]
         splits = [(sys.intern(stem[place + len(SEPARATOR) :]), sys.intern(stem[:place])) for place in places]
         matches = [(painting, photo) for painting, photo in splits if self._exists(painting, photo)]
@@ -135,7 +136,7 @@ class _Finder:
         elif method in results:
             self.problems.append(f"{folder / name}: {stem}{results[method].ending} has the same name and is used")
         else:
-            results = {**results, method: _Place(folder, ending)}
+            results = {**results, method: _Place(folder, ending, None if written == stem else written)}
             self.found[matches[0]] = self._shared.setdefault(tuple(results.items()), results)
 
     def add_method(self, method: str, folder: Path, names: Sequence[str]) -> bool:
@@ -212,9 +213,11 @@ def collect(
 
 def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
     prompt_by_name = {} if prompts is None else read_prompts(prompts)
+    known = {""}
 
     def prompt_of(name: str, photo: str, painting: str) -> str | None:
         keys = (name, photo, painting, "")
+        known.update(keys)
         return next((prompt_by_name[key] for key in keys if key in prompt_by_name), None)
 
     pairs = []
@@ -225,6 +228,9 @@ def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
         if prompt_by_name and prompt is None:
             finder.problems.append(f'{prompts}: it has no prompt for "{name}"')
         pairs.append(Pair(name, photo_file, finder.paintings[painting], _Results(name, places), prompt))
+    finder.problems += [
+        f'{prompts}: no pair, photo or painting is named "{name}"' for name in sorted(prompt_by_name.keys() - known)
+    ]
     return tuple(pairs)
 
 
@@ -264,15 +270,15 @@ def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -
 def _by_name(place: Path, problems: list[str]) -> dict[str, Path]:
     """Return the pictures of a folder, or the single file, by names without endings."""
     if place.is_file():
-        return {place.stem: place}
+        return {plain_name(place.name): place}
     if not place.is_dir():
         raise InstError(f"{place}: no such folder or picture", "check the path")
     named: dict[str, Path] = {}
     for path in pictures_in(place):
-        if path.stem in named:
-            problems.append(f"{path}: {named[path.stem].name} has the same name and is used")
+        if (name := plain_name(path.name)) in named:
+            problems.append(f"{path}: {named[name].name} has the same name and is used")
         else:
-            named[path.stem] = path
+            named[name] = path
     if not named:
         raise InstError(f"{place} contains no picture ({', '.join(sorted(PICTURE_ENDINGS))})", "give another folder")
     return named
@@ -323,11 +329,21 @@ def read_prompts(path: str | Path) -> dict[str, str]:
             raise InstError(f"{path} is not valid JSON ({error})", "correct it") from None
         if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
             raise InstError(f"{path} is not a JSON object of prompts by name", 'write it like {"castle": "a castle"}')
-        return prompts
-    lines = [row for row in csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE) if any(row)]
-    if len(lines) == 1 and len(lines[0]) == 1:
-        return {"": lines[0][0].strip()}
-    wrong = next((number for number, row in enumerate(lines, 1) if len(row) != 2), None)
-    if wrong is not None or not lines:
-        raise InstError(f"{path}: line {wrong or 1} is not NAME, a tab, and a prompt", "correct the line")
-    return {name.strip(): prompt.strip() for name, prompt in lines}
+        return {_name_of(name): prompt for name, prompt in prompts.items()}
+    # Not `splitlines`: a line separator of Unicode may stand in a prompt.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(lines) == 1 and "\t" not in lines[0][1]:
+        return {"": lines[0][1].strip()}
+    named = {}
+    for number, line in lines or [(1, "")]:
+        name, tab, prompt = line.partition("\t")
+        if not tab or "\t" in prompt:
+            raise InstError(f"{path}: line {number} is not NAME, a tab, and a prompt", "correct the line")
+        named[_name_of(name.strip())] = prompt.strip()
+    return named
+
+
+def _name_of(name: str) -> str:
+    """Return a name of a file of prompts as `collect` compares it: a picture's ending does not count."""
+    is_file = os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+    return plain_name(name) if is_file else unicodedata.normalize("NFC", name)

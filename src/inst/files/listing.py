@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from inst.errors import InstError
+from inst.errors import InstError, InstWarning
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+PICTURE_ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".pgm", ".ppm", ".pnm", ".tga"),
+)
 """A file in a folder counts as a picture if its name has one of these endings, in lower or upper case."""
+
+_OTHER_PICTURES = (
+    *(".heic", ".heif", ".jxl", ".psd", ".xcf", ".kra", ".svg", ".exr", ".hdr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+)
+"""Endings of pictures that cannot be read."""
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a file without its ending, in the form NFC.
+
+    macOS stores "é" as a letter and an accent (NFD), and other systems as one letter. Names are compared in one form.
+    """
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -22,11 +41,29 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def picture_names(folder: Path) -> list[str]:
-    """Return the names of the files of `pictures_in`. For 100,000 files, names need a fifth of the memory of paths."""
+    """Return the names of the files of `pictures_in`. For 100,000 files, names need a fifth of the memory of paths.
+
+    Warns:
+        InstWarning: there are pictures that cannot be read, such as `.heic`.
+    """
+    names: list[str] = []
+    passed_over: list[str] = []
     with os.scandir(folder) as entries:
         # No `Path` for each file: Python would intern the name and keep it in memory.
-        found = (entry for entry in entries if os.path.splitext(entry.name)[1].lower() in PICTURE_ENDINGS)
-        return sorted(entry.name for entry in found if not entry.name.startswith(".") and not entry.is_dir())
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending not in PICTURE_ENDINGS + _OTHER_PICTURES or entry.name.startswith(".") or entry.is_dir():
+                continue
+            (names if ending in PICTURE_ENDINGS else passed_over).append(entry.name)
+    if passed_over:
+        more = f" and {len(passed_over) - 1} more" if passed_over[1:] else ""
+        warnings.warn(
+            InstWarning(
+                f"{folder / min(passed_over)}{more} cannot be read and is passed over", "export it as PNG or JPEG"
+            ),
+            stacklevel=2,
+        )
+    return sorted(names)
 
 
 def pictures_of(places: Sequence[Path]) -> list[Path]:

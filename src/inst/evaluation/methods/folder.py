@@ -10,7 +10,7 @@ from typing import Any
 from inst.errors import InstError
 from inst.evaluation.collection import SEPARATOR
 from inst.evaluation.methods.method import PICTURES, OnStep, Repaint, RepaintResult
-from inst.files.listing import pictures_in
+from inst.files.listing import pictures_in, plain_name
 from inst.pictures.io import Photo, read_picture
 
 
@@ -28,10 +28,10 @@ class FolderMethod:
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         # In reverse, so that the first of two files with the same name and different endings is used.
-        pictures = {path.stem: path for path in reversed(pictures_in(self.folder))}
+        pictures = {plain_name(path.name): path for path in reversed(pictures_in(self.folder))}
 
         def repaint(photo: Photo) -> RepaintResult:
-            stem = f"{Path(photo.name).stem}{SEPARATOR}{Path(painting.name).stem}"
+            stem = f"{plain_name(photo.name)}{SEPARATOR}{plain_name(painting.name)}"
             if stem not in pictures:
                 raise InstError(f"{self.folder} contains no picture named {stem}", "add it")
             return RepaintResult(read_picture(pictures[stem]))

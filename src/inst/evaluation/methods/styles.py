@@ -15,6 +15,7 @@ import torch
 from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult, backbone_mark
+from inst.files.listing import plain_name
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
 from inst.pictures.io import Photo, encode_painting
@@ -111,7 +112,7 @@ def captioned(backbone: Backbone, captions: Mapping[str, str]) -> StyleMaker:
     """
 
     def make(painting: Photo, on_step: OnStep) -> Style:
-        stem = Path(painting.name).stem
+        stem = plain_name(painting.name)
         caption = captions.get(stem) or captions.get("") or f"a painting, {stem.replace('-', ' ').replace('_', ' ')}"
         return caption_style(backbone, caption, painting)
 

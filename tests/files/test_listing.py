@@ -1,0 +1,43 @@
+"""Which files of a folder count as pictures, and which are named because they do not."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from inst.errors import InstWarning
+from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name
+from inst.pictures.io import read_picture
+
+WRITTEN = {".jfif": "JPEG", ".jpe": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM"}
+
+
+def test_pictures_of_every_ending_can_be_read(tmp_path: Path) -> None:
+    for ending in PICTURE_ENDINGS:
+        image = Image.new("L" if ending == ".pgm" else "RGB", (8, 6), "white")
+        image.save(tmp_path / f"a{ending.upper()}", format=WRITTEN.get(ending))
+    found = pictures_in(tmp_path)
+    assert len(found) == len(PICTURE_ENDINGS)
+    for path in found:
+        assert read_picture(path).shape == (3, 6, 8)
+
+
+def test_pictures_that_cannot_be_read_are_named_once(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for name in ("notes.txt", "._a.heic", "a.json", "folder.heic/"):
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [path.name for path in pictures_in(tmp_path)] == ["a.png"]
+    (tmp_path / "c.HEIC").touch()
+    with pytest.warns(InstWarning, match=r"c\.HEIC cannot be read and is passed over: export it as PNG or JPEG"):
+        pictures_in(tmp_path)
+    shutil.copy(tmp_path / "c.HEIC", tmp_path / "b.cr2")
+    with pytest.warns(InstWarning, match=r"b\.cr2 and 1 more cannot be read"):
+        assert [path.name for path in pictures_in(tmp_path)] == ["a.png"]
+
+
+def test_the_plain_name_has_no_ending_and_one_form() -> None:
+    assert plain_name("cafe\u0301.v2.jpg") == "café.v2"
