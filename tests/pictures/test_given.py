@@ -137,6 +137,24 @@ def test_every_form_of_a_mask_gives_the_same_values(tmp_path: Path) -> None:
         to_mask(Image.fromarray(mask), (48, 48))
 
 
+def test_a_mask_file_of_the_levels_0_and_1_is_a_map_of_labels() -> None:
+    file = Path(__file__).parent / "data" / "mask-zero-one.png"
+    labels = np.asarray(Image.open(file))
+    with pytest.warns(InstWarning, match="only the levels 0 and 1, so 1 counts as white"):
+        found = to_mask(file, labels.shape)
+    np.testing.assert_array_equal(found.numpy(), labels)
+    with pytest.warns(InstWarning, match="only the levels 0 and 1"):
+        assert torch.equal(to_mask(Image.open(file), labels.shape), found)
+
+
+def test_a_mask_that_is_black_everywhere_is_refused() -> None:
+    file = Path(__file__).parent / "data" / "mask-all-black.png"
+    black = np.asarray(Image.open(file))
+    for given in (file, Image.open(file), black, black > 0, black / 255, torch.zeros(black.shape)):
+        with pytest.raises(UsageError, match="black everywhere, so nothing would be repainted"):
+            to_mask(given, black.shape)
+
+
 def test_a_result_can_be_saved_as_it_comes(tmp_path: Path) -> None:
     picture = torch.rand(1, 3, 16, 16) * 2 - 1
     save_picture(picture, tmp_path / "one.png")

@@ -107,13 +107,16 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     A mask from a file or PIL image is resized to `size` (height, width) if it has the same proportions.
 
     Raises:
-        UsageError: the mask has another type, or does not fit.
+        UsageError: the mask has another type, does not fit, or is 0 everywhere.
         InstError: the file cannot be read.
+
+    Warns:
+        InstWarning: see `read_mask`.
     """
     height, width = size
     if isinstance(given, str | os.PathLike):
-        return read_mask(Path(given), size)
-    if isinstance(given, Image.Image):
+        given = read_mask(Path(given), size)
+    elif isinstance(given, Image.Image):
         with translate_errors("The mask"):
             given = fit_mask("The mask", mask_of(upright(given)), size)
     if isinstance(given, np.ndarray):
@@ -133,6 +136,10 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     if given.is_complex() or not ((given >= 0) & (given <= 1)).all():  # also false for NaN
         raise UsageError(
             "The mask's values cannot be used", "give numbers from 0 (keep the photo) to 1 (apply the style)"
+        )
+    if not given.any():
+        raise UsageError(
+            "The mask is black everywhere, so nothing would be repainted", "paint white where the style is applied"
         )
     mask: Tensor = given
     return mask

@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
-from inst.errors import Argument, InstError, UsageError, first_line
+from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
@@ -126,6 +126,9 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     Raises:
         InstError: an error of `open_picture`.
         UsageError: the mask's proportions differ from those of `size`.
+
+    Warns:
+        InstWarning: the mask has only the levels 0 and 1 of 255. 1 counts as white then.
     """
     check_path("A mask", path)
     path = Path(path)
@@ -137,7 +140,11 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 def mask_of(image: Image.Image) -> Tensor:
     """Convert an image of any mode to a mask [H, W] in [0, 1]; see `read_mask`."""
     colours, alpha = split_alpha(image)
-    grey = torch.from_numpy(np.array(colours.convert("L"))).float() / 255
+    levels = np.array(colours.convert("L"))
+    if alpha is None and levels.max() == 1:  # white in the maps of labels that programs for segmentation write
+        warnings.warn(InstWarning("The mask has only the levels 0 and 1, so 1 counts as white"), stacklevel=3)
+        levels *= 255
+    grey = torch.from_numpy(levels).float() / 255
     if alpha is None:
         return grey
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
