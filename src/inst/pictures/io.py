@@ -371,13 +371,15 @@ def _file(path: Path) -> Iterator[io.BufferedReader]:
 
 @contextlib.contextmanager
 def _load(file: io.BufferedReader | io.BytesIO) -> Iterator[Image.Image]:
-    with warnings.catch_warnings():
-        # Pillow warns of large pictures, which are normal for cameras (it refuses twice that size), and of damaged
-        # details that do not matter here.
-        warnings.simplefilter("ignore")
-        with Image.open(file) as image:
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures, which are normal for cameras (it refuses twice that size), and of damaged
+            # details that do not matter here.
+            warnings.simplefilter("ignore")
+            image = stack.enter_context(Image.open(file))
             image.load()
-            yield upright(image)
+            upright_image = upright(image)
+        yield upright_image
 
 
 @contextlib.contextmanager
