@@ -179,7 +179,8 @@ class TextEncoding(Parts):
         `force_zeros_for_empty_prompt`.
 
         Args:
-            prompts: B texts; words in square brackets, such as `[C]`, are placeholders.
+            prompts: B texts; words in square brackets, such as `[C]`, are placeholders. Parts may have weights, such as
+                `(a castle:1.3)` and `[C:0.5]` (`inst.backbone.weights`).
             styles: the vectors of each placeholder, `{"[C]": vectors}`: [n, d] for all prompts, or [B, n, d] for one
                 set per prompt. A placeholder takes n positions. Gradients flow back to the vectors.
 
@@ -200,6 +201,9 @@ class TextEncoding(Parts):
     def encode_tokens(self, tokens: Sequence[TokenizedPrompts], vectors: Tensor | None = None) -> TextEmbedding:
         """Run the text encoders on the result of `tokenize`; see `embed_text`.
 
+        The hidden state at a position with the weight w is empty + w (hidden - empty), where `empty` is that of the
+        empty prompt at this position, as in ComfyUI. The pooled output does not depend on the weights.
+
         Args:
             tokens: B tokenised prompts for each text encoder.
             vectors: [B, K, d] for the slots of all placeholders, or None if there are none.
@@ -207,12 +211,23 @@ class TextEncoding(Parts):
         widths = list(self.text_widths)
         parts = [None] * len(widths) if vectors is None else vectors.split(widths, dim=-1)
         encoded = [
-            encode_text(encoder, ids.ids.to(self.device), ids.slots.to(self.device), part, penultimate=len(widths) == 2)
-            for encoder, ids, part in zip(self.text_encoders, tokens, parts, strict=True)
+            self._encode(encoder, tokenizer, ids.to(self.device), part)
+            for encoder, tokenizer, ids, part in zip(self.text_encoders, self.tokenizers, tokens, parts, strict=True)
         ]
         if len(encoded) == 1:
             return TextEmbedding(encoded[0][0])
         return TextEmbedding(torch.cat([hidden for hidden, _ in encoded], dim=-1), encoded[1][1])
+
+    def _encode(
+        self, encoder: Any, tokenizer: Any, tokens: TokenizedPrompts, vectors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        penultimate = self.text_encoder_2 is not None
+        hidden, pooled = encode_text(encoder, tokens.ids, tokens.slots, vectors, penultimate=penultimate)
+        if tokens.weights is None:
+            return hidden, pooled
+        plain = tokenize(tokenizer, [""]).to(self.device)
+        empty, _ = encode_text(encoder, plain.ids, plain.slots, None, penultimate=penultimate)
+        return torch.lerp(empty, hidden, tokens.weights[..., None].to(hidden.dtype)), pooled
 
     def embed_caption(self, prompts: Sequence[str]) -> Tensor:
         """Project prompts into the shared space of CLIP's text and image encoder: [B, P], not normalised.

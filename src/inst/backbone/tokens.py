@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inst.backbone.weights import read_weights
 from inst.errors import UsageError
 
 PLACEHOLDER = re.compile(r"\[[A-Za-z]\w*\]")
@@ -21,18 +22,22 @@ class TokenizedPrompts:
     Attributes:
         ids: [B, L] int64, `BOS tokens EOS padding`; at the position of a vector, an ordinary token without effect.
         slots: [B, L] int64, -1 for an ordinary token, k for the k-th vector.
+        weights: [B, L] float32, the weights of the positions; None if all are 1.
     """
 
     ids: Tensor
     slots: Tensor
+    weights: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "TokenizedPrompts":
         """Return some of the prompts, by index."""
-        return TokenizedPrompts(self.ids[rows], self.slots[rows])
+        return TokenizedPrompts(self.ids[rows], self.slots[rows], None if self.weights is None else self.weights[rows])
 
     def to(self, device: torch.device) -> "TokenizedPrompts":
         """Return a copy on a device."""
-        return TokenizedPrompts(self.ids.to(device), self.slots.to(device))
+        return TokenizedPrompts(
+            self.ids.to(device), self.slots.to(device), None if self.weights is None else self.weights.to(device)
+        )
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
 
     Args:
         tokenizer: a fast CLIP tokenizer with `model_max_length` = L.
-        prompts: B texts. A prompt may have several placeholders, and the same placeholder several times.
+        prompts: B texts. A prompt may have several placeholders, and the same placeholder several times. Parts may have
+            weights (`inst.backbone.weights`).
         lengths: number of vectors of each placeholder, for example `{"[C]": 4}`. The slots number the vectors of all
             placeholders in this order.
 
@@ -69,7 +75,9 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
     dummy = _ordinary_token(tokenizer)
     ids = torch.full((len(prompts), room), tokenizer.pad_token_id, dtype=torch.int64)
     slots = torch.full((len(prompts), room), -1, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
+    weights = torch.ones(len(prompts), room)
+    for row, weighted in enumerate(map(read_weights, prompts)):
+        prompt = weighted.text
         items: list[_Item] = []
         position = 0
         for match in PLACEHOLDER.finditer(prompt):
@@ -91,7 +99,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
         tokens = [tokenizer.bos_token_id, *(item.token for item in items), tokenizer.eos_token_id]
         ids[row, : len(tokens)] = torch.tensor(tokens)
         slots[row, 1 : len(items) + 1] = torch.tensor([item.slot for item in items], dtype=torch.int64)
-    return TokenizedPrompts(ids, slots)
+        weights[row, 1 : len(items) + 1] = torch.tensor([weighted.weight(item.start, item.end) for item in items])
+    return TokenizedPrompts(ids, slots, weights if (weights != 1).any() else None)
 
 
 def check_placeholders(names: Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ from inst.arguments import check_factor, check_type, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.backbone.text import TextEmbedding, coarse_word
 from inst.backbone.tokens import PLACEHOLDER, check_placeholders
+from inst.backbone.weights import read_weights
 from inst.errors import Call, InstWarning, UsageError
 from inst.styles.style import Style
 
@@ -49,9 +50,10 @@ def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[st
     neither is a style without a pseudo-word.
     """
     prompt = (prompt or "").strip()
-    if PLACEHOLDER.search(prompt):
+    if PLACEHOLDER.search(read_weights(prompt).text):
         return prompt
-    names = " and ".join(name for name, style in styles.items() if style.has_word and name not in negative_prompt)
+    negative = read_weights(negative_prompt).text
+    names = " and ".join(name for name, style in styles.items() if style.has_word and name not in negative)
     return f"{prompt} in the style of {names}" if prompt and names else prompt or names
 
 
@@ -73,8 +75,9 @@ def check_prompts(
     if not prompts:
         raise UsageError("No prompt is given", "give at least one text")
     check_factor("style weight", style_weight, "give 0 (no style), 1 (as learned) or more")
+    negative, *texts = (read_weights(text).text for text in (negative_prompt, *prompts))
     for name, style in styles.items():
-        if not style.has_word and any(name in text for text in (*prompts, negative_prompt)):
+        if not style.has_word and any(name in text for text in (*texts, negative)):
             raise UsageError(
                 f'The style "{style.name}" has no pseudo-word, so {name} cannot stand in a prompt',
                 f"leave {name} out, or learn the style with ",
@@ -82,8 +85,8 @@ def check_prompts(
             )
     words = [name for name, style in styles.items() if style.has_word]
     backbone.tokenize([*prompts, negative_prompt], {name: len(styles[name].vectors) for name in words})
-    for prompt in prompts:
-        unused = [name for name in words if name not in prompt and name not in negative_prompt]
+    for prompt in texts:
+        unused = [name for name in words if name not in prompt and name not in negative]
         if unused:
             example = f"{prompt.strip() or 'a castle'} in the style of {' and '.join(unused)}"
             raise UsageError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inst.backbone.model import Backbone
 from inst.backbone.tokens import PLACEHOLDER
+from inst.backbone.weights import read_weights
 from inst.errors import Argument, InstError
 
 
@@ -106,7 +107,7 @@ class PictureTextEncoder:
 
 def without_placeholder(prompt: str) -> str:
     """Return the prompt without placeholders such as `[C]`, and without the spaces that they leave."""
-    return " ".join(PLACEHOLDER.sub(" ", prompt).split())
+    return " ".join(PLACEHOLDER.sub(" ", read_weights(prompt).text).split())
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
