@@ -58,6 +58,33 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_the_uninterrupted_result(
     assert not (tmp_path / "stopped.state.safetensors").exists()
 
 
+def test_the_state_of_an_interrupted_command_is_only_lost_if_the_user_says_so(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    inst = request.getfixturevalue("run")
+    given = [*command[1:], "--steps", "3", "-o", "s.safetensors"]
+    advance = LearningRun.advance
+
+    def interrupted(self: LearningRun) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return advance(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LearningRun, "advance", interrupted)
+        assert inst(*given)[0] == 130
+    kept = {path.name: path.read_bytes() for path in Path().glob("s*.safetensors")}
+    assert set(kept) == {"s.safetensors", "s.state.safetensors"}
+    code, _, err = inst(*given)
+    assert code == 1
+    assert "s.state.safetensors is the state of an interrupted command, which would be lost" in err
+    assert all(word in err for word in ("--resume", "another name with -o", "--overwrite"))
+    assert len(err.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in Path().glob("s*.safetensors")} == kept
+    assert inst(*given, "--resume", "--overwrite")[0] == 2
+    assert inst(*given, "--overwrite")[0] == 0
+    assert not Path("s.state.safetensors").exists()
+
+
 def test_an_interrupt_stops_a_step_but_not_the_preparation_or_the_saving(
     command: list[str],
     tmp_path: Path,

@@ -98,6 +98,9 @@ def learn(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted command; needs the same -o.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin again, even if an interrupted command could be continued.")
+    ] = False,
     no_painting: NoPaintingOption = False,
     seed: SeedOption = LEARN["seed"],
     preset: Annotated[
@@ -113,6 +116,8 @@ def learn(
     check_output(out, sources, check_style_name)
     if resume and (out is None or out.is_dir()):
         raise UsageError("--resume needs the style file of the interrupted command", "give it with -o")
+    if resume and overwrite:
+        raise UsageError("--resume continues and --overwrite begins again", "give one of them")
     settings = {
         "steps": steps,
         "lr": lr,
@@ -144,6 +149,11 @@ def learn(
             *(_at_step(path, step, ".safetensors") for step in saves),
         ]
         check_output(path, sources, check_style_name, intermediate)
+        if not (resume or overwrite) and _state_file(path).exists():
+            raise InstError(
+                f"{_state_file(path)} is the state of an interrupted command, which would be lost",
+                "continue it with --resume, give another name with -o, or begin again with --overwrite",
+            )
         existing = next((file for file in intermediate if file.exists()), None)
         if existing is not None and (out is None or out.is_dir()):
             raise InstError(
@@ -162,7 +172,7 @@ def _learn(
     from inst.pictures.io import save_picture
     from inst.synthesis.record import PictureRecord
 
-    state_file = path.with_name(f"{path.stem}.state.safetensors")
+    state_file = _state_file(path)
     if resume and not state_file.exists():
         raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
     state = LearningState.load(state_file) if resume else None
@@ -225,6 +235,10 @@ def _checkpoint(step: LearningStep, state_file: Path, warned: bool) -> bool:
             warnings.warn(f"{error} Learning continues without new checkpoints.", InstWarning, stacklevel=2)
         return True
     return warned
+
+
+def _state_file(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.state.safetensors")
 
 
 def _at_step(path: Path, step: int, suffix: str) -> Path:
