@@ -30,7 +30,7 @@ import inst
 from inst import Backbone, InstError, UsageError
 from inst.pictures.io import encode_painting, read_photo, save_png, to_tensor
 from inst.styles.exporting import FORMATS, export_style, slug, token_of
-from inst.styles.importing import import_style
+from inst.styles.importing import Embedding, import_style, read_embedding
 from inst.styles.style import Style
 from tiny import LATENT_CHANNELS, WIDTH, tiny_text_encoder, tiny_tokenizer
 
@@ -276,6 +276,21 @@ def test_a_style_exported_for_two_text_encoders_is_imported_with_the_same_vector
         import_style(tiny_backbone, path)
 
 
+@pytest.mark.parametrize("names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+@pytest.mark.parametrize("outputs", [False, True])
+def test_the_names_of_both_encoders_are_those_of_several_programs(
+    names: tuple[str, str], outputs: bool, tmp_path: Path
+) -> None:
+    """cog-sdxl and the advanced script of diffusers use other names; OneTrainer adds vectors for outputs."""
+    tensors = {name: torch.randn(2, width) for name, width in zip(names, (WIDTH, OTHER), strict=True)}
+    extra = {f"{name}_out": torch.randn(2, 7) for name in names} if outputs else {}
+    save_file(tensors | extra, tmp_path / "file.safetensors")
+    found = read_embedding(tmp_path / "file.safetensors")
+    assert isinstance(found, Embedding)
+    assert torch.equal(found.vectors, torch.cat(list(tensors.values()), dim=1))
+    assert (found.widths, found.name) == ((WIDTH, OTHER), "file")
+
+
 def a1111(vectors: Any) -> dict[str, Any]:
     return {
         "string_to_token": {"*": 265},
@@ -291,8 +306,11 @@ def test_pickles_of_other_programs_are_imported(tiny_backbone: Backbone, tmp_pat
     vectors = torch.randn(VECTORS, WIDTH)
     path = tmp_path / "file.pt"
     for content, name, kind in (
-        (a1111({"*": vectors}), "Monet", "A1111"),
-        (a1111({"*": nn.Parameter(vectors)}), "Monet", "A1111"),
+        # A1111 goes by the name of the file, not by the name in it
+        (a1111({"*": vectors}), "file", "A1111"),
+        (a1111({"*": nn.Parameter(vectors)}), "file", "A1111"),
+        (a1111({"*": vectors}) | {"step": np.int64(100)}, "file", "A1111"),
+        ([{"<monet>": vectors[:2]}, {"other": vectors[2:]}], "file", "ComfyUI"),
         # textual inversion's own
         (
             {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": nn.ParameterDict({"*": vectors})},

@@ -341,6 +341,23 @@ def test_a_damaged_painting_is_reported_with_the_name_of_the_style() -> None:
 # Writing
 
 
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Art Nouveau 1890/1910", "Art Nouveau 1890/1910"),
+        ("/home/someone/waves", "waves"),
+        ("C:\\Users\\someone\\waves", "waves"),
+        ("../someone/waves", "waves"),
+        (Path("someone/waves"), "waves"),
+    ],
+)
+def test_a_name_keeps_its_slash_but_no_path_gets_into_a_file(name: object, kept: str, tmp_path: Path) -> None:
+    style = Style(torch.ones(1, 4), "space", about={"name": name, "paintings": [{"name": "a/b.png", "sha256": ""}]})
+    read = Style.load(style.save(tmp_path / "s.safetensors"))
+    assert read.name == kept
+    assert read.about["paintings"][0]["name"] == "b.png"
+
+
 def test_a_style_can_be_saved_only_under_a_safetensors_name(tmp_path: Path) -> None:
     painting = tmp_path / "painting.png"
     painting.write_bytes(b"a painting")

@@ -203,15 +203,16 @@ _LIGHTNING_NAMES = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.early_stopping.EarlyStopping",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
 )
-"""Names in Lightning's checkpoints: the state of its callbacks, and the scores that they monitored."""
+"""Names in Lightning's checkpoints: the state of its callbacks."""
 
+NUMPY_SCALARS: Mapping[str, type] = dict.fromkeys(
+    ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"), _Ignored
+)
+"""Replacements for numpy's scalars, such as a number of steps or a score beside the tensors of a file."""
 
-LIGHTNING: Mapping[str, type] = dict.fromkeys(_LIGHTNING_NAMES, _Ignored)
-"""Replacements for Lightning's classes and numpy's scalars, which Stable Diffusion's checkpoints name."""
+LIGHTNING: Mapping[str, type] = {**dict.fromkeys(_LIGHTNING_NAMES, _Ignored), **NUMPY_SCALARS}
+"""Replacements for what Stable Diffusion's checkpoints name: Lightning's classes and numpy's scalars."""
 
 
 def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:

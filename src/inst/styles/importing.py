@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
-from inst.files.pickles import UnsafePickleError, is_dense, read_torch_pickle
+from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.io import encode_painting, open_picture, read_texts
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 _MODELS = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "Stable Diffusion XL"}
 _LARGEST = 200_000_000
 """A file with more bytes is a model and is not read. The largest embeddings have about 10 million."""
+_PAIRS = (ENCODERS, ("text_encoders_0", "text_encoders_1"))
+"""Names of the vectors for the two text encoders of SDXL: of most programs, and of cog-sdxl and diffusers' scripts."""
+_OUTPUTS = "_out"
+"""End of the names of vectors for the outputs of text encoders (OneTrainer). Nothing else uses them."""
 _PARAMETERS = "torch.nn.modules.container.ParameterDict"
 
 
@@ -43,7 +47,7 @@ class Embedding:
     Attributes:
         vectors: [n, d].
         widths: number of columns for each text encoder; they sum to d.
-        name: the name in the file, or the file name without its extension.
+        name: the word in a file of diffusers, or the name in a picture; otherwise the file name without its ending.
         format: the program that wrote the file; or "sdxl", the format that all programs share.
     """
 
@@ -153,7 +157,11 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
     except OSError as error:
         raise InstError(f"{path} cannot be read ({error.strerror or error})", "give an embedding file") from None
     if start.startswith((b"\x89PNG", b"RIFF")):  # lossless WebP keeps the pixels too
-        return _identify(_read_picture(path), path)
+        content = _read_picture(path)
+        found = _identify(content, path)
+        # A picture keeps its name if its file is renamed. Of other files, all programs use the name of the file.
+        name = content.get("name") if isinstance(content, Mapping) else None
+        return replace(found, name=name) if isinstance(found, Embedding) and name and isinstance(name, str) else found
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _identify(_read_pickle(path), path)
     return _identify(_read_safetensors(path), path)
@@ -163,6 +171,11 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
     """Find the vectors in the content of a file."""
     if isinstance(content, Tensor):
         content = {path.stem: content}
+    if isinstance(content, list):  # ComfyUI reads such files: the vectors of all entries, one after another
+        entries = [entry for part in content if isinstance(part, Mapping) for entry in part.values()]
+        tables = [entry[None] if isinstance(entry, Tensor) and entry.dim() == 1 else entry for entry in entries]
+        if tables and all(_is_table(table) for table in tables) and len({table.shape[1] for table in tables}) == 1:
+            return _embedding(path, {"": torch.cat(tables)}, "", "ComfyUI")
     if not isinstance(content, Mapping) or not content:
         raise _unknown(path, content)
     if "attention" in content:
@@ -178,10 +191,10 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
             stored = vars(stored).get("_parameters")
         if not isinstance(stored, Mapping) or len(stored) != 1:
             raise InstError(f"{path} does not hold exactly one embedding", "give a file with one embedding")
-        name = content.get("name")
-        return _embedding(path, {"": next(iter(stored.values()))}, name if isinstance(name, str) else "", "A1111")
-    if set(content) == set(ENCODERS):
-        return _embedding(path, {key: content[key] for key in ENCODERS}, "", "sdxl")
+        return _embedding(path, {"": next(iter(stored.values()))}, "", "A1111")
+    for names in _PAIRS:
+        if {key for key in content if not str(key).endswith(_OUTPUTS)} == set(names):
+            return _embedding(path, {key: content[key] for key in names}, "", "sdxl")
     if len(content) == 1:
         ((key, tensor),) = content.items()
         if key == EMBEDDING:
@@ -233,7 +246,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     """Read a file of `torch.save` with PyTorch's loader for weights. `PickledModule` replaces the module classes."""
     try:
-        return read_torch_pickle(path, dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule))
+        return read_torch_pickle(path, {**dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule), **NUMPY_SCALARS})
     except UnsafePickleError as error:
         raise InstError(f"{path} is refused: {error}", "ask its author for a .safetensors file") from None
     except Exception:  # a damaged pickle can fail with any exception; none of its code was run

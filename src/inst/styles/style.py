@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,10 @@ _OTHER_FILES = {
 }
 
 
+_PATH = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
+"""How a path begins that must not get into a file."""
+
+
 @dataclass(frozen=True, eq=False)
 class Style:
     """The style of a painting as a pseudo-word: n vectors that replace `[C]` in a prompt.
@@ -61,7 +66,8 @@ class Style:
         fingerprint: identifies the text space of the vectors (`Backbone.fingerprint`).
         denoiser: identifies the UNet that they were learned with (`Backbone.denoiser_fingerprint`); "" if unknown.
         about: provenance as plain JSON values: name, backbone, variant, steps, seed, learning settings, loss, and
-            paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names.
+            paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names, the name of the
+            style only if it begins like a path.
         paintings: the picture files of the paintings that it comes from (`inst.pictures.io.encode_painting`).
         shares: the part of each painting in the style, of any sum. The default is equal parts.
         module: weights of the inversion module that made the vectors, to continue learning; or None.
@@ -105,7 +111,11 @@ class Style:
             raise ValueError(f"shares {shares} do not fit {len(self.paintings)} paintings")
         object.__setattr__(self, "paintings", tuple(self.paintings))
         object.__setattr__(self, "shares", shares)
-        object.__setattr__(self, "about", to_plain(self.about, PROSE_KEYS))
+        about = to_plain(self.about, PROSE_KEYS)
+        name = self.about.get("name")
+        if isinstance(name, str) and not _PATH.match(name):
+            about["name"] = name  # a chosen name may have a slash, as in "Art Nouveau 1890/1910"
+        object.__setattr__(self, "about", about)
 
     @property
     def has_word(self) -> bool:
