@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -344,6 +345,28 @@ def test_fingerprints_are_those_of_the_files(
     assert found.dtype == dtype
     assert found.fingerprint == tiny_backbone.fingerprint
     assert found.denoiser_fingerprint == tiny_backbone.denoiser_fingerprint
+
+
+def test_another_textual_inversion_does_not_change_the_text_space(
+    tiny_copy: Path, tmp_path: Path, style: Style, tiny_backbone: Backbone
+) -> None:
+    """It adds tokens and rows of the table. The pipeline can also be saved with them."""
+    pipe = quiet(StableDiffusionPipeline.from_pretrained(tiny_copy))
+    pipe.load_textual_inversion({"<sea>": torch.ones(2, tiny_backbone.text_width)}, token="<sea>")
+    ours = quiet(InSTPipeline.from_pipe(pipe))
+    assert ours.backbone.fingerprint == tiny_backbone.fingerprint
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InstWarning)
+        ours("[C] and <sea>", style=style, **FEW)
+    for name in ("text_encoder", "tokenizer"):
+        getattr(pipe, name).save_pretrained(tiny_copy / name)
+    assert Backbone.load(tiny_copy, "cpu").fingerprint == tiny_backbone.fingerprint
+
+
+def test_a_compiled_denoiser_is_the_same_denoiser(tiny_copy: Path, tiny_backbone: Backbone) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_copy))
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    assert pipe.backbone.denoiser_fingerprint == tiny_backbone.denoiser_fingerprint
 
 
 def test_half_precision_parts_need_their_unchanged_files_for_a_fingerprint(tiny_copy: Path, style: Style) -> None:

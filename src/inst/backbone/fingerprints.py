@@ -12,8 +12,9 @@ from torch import Tensor
 def fingerprint_of(*tables: Tensor) -> str:
     """Return the fingerprint of a text space: 16 hexadecimal digits.
 
-    It is a hash of the token-embedding table [V, d], or of the tables of both text encoders. The tables are rounded to
-    fp16 first, so a model's fp16 and fp32 files have the same fingerprint.
+    It is a hash of the token-embedding table [V, d], or of the tables of both text encoders. V is the number of the
+    tokenizer's own tokens (`vocab_size`): tokens that were added for other styles do not change the space. The tables
+    are rounded to fp16 first, so a model's fp16 and fp32 files have the same fingerprint.
     """
     digest = hashlib.sha256()
     for table in tables:

@@ -44,20 +44,21 @@ def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Par
         image_encoder, feature_extractor = read_image_encoder(folder / "image_encoder", dtype)
     unet, denoiser_fingerprint = load_denoiser(folder / "unet", dtype)
     text_encoder, table = load_text_encoder(folder / "text_encoder", dtype)
+    tokenizer = load_tokenizer(folder / "tokenizer", text_encoder.config)
     more: dict[str, Any] = {}
-    tables = [table]
+    tables = [table[: tokenizer.vocab_size]]
     if (folder / "text_encoder_2").is_dir():
         more["text_encoder_2"], table = load_text_encoder(folder / "text_encoder_2", dtype, projected=True)
         more["tokenizer_2"] = load_tokenizer(folder / "tokenizer_2", more["text_encoder_2"].config)
         index = read_json(folder / "model_index.json")
         more["force_zeros_for_empty_prompt"] = bool(index.get("force_zeros_for_empty_prompt", True))
-        tables.append(table)
+        tables.append(table[: more["tokenizer_2"].vocab_size])
     has_inversion = (folder / "inversion").is_dir()
     return Parts(
         vae=load_autoencoder(folder / "vae", vae_dtype),
         unet=unet,
         text_encoder=text_encoder,
-        tokenizer=load_tokenizer(folder / "tokenizer", text_encoder.config),
+        tokenizer=tokenizer,
         scheduler=load_scheduler(folder / "scheduler"),
         fingerprint=fingerprint_of(*tables),
         denoiser_fingerprint=denoiser_fingerprint,

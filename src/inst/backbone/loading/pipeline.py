@@ -56,7 +56,7 @@ def parts_of(
         unet=unet,
         tokenizer=tokenizer,
         scheduler=_noise_schedule(scheduler),
-        fingerprint=_fingerprint(text_encoder, text_encoder_2),
+        fingerprint=_fingerprint((text_encoder, tokenizer), (text_encoder_2, others.get("tokenizer_2"))),
         denoiser_fingerprint=module_fingerprint(unet),
         text_encoder_2=text_encoder_2,
         image_encoder=image_encoder,
@@ -87,10 +87,13 @@ def _read_processor(processor: Any) -> FeatureExtractor:
         ) from None
 
 
-def _fingerprint(*text_encoders: Any) -> str:
+def _fingerprint(*encoders: tuple[Any, Any]) -> str:
+    """Return the fingerprint of the text encoders, each with its tokenizer; one that is None is left out."""
     tables = []
-    for encoder in filter(None, text_encoders):
-        table = {_TOKEN_TABLE: encoder.get_input_embeddings().weight.detach()}
+    for encoder, tokenizer in encoders:
+        if encoder is None:
+            continue
+        table = {_TOKEN_TABLE: encoder.get_input_embeddings().weight.detach()[: tokenizer.vocab_size]}
         stored = _as_stored(encoder, table, "model")
         if stored is None:
             raise UsageError(
@@ -103,7 +106,9 @@ def _fingerprint(*text_encoders: Any) -> str:
 
 def module_fingerprint(model: Any) -> str:
     """Return the fingerprint of a UNet or ControlNet of diffusers; "" if it was rounded and its file is missing."""
-    first_rows = {key: tensor[:1] for key, tensor in model.state_dict().items() if tensor.dim()}
+    # torch.compile wraps a module, and gives its weights a prefix.
+    weights = {key.replace("_orig_mod.", ""): tensor for key, tensor in model.state_dict().items()}
+    first_rows = {key: tensor[:1] for key, tensor in weights.items() if tensor.dim()}
     stored = _as_stored(model, first_rows, "diffusion_pytorch_model")
     return "" if stored is None else denoiser_fingerprint_of(stored)
 

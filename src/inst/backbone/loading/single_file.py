@@ -96,7 +96,9 @@ def _read_parts(checkpoint: Checkpoint, layout: str, folder: Path, dtype: torch.
         text_encoder=texts[0],
         tokenizer=tokenizers[0],
         scheduler=load_scheduler(folder / "scheduler"),
-        fingerprint=fingerprint_of(*tables),
+        fingerprint=fingerprint_of(
+            *(table[: tokenizer.vocab_size] for table, tokenizer in zip(tables, tokenizers, strict=True))
+        ),
         denoiser_fingerprint=denoiser_fingerprint_of(
             {key: tensor[:1] for key, tensor in weights["unet"].items() if tensor.dim()}
         ),
