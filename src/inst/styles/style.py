@@ -52,8 +52,8 @@ _OTHER_FILES = {
 }
 
 
-_PATH = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]")
-"""How a path begins that must not get into a file."""
+_PATH = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*\.[A-Za-z]\w{1,10}$")
+"""How a path begins, or how one to a file ends, that must not get into a file of a style."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Style:
         denoiser: identifies the UNet that they were learned with (`Backbone.denoiser_fingerprint`); "" if unknown.
         about: provenance as plain JSON values: name, backbone, variant, steps, seed, learning settings, loss, and
             paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names, the name of the
-            style only if it begins like a path.
+            style only if it looks like a path.
         paintings: the picture files of the paintings that it comes from (`inst.pictures.io.encode_painting`).
         shares: the part of each painting in the style, of any sum. The default is equal parts.
         module: weights of the inversion module that made the vectors, to continue learning; or None.
