@@ -30,6 +30,14 @@ def test_diffusion_schedulers_give_their_noise_levels(name: str, prediction: str
     assert found.config["prediction_type"] == prediction
 
 
+def test_a_scheduler_whose_library_is_missing_gives_its_noise_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers then has a dummy in its place, as for torchsde."""
+    dummy = type("DPMSolverSDEScheduler", (), {"_backends": ["torchsde"], "__init__": lambda self, *a, **k: None})
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", dummy, raising=False)
+    found = noise_schedule(STABLE_DIFFUSION, "DPMSolverSDEScheduler")
+    torch.testing.assert_close(found.alphas_cumprod, diffusers.DDIMScheduler.from_config(found.config).alphas_cumprod)
+
+
 @pytest.mark.parametrize(
     "name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler", "IPNDMScheduler"]
 )

@@ -33,8 +33,10 @@ def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
         Exception: what diffusers raises if it cannot use the configuration.
     """
     scheduler_class = getattr(diffusers, name, None)
-    known = scheduler_class is None or "beta_schedule" in inspect.signature(scheduler_class.__init__).parameters
-    if not known or "beta_schedule" not in config:
+    # A class whose library is missing, such as torchsde, is a dummy without arguments; its betas are those of the file.
+    is_known = scheduler_class is not None and not hasattr(scheduler_class, "_backends")
+    has_betas = not is_known or "beta_schedule" in inspect.signature(scheduler_class).parameters
+    if not has_betas or "beta_schedule" not in config:
         raise ScheduleError("is not a scheduler of diffusion with betas")
     if config.get("use_flow_sigmas"):
         raise ScheduleError("samples along a flow (use_flow_sigmas)")
