@@ -14,6 +14,8 @@ from inst.backbone.loading.part import load_weights
 from pair import Normalise
 from training import channels_last
 
+PICTURE_CROP = (0.88, 1.0)
+"""Side of the crop that is denoised or repainted, as a share of the picture's side."""
 WORD_CROP = (0.45, 1.0)
 """Side of the crop for `[C]`, as a share of the picture's side (20-100 % of its area)."""
 

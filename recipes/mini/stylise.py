@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from data import Pictures, cut, random_squares
-from encoders import WORD_CROP, Encoders
+from encoders import PICTURE_CROP, WORD_CROP, Encoders
 from inst.backbone.inversion import AttentionInversion
 from inst.backbone.text import encode_text
 from inst.errors import InstError
@@ -26,7 +26,6 @@ from inst.synthesis.tone import Palette, match_palette
 from pair import SIZE
 from reference import REFERENCE_CROP, ReferenceAttention
 
-PHOTO_CROP = (0.88, 1.0)
 STRENGTHS = (0.15, 0.55)
 """The noise level at which the sampling starts, as a share of all."""
 GUIDANCE = (1.0, 4.0)
@@ -108,7 +107,7 @@ class Stylisation:
         at_photo, at_painting = (kind[(uniform(count) * len(kind)).long()] for kind in (self.photos, self.paintings))
         with torch.no_grad():
             painting = self._crops(at_painting, REFERENCE_CROP, generator)
-            photo = self._crops(at_photo, PHOTO_CROP, generator)
+            photo = self._crops(at_photo, PICTURE_CROP, generator)
             with torch.autocast(photo.device.type, enabled=False):
                 photo = match_palette(photo, Palette.of_each(painting))
             clean, style = self.frozen.latents(torch.cat([photo, painting]), generator).chunk(2)

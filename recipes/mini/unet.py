@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from captions import PROMPTS, CaptionBank, most_vectors, styled
 from data import Pictures, cut, exact_crops, load_shards, random_squares
-from encoders import WORD_CROP, Encoders
+from encoders import PICTURE_CROP, WORD_CROP, Encoders
 from files import require_folder, write_folder
 from inst.backbone.inversion import AttentionInversion, InversionConfig
 from inst.backbone.loading.part import load_weights
@@ -258,7 +258,7 @@ def main(given: Sequence[str] | None = None) -> None:
             if turn:
                 crops = exact_crops(pictures, index, size, generator)
             else:
-                crops = cut(pictures, index, *random_squares(pictures, index, (0.88, 1.0), generator), size)
+                crops = cut(pictures, index, *random_squares(pictures, index, PICTURE_CROP, generator), size)
             large = torch.ones(batch, dtype=torch.bool, device=device)  # which rows count in the loss
             if paired:  # from here on, every tensor has the rows of the crops A, then those of the crops B
                 boxes, flips = random_squares(pictures, index, REFERENCE_CROP, generator)
