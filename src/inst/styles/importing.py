@@ -172,8 +172,7 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
     if isinstance(content, Tensor):
         content = {path.stem: content}
     if isinstance(content, list):  # ComfyUI reads such files: the vectors of all entries, one after another
-        entries = [entry for part in content if isinstance(part, Mapping) for entry in part.values()]
-        tables = [entry[None] if isinstance(entry, Tensor) and entry.dim() == 1 else entry for entry in entries]
+        tables = [_with_rows(entry) for part in content if isinstance(part, Mapping) for entry in part.values()]
         if tables and all(_is_table(table) for table in tables) and len({table.shape[1] for table in tables}) == 1:
             return _embedding(path, {"": torch.cat(tables)}, "", "ComfyUI")
     if not isinstance(content, Mapping) or not content:
@@ -206,7 +205,7 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
 def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Embedding:
     tensors = []
     for part in parts.values():
-        tensor = part[None] if isinstance(part, Tensor) and part.dim() == 1 else part
+        tensor = _with_rows(part)
         if not _is_table(tensor):
             raise InstError(f"{path} does not hold vectors of the shape [n, d]", "give an embedding file")
         tensor = tensor.detach().float()
@@ -220,6 +219,11 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
             "give another embedding",
         )
     return Embedding(torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or path.stem, kind)
+
+
+def _with_rows(entry: Any) -> Any:
+    """Return a single vector [d] as [1, d], and anything else unchanged."""
+    return entry[None] if isinstance(entry, Tensor) and entry.dim() == 1 else entry
 
 
 def _is_table(tensor: Any) -> bool:

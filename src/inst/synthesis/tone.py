@@ -107,7 +107,8 @@ def _colour_statistics(pictures: Tensor) -> tuple[Tensor, Tensor]:
     # Apple's GPUs have no float64.
     colours = (colours.cpu() if colours.device.type == "mps" else colours).double()
     mean = colours.mean(dim=-1, keepdim=True)
-    covariance = (colours - mean) @ (colours - mean).mT / colours.shape[-1]
+    centred = colours - mean
+    covariance = centred @ centred.mT / colours.shape[-1]
     # A picture of one colour has no covariance to invert. The added variance is that of a quarter of an 8-bit level.
     return mean[..., 0].cpu(), covariance.cpu() + _LEAST_VARIANCE * torch.eye(3, dtype=torch.float64)
 

@@ -32,11 +32,12 @@ def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
         ScheduleError: the scheduler is none of diffusion with betas, or has another prediction type.
         Exception: what diffusers raises if it cannot use the configuration.
     """
+    has_betas = "beta_schedule" in config
     scheduler_class = getattr(diffusers, name, None)
-    # A class whose library is missing, such as torchsde, is a dummy without arguments; its betas are those of the file.
-    is_known = scheduler_class is not None and not hasattr(scheduler_class, "_backends")
-    has_betas = not is_known or "beta_schedule" in inspect.signature(scheduler_class).parameters
-    if not has_betas or "beta_schedule" not in config:
+    # A class whose library is missing, such as torchsde, is a dummy with `_backends` and without these parameters.
+    if scheduler_class is not None and not hasattr(scheduler_class, "_backends"):
+        has_betas &= "beta_schedule" in inspect.signature(scheduler_class).parameters
+    if not has_betas:
         raise ScheduleError("is not a scheduler of diffusion with betas")
     if config.get("use_flow_sigmas"):
         raise ScheduleError("samples along a flow (use_flow_sigmas)")
