@@ -56,7 +56,8 @@ def test_the_model_card_quotes_the_measured_figures() -> None:
         ("photo", f"{photographs['psnr']:.1f}"),
         ("photo", f"{photographs['lpips_vgg']:.3f}"),
         (r"\br@5|recall( at |@)5", f"{figures['retrieval']['all sources']['recall_at_5']:.2f}"),
-        ("frechet", f"{figures['frechet_distance']['distance']:.1f}"),
+        ("own caption", f"{figures['denoising']['epsilon_mse']['caption'][0]:.4f}"),
+        ("own word", f"{figures['pseudo_words']['epsilon_mse']['own_word'][0]:.4f}"),
     ):
         quoted = [number for row in rows if re.search(row_of, row) for number in re.findall(r"\d+(?:\.\d+)?", row)]
         assert value in quoted, f"{value} is in no row of the card's tables about {row_of}"

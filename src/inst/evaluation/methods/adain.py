@@ -70,7 +70,7 @@ class AdaIN:
 
     encoder: VGG19Features
     decoder: AdaINDecoder
-    size: int = 256
+    size: int = 512
     alpha: float = 1.0
     name: str = "adain"
 
