@@ -213,6 +213,34 @@ def test_wrong_options_are_refused_in_one_line(
     assert (tmp_path / "painting.png").read_bytes() == before
 
 
+def test_a_finished_style_is_learned_on(command: list[str], tmp_path: Path) -> None:
+    """With --resume from its own file, with --begin from any; never for no more steps, nor from other paintings."""
+    Image.new("RGB", (80, 80), "red").save(tmp_path / "red.png")
+    given = [*command, "--validate-every", "0"]
+    assert run([*given, "--steps", "3", "-o", "s.safetensors"], tmp_path).returncode == 0
+    before = (tmp_path / "s.safetensors").read_bytes()
+    for extra, said in (
+        (["--steps", "3", "--resume"], "s.safetensors is finished: it was learned with --steps 3"),
+        (["--steps", "9", "--begin", "s.safetensors"], "s.safetensors"),
+        (["--steps", "9", "--begin", "s.safetensors", "--resume"], "leave out --begin or --resume"),
+    ):
+        found = run([*given, *extra, "-o", "s.safetensors"], tmp_path)
+        assert found.returncode == 2, found.stderr
+        assert said in found.stderr
+        assert found.stderr.count("\n") == 1
+    other = [argument.replace("painting.png", "red.png") for argument in given]
+    found = run([*other, "--steps", "9", "--resume", "-o", "s.safetensors"], tmp_path)
+    assert "was learned from other paintings" in found.stderr
+    assert (tmp_path / "s.safetensors").read_bytes() == before
+
+    found = run([*other, "--steps", "5", "--begin", "s.safetensors", "-o", "red.safetensors"], tmp_path)
+    assert found.returncode == 0, found.stderr
+    found = run([*given, "--steps", "5", "--resume", "-o", "s.safetensors", "--json"], tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert Style.load(tmp_path / "s.safetensors").about["steps"] == 5
+    assert (Style.load(tmp_path / "red.safetensors").vectors != Style.load(tmp_path / "s.safetensors").vectors).any()
+
+
 def test_numbered_styles_of_an_earlier_run_are_not_overwritten(command: list[str], tmp_path: Path) -> None:
     given = [*command, "--steps", "2", "--save-every", "1"]
     assert run(given, tmp_path).returncode == 0

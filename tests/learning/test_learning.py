@@ -278,6 +278,56 @@ def test_a_finished_learning_can_be_resumed_for_more_steps(tiny_backbone: inst.B
     assert finish(short(tiny_backbone, resume=state))[0] == []  # nothing is left to do
 
 
+@pytest.mark.parametrize("variant", ["attention", "direct"])
+@pytest.mark.parametrize("with_module", [True, False])
+def test_learning_on_begins_with_the_word_and_the_steps_of_a_style(
+    tiny_backbone: inst.Backbone, variant: str, with_module: bool
+) -> None:
+    """Also from a file, from scratch, and without its module, whose network then stays what it was at the start."""
+    first = short(tiny_backbone, variant=variant, pretrained=False, seed=3, patience=9)
+    *_, last = (step.style(with_module=with_module) for step in first)
+    style = Style.from_bytes(last.to_bytes())
+    loss = style.about["loss"]
+    (step,), better = finish(short(tiny_backbone, variant=variant, steps=7, begin=style, patience=9, lr=1e-9))
+    assert (step.step, step.total) == (7, 7)
+    assert step.lr < 1e-9 / 5, "the rate warms up again"
+    torch.testing.assert_close(better.vectors, style.vectors, rtol=0, atol=2e-4)
+    assert better.about["start_loss"] == pytest.approx(loss, rel=0.1)  # over other crops and noise: another seed
+    assert better.about["steps"] in (6, 7)
+
+
+def test_learning_on_with_the_module_goes_on_learning(tiny_backbone: inst.Backbone) -> None:
+    """The loss falls below that of the style, and an interruption changes nothing."""
+    *_, step = learn(tiny_backbone, [paint(1)], steps=20, crops=3, validate_every=5, patience=9)
+    style = step.best_style(with_module=True)
+    given = {"steps": 60, "crops": 3, "validate_every": 5, "patience": 99, "begin": style}
+    run = learn(tiny_backbone, [paint(1)], **given)
+    state = next(run).state()
+    _, straight = finish(run)
+    assert straight.about["loss"] < style.about["loss"]
+    assert straight.about["start_loss"] == pytest.approx(style.about["loss"], rel=1e-6)
+    _, resumed = finish(learn(tiny_backbone, [paint(1)], **given, resume=state))
+    assert torch.equal(resumed.vectors, straight.vectors)
+    without = {key: value for key, value in given.items() if key != "begin"}
+    _, resumed = finish(learn(tiny_backbone, [paint(1)], **without, resume=state))
+    assert torch.equal(resumed.vectors, straight.vectors), "the state knows the rest"
+
+
+def test_learning_on_is_refused_where_it_cannot_be(tiny_backbone: inst.Backbone) -> None:
+    _, style = finish(short(tiny_backbone))
+    for changed, settings, said in (
+        (style, {"steps": int(style.about["steps"])}, "was learned for"),
+        (style, {"vectors": 2}, "has vectors 3, not 2"),
+        (replace(style, vectors=torch.zeros(0, 32)), {}, "no pseudo-word"),
+        (replace(style, fingerprint="other"), {}, "text space"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            short(tiny_backbone, begin=changed, **settings)
+    *_, step = short(tiny_backbone, variant="pooled", pretrained=False)
+    with pytest.raises(UsageError, match="has variant pooled, not attention"):
+        short(tiny_backbone, variant="attention", begin=step.style(with_module=True), steps=9)
+
+
 def test_a_past_step_refuses_its_style_and_state_but_gives_the_best_style(tiny_backbone: inst.Backbone) -> None:
     learning = short(tiny_backbone)
     first = next(learning)

@@ -6,7 +6,7 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,8 @@ from inst.files.listing import pictures_of
 
 if TYPE_CHECKING:
     from inst.learning.loop import LearningStep
+    from inst.pictures.io import Photo
+    from inst.styles.style import Style
 
 LEARN = defaults_of("inst.learning.loop", "learn")
 NoPaintingOption = Annotated[
@@ -96,8 +98,17 @@ def learn(
         typer.Option("--preview-every", min=0, help="Steps between two preview pictures (NAME-000100.png); 0 is none."),
     ] = LEARN["preview_every"],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the interrupted command; needs the same -o.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the interrupted command, or learn on from its finished style with more --steps; needs the "
+            "same -o.",
+        ),
     ] = False,
+    begin: Annotated[
+        Path | None,
+        typer.Option("--begin", help="Style file to learn on from. Its steps count: --steps must be more."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin again, even if an interrupted command could be continued.")
     ] = False,
@@ -113,11 +124,14 @@ def learn(
     from inst.styles.style import check_style_name
 
     sources = pictures_of(paintings)
-    check_output(out, sources, check_style_name)
     if resume and (out is None or out.is_dir()):
         raise UsageError("--resume needs the style file of the interrupted command", "give it with -o")
     if resume and overwrite:
         raise UsageError("--resume continues and --overwrite begins again", "give one of them")
+    if resume and begin is not None:
+        raise UsageError("--resume begins with the style of -o", "leave out --begin or --resume")
+    inputs = [*sources, *([begin] if begin else [])]
+    check_output(out, inputs, check_style_name)
     settings = {
         "steps": steps,
         "lr": lr,
@@ -148,7 +162,7 @@ def learn(
             *(_at_step(path, step, ".png") for step in previews),
             *(_at_step(path, step, ".safetensors") for step in saves),
         ]
-        check_output(path, sources, check_style_name, intermediate)
+        check_output(path, inputs, check_style_name, intermediate)
         if not (resume or overwrite) and _state_file(path).exists():
             raise InstError(
                 f"{_state_file(path)} is the state of an interrupted command, which would be lost",
@@ -159,27 +173,37 @@ def learn(
             raise InstError(
                 f"{existing} is there already and would be overwritten", "give the style another name with -o"
             )
-        _learn(session, sources, path, settings, resume, save_every)
+        _learn(session, sources, path, settings, resume, begin, save_every)
 
 
 def _learn(
-    session: Session, files: list[Path], path: Path, settings: dict[str, Any], resume: bool, save_every: int
+    session: Session,
+    files: list[Path],
+    path: Path,
+    settings: dict[str, Any],
+    resume: bool,
+    begin: Path | None,
+    save_every: int,
 ) -> None:
     from inst.learning.loop import learn
     from inst.learning.run import LearningDiverged, preview_settings
     from inst.learning.state import LearningState
     from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
+    from inst.styles.style import Style
     from inst.synthesis.record import PictureRecord
 
     state_file = _state_file(path)
-    if resume and not state_file.exists():
-        raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
-    state = LearningState.load(state_file) if resume else None
+    state = LearningState.load(state_file) if resume and state_file.exists() else None
     pictures = to_photos(files, "painting")
+    style = None if begin is None else Style.load(begin)
+    if resume and state is None:
+        if not path.exists():
+            raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
+        style = _finished(path, pictures, settings["steps"])
     model = session.load(find_image_encoder=settings["variant"] != "direct")
-    run = learn(model, pictures, name=path.stem, resume=state, **settings)
-    begin = saved_at = time.monotonic()
+    run = learn(model, pictures, name=path.stem, begin=style, resume=state, **settings)
+    started = saved_at = time.monotonic()
     step: LearningStep | None = None
     # A signal may come after the last step or before the first one, so `signals` alone does not tell an interruption.
     warned = interrupted = False
@@ -218,8 +242,24 @@ def _learn(
             f"--resume -o {shlex.quote(str(path))}."
         )
         raise typer.Exit(INTERRUPTED)
-    seconds = time.monotonic() - begin
+    seconds = time.monotonic() - started
     session.report([f"{path}"], style=str(path), steps=steps_done, seconds=round(seconds, 3))
+
+
+def _finished(path: Path, paintings: Sequence[Photo], steps: int) -> Style:
+    """Read the style that a finished command wrote, to learn on for `steps` steps in all."""
+    from inst.styles.style import Style
+
+    style = Style.load(path)
+    before = (style.about.get("settings") or {}).get("steps", 0)
+    if steps <= before:
+        raise UsageError(f"{path} is finished: it was learned with --steps {before}", "give more --steps to learn on")
+    known = [painting.get("sha256") for painting in style.about.get("paintings", [])]
+    if known != [painting.sha256 for painting in paintings]:
+        raise UsageError(
+            f"{path} was learned from other paintings", f"give the same, or --begin {path} and another name with -o"
+        )
+    return style
 
 
 def _checkpoint(step: LearningStep, state_file: Path, warned: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
-from inst.learning.start import check_start, default_style_name
+from inst.learning.start import check_start, default_style_name, module_config, steps_of
 from inst.learning.state import LearningState
 from inst.pictures.given import Picture, to_paintings
 from inst.pictures.io import Photo
@@ -98,6 +98,7 @@ def learn(
     seed: int = 0,
     name: str | None = None,
     keep_painting: bool = True,
+    begin: Style | None = None,
     resume: LearningState | None = None,
 ) -> Learning:
     """Learn a style. Learning trains the inversion module; the backbone does not change.
@@ -132,6 +133,9 @@ def learn(
         seed: random seed; the same seed gives the same result.
         name: name of the style; None takes the name of the folder or of the first painting.
         keep_painting: keep pictures of the paintings in the style. Style attention and the tone "painting" need them.
+        begin: a style to learn on from, of the same text space, such as a finished one. Learning begins with its module
+            (`LearningStep.best_style` with `with_module`) or, without one, with its vectors. `steps` counts the steps
+            of the style, too. Variant, layers and vectors are those of its module.
         resume: the state to resume from. The other arguments must be the same as before (steps, patience, previews,
             `name` and `keep_painting` may differ).
 
@@ -140,12 +144,13 @@ def learn(
         the start; without validation, it returns the last style.
 
     Raises:
-        UsageError: an argument is out of range, or does not fit the backbone or `resume`.
+        UsageError: an argument is out of range, or does not fit the backbone, `begin` or `resume`.
         InstError: a painting cannot be read.
         LearningDiverged: during iteration, if the loss is not finite any more.
 
     Warns:
-        InstWarning: the variant "direct" is used because the backbone has no image encoder, and `variant` is None.
+        InstWarning: the variant "direct" is used because the backbone has no image encoder, and `variant` is None; or
+            `begin` was learned with another UNet.
     """
     check_backbone(backbone)
     loaded = to_paintings(paintings)
@@ -157,6 +162,8 @@ def learn(
     pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
     name = None if name is None else checked("name", name, "str")
     keep_painting = checked("choice to keep the painting", keep_painting, "bool")
+    if begin is not None:
+        variant, layers, vectors, pretrained = _like(begin, backbone, variant, layers, vectors, pretrained)
     if variant is None:
         variant = "direct" if backbone.image_encoder is None else "attention"
         if variant == "direct":
@@ -196,9 +203,15 @@ def learn(
         patience=patience,
         seed=seed,
     )
+    if begin is not None and steps_of(begin) >= settings.steps:
+        raise UsageError(
+            f'The style "{begin.name}" was learned for {steps_of(begin)} steps, which count too',
+            "give more ",
+            Argument("steps"),
+        )
     check_start(backbone, loaded, settings, resume)
     name = name or default_style_name(paintings, loaded)
-    return _learn(backbone, loaded, settings, preview_every, name, resume, keep_painting)
+    return _learn(backbone, loaded, settings, preview_every, name, resume, keep_painting, begin)
 
 
 def _learn(
@@ -209,9 +222,10 @@ def _learn(
     name: str,
     resume: LearningState | None,
     keep_painting: bool,
+    begin: Style | None,
 ) -> Learning:
     clock = time.monotonic()
-    run = LearningRun(backbone, paintings, settings, name, resume, keep_painting)
+    run = LearningRun(backbone, paintings, settings, name, resume, keep_painting, begin)
     if settings.validate_every and run.progress.start_loss is None:
         run.validate()
     spent_before, first, started = run.progress.seconds, run.progress.step, time.monotonic()
@@ -238,6 +252,41 @@ def _learn(
             _run=run,
         )
     return run.best_style(with_module=False)
+
+
+def _like(
+    begin: Style,
+    backbone: Backbone,
+    variant: str | None,
+    layers: int | None,
+    vectors: int | None,
+    pretrained: bool | None,
+) -> tuple[str | None, int | None, int | None, bool | None]:
+    """Return variant, layers, vectors and pretrained for learning on from a style. None is replaced by its own values.
+
+    Raises:
+        UsageError: the style does not fit the backbone or has no word, or a given value differs from its own.
+    """
+    check_type("A style to begin with", begin, Style, "read one with inst.read_style")
+    if not begin.has_word:
+        raise UsageError(
+            f'The style "{begin.name}" has no pseudo-word to begin with', "leave it out, or give another style"
+        )
+    if warning := begin.check(backbone):
+        warnings.warn(InstWarning(warning), stacklevel=3)
+    own = {"vectors": len(begin.vectors)} | {
+        key: value for key, value in module_config(begin).items() if key in ("variant", "layers")
+    }
+    for key, given in (("variant", variant), ("layers", layers), ("vectors", vectors)):
+        if key in own and given is not None and given != own[key]:
+            raise UsageError(
+                f'The style "{begin.name}" has {key} {own[key]}, not {given}', "leave it out, or give another style"
+            )
+    if begin.module is not None:  # the widths of its heads are those of the module that it was learned from
+        settings = begin.about.get("settings")
+        pretrained = bool(settings.get("pretrained")) if isinstance(settings, Mapping) else pretrained
+    direct = own.get("variant") == "direct"
+    return own.get("variant", variant), None if direct else own.get("layers", layers), own["vectors"], pretrained
 
 
 def _pretrained_mismatch(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from inst.backbone.model import Backbone
 from inst.errors import Argument, InstError, RemedyPiece
 from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
 from inst.learning.settings import LearningSettings
-from inst.learning.start import resume_requirements, start_module, style_provenance
+from inst.learning.start import resume_requirements, start_module, steps_of, style_provenance
 from inst.learning.state import LearningState, Progress
 from inst.pictures.io import Photo, encode_painting
 from inst.runs import complete
@@ -56,6 +56,7 @@ class LearningRun:
         settings: the learning settings.
         name: name of the style.
         resume: the state to resume from, or None.
+        begin: the style to begin with, or None.
 
     Call `inst.learning.start.check_start` first: it checks whether the arguments fit together.
     """
@@ -69,13 +70,14 @@ class LearningRun:
         name: str,
         resume: LearningState | None,
         keep_painting: bool = True,
+        begin: Style | None = None,
     ) -> None:
         self.backbone, self.settings, self.name = backbone, settings, name
         self.paintings = paintings
         self.encoded = tuple(encode_painting(painting.picture) for painting in paintings) if keep_painting else ()
         # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.module = start_module(backbone, settings, self.generator).train()
+        self.module = start_module(backbone, settings, self.generator, begin).train()
         self.module.draw_dropout_from(self.generator)
         with torch.no_grad(), deterministic(backbone.device):
             self.data, self.validation = prepare(backbone, paintings, self.module, settings.crops, self.generator)
@@ -89,13 +91,16 @@ class LearningRun:
         self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
+        if begin is not None:
+            self._begin_with(begin)
         if resume is not None:
             self._restore(resume)
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step."""
-        return learning_rate(self.progress.step, self.settings.steps, self.settings.lr)
+        progress = self.progress
+        return learning_rate(progress.step, self.settings.steps, self.settings.lr, progress.first)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -189,6 +194,19 @@ class LearningRun:
         about = resume_requirements(self.backbone, self.paintings, self.settings.variant)
         return LearningState(self.progress, asdict(self.settings), about, tensors)
 
+    @torch.no_grad()
+    def _begin_with(self, style: Style) -> None:
+        """Set the word and the number of steps to those of a style. Its module was loaded before, if it has one."""
+        if style.module is None:
+            assert self.module.moved is not None  # every module that learns has free parts
+            missing = style.vectors.to(self.module.moved) - self._word(self.parameters)
+            self.module.moved.add_(missing / self.module.spread)
+        self.best = _copy_tensors(self.parameters)
+        steps = steps_of(style)
+        self.progress = replace(self.progress, step=steps, first=steps, best_step=steps)
+        # The batches of a learning with the same seed were the first part of those that would come now.
+        self.generator.manual_seed(self.settings.seed ^ steps)
+
     def _restore(self, state: LearningState) -> None:
         self.progress = state.progress
         with torch.no_grad():
@@ -199,7 +217,7 @@ class LearningRun:
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in state.part("adam").items():
             index, _, moment = key.partition(".")
-            moments.setdefault(int(index), {})[moment] = value
+            moments.setdefault(int(index), {})[moment] = value.clone()  # Adam would change the state's own tensors
         self.adam.load_state_dict({"state": moments, "param_groups": self.adam.state_dict()["param_groups"]})
         self.generator.set_state(state.tensors["generator"])
 
@@ -281,13 +299,13 @@ def preview_settings(seed: int) -> dict[str, Any]:
     return {"prompt": "[C]", "steps": 8, "guidance": 4.0, "seed": seed, "style_attention": 0.0}
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate of step `step` (from 0) of `steps`.
+def learning_rate(step: int, steps: int, peak: float, first: int = 0) -> float:
+    """Return the learning rate of step `step` (from 0) of `steps`, if learning begins with step `first`.
 
-    The rate has a linear warm-up, and then falls to a tenth along half a cosine.
+    The rate has a linear warm-up, and falls to a tenth along half a cosine.
     """
     progress = min(1.0, step / steps)
-    return peak * min(1.0, (step + 1) / _WARM_UP) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+    return peak * min(1.0, (step - first + 1) / _WARM_UP) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 
 def spread_timesteps(first: int, count: int, total: int, offset: float) -> Tensor:

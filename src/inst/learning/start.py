@@ -22,6 +22,7 @@ from inst.learning.data import CAPTIONS
 from inst.learning.settings import LearningSettings
 from inst.learning.state import LearningState
 from inst.pictures.io import Photo
+from inst.styles.style import Style
 from inst.version import __version__
 
 
@@ -85,15 +86,32 @@ def _configure(backbone: Backbone, settings: LearningSettings) -> InversionConfi
     return fresh_config(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
 
 
-def start_module(backbone: Backbone, settings: LearningSettings, generator: torch.Generator) -> Inversion:
-    """Make the module that learning starts from: a copy of the pretrained module, or a fresh module."""
+def start_module(
+    backbone: Backbone, settings: LearningSettings, generator: torch.Generator, begin: Style | None
+) -> Inversion:
+    """Make the module that learning starts from: that of the style `begin`, the pretrained module, or a fresh one."""
     with torch.random.fork_rng(devices=()):  # new modules draw weights; the caller's generator must not change
+        if begin is not None and begin.module is not None:
+            module = build_inversion({**module_config(begin), "dropout": settings.dropout, "free": True})
+            module.load_state_dict({"moved": module.moved, **begin.module})
+            return module.to(backbone.device)
         if settings.pretrained and backbone.inversion is not None:
             module = build_inversion(_configure(backbone, settings))
             module.load_state_dict({"moved": module.moved, **backbone.inversion.state_dict()})
             return module.to(backbone.device)
         torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
         return fresh_inversion(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
+
+
+def module_config(style: Style) -> dict[str, Any]:
+    """Return the configuration of the module in a style; empty if the style has no module."""
+    return dict(style.module_config or {}) if style.module is not None else {}
+
+
+def steps_of(style: Style) -> int:
+    """Return the number of learning steps that made a style; 0 if it is unknown."""
+    steps = style.about.get("steps")
+    return steps if isinstance(steps, int) and steps > 0 else 0
 
 
 def fresh_config(

@@ -43,6 +43,7 @@ class Progress:
         best_loss: the lowest validation loss; None without validation.
         best_step: the step after which the validation loss was lowest.
         stale: number of validations since then.
+        first: the step at which learning began: 0, or the steps of the style that it began with.
     """
 
     step: int = 0
@@ -54,11 +55,13 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     stale: int = 0
+    first: int = 0
 
     @property
     def smoothed(self) -> float:
         """The average loss, with the same bias correction as Adam's moments, because the average starts at 0."""
-        return self.average / (1 - AVERAGING**self.step) if self.step else math.nan
+        taken = self.step - self.first
+        return self.average / (1 - AVERAGING**taken) if taken else math.nan
 
     def after_step(self, loss: float) -> Progress:
         """Return the progress after one more step with this loss."""
@@ -82,7 +85,7 @@ class Progress:
     def after_validation(self, loss: float) -> Progress:
         """Return the progress after a validation with this loss."""
         if self.best_loss is None:
-            return replace(self, start_loss=loss, best_loss=loss)
+            return replace(self, start_loss=loss, best_loss=loss, best_step=self.step)
         if loss < self.best_loss:
             return replace(self, best_loss=loss, best_step=self.step, stale=0)
         return replace(self, stale=self.stale + 1)
