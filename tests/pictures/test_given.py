@@ -1,5 +1,7 @@
 """Every form of a picture gives the same pixels, and what is no picture is refused in one line."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from PIL import Image
 
 from inst import InstError, InstWarning, Photo, UsageError, read_painting, save_picture
 from inst.pictures.given import to_batch, to_mask, to_paintings, to_photo, to_photos
+from inst.pictures.io import decode_picture
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
@@ -198,3 +201,30 @@ def test_arrays_of_any_floating_point_type_are_read_alike(dtype: Any) -> None:
 def test_a_photo_is_checked_as_a_tensor_is(picture: torch.Tensor) -> None:
     with pytest.raises(UsageError, match="photo"):
         to_photo(Photo(picture))
+
+
+def test_paintings_are_reduced_and_encoded_as_they_are_read(tmp_path: Path) -> None:
+    """The picture that a style keeps comes from the full size."""
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (40, 50), "blue").save(tmp_path / "small.png")
+    large, small = to_paintings([tmp_path / "large.png", tmp_path / "small.png"], 60)
+    assert large.picture.shape == (3, 60, 90)
+    assert decode_picture(large.encoded, "large").shape == (3, 200, 300)
+    assert small.picture.shape == (3, 50, 40)
+    assert to_paintings(tmp_path, 60, keep=False)[0].encoded == b""
+
+
+def test_many_paintings_take_the_memory_of_one(tmp_path: Path) -> None:
+    """Eight of 96 MB as tensors, in a process of their own."""
+    for k in range(8):
+        Image.new("RGB", (4000, 2000), "red").save(tmp_path / f"{k}.png")
+    code = (
+        "import resource, sys; from pathlib import Path; from inst.pictures.given import to_paintings\n"
+        "to_paintings(sorted(Path(sys.argv[1]).iterdir())[:int(sys.argv[2])], 100)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    one, eight = (
+        int(subprocess.run([sys.executable, "-c", code, tmp_path, str(n)], capture_output=True, check=True).stdout)
+        for n in (1, 8)
+    )
+    assert eight - one < 96_000  # KB on Linux; on macOS bytes, which only makes the test stricter

@@ -18,10 +18,10 @@ from inst.cli.places import check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.listing import pictures_of
+from inst.files.provenance import SourceFile
 
 if TYPE_CHECKING:
     from inst.learning.loop import LearningStep
-    from inst.pictures.io import Photo
     from inst.styles.style import Style
 
 LEARN = defaults_of("inst.learning.loop", "learn")
@@ -188,21 +188,19 @@ def _learn(
     from inst.learning.loop import learn
     from inst.learning.run import LearningDiverged, preview_settings
     from inst.learning.state import LearningState
-    from inst.pictures.given import to_photos
     from inst.pictures.io import save_picture
     from inst.styles.style import Style
     from inst.synthesis.record import PictureRecord
 
     state_file = _state_file(path)
     state = LearningState.load(state_file) if resume and state_file.exists() else None
-    pictures = to_photos(files, "painting")
     style = None if begin is None else Style.load(begin)
     if resume and state is None:
         if not path.exists():
             raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
-        style = _finished(path, pictures, settings["steps"])
+        style = _finished(path, files, settings["steps"])
     model = session.load(find_image_encoder=settings["variant"] != "direct")
-    run = learn(model, pictures, name=path.stem, begin=style, resume=state, **settings)
+    run = learn(model, files, name=path.stem, begin=style, resume=state, **settings)
     started = saved_at = time.monotonic()
     step: LearningStep | None = None
     # A signal may come after the last step or before the first one, so `signals` alone does not tell an interruption.
@@ -246,7 +244,7 @@ def _learn(
     session.report([f"{path}"], style=str(path), steps=steps_done, seconds=round(seconds, 3))
 
 
-def _finished(path: Path, paintings: Sequence[Photo], steps: int) -> Style:
+def _finished(path: Path, paintings: Sequence[Path], steps: int) -> Style:
     """Read the style that a finished command wrote, to learn on for `steps` steps in all."""
     from inst.styles.style import Style
 
@@ -255,7 +253,7 @@ def _finished(path: Path, paintings: Sequence[Photo], steps: int) -> Style:
     if steps <= before:
         raise UsageError(f"{path} is finished: it was learned with --steps {before}", "give more --steps to learn on")
     known = [painting.get("sha256") for painting in style.about.get("paintings", [])]
-    if known != [painting.sha256 for painting in paintings]:
+    if known != [SourceFile.of(painting).sha256 for painting in paintings]:
         raise UsageError(
             f"{path} was learned from other paintings", f"give the same, or --begin {path} and another name with -o"
         )

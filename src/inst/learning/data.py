@@ -21,6 +21,7 @@ CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of 
 """Captions of a painting. Half of the time `[C]` alone is used, otherwise a sentence: the word must work in prompts."""
 
 _SMALLEST_CROP = 0.6  # of the short side
+_LARGEST_PAINTING = 2  # short side, as a multiple of the native size: the smallest crop is still reduced
 _MAX_ENLARGEMENT = 1.25  # small paintings are enlarged up to this factor; otherwise only one crop would be possible
 _VIEWS_PER_PAINTING, _MAX_VIEWS, _VIEWS_PER_STEP = 8, 64, 4
 _ENCODER_BATCH = 4  # pictures
@@ -59,6 +60,12 @@ def random_square(height: int, width: int, size: int, generator: torch.Generator
     scale, down, right, mirror = torch.rand(4, generator=generator).tolist()
     side = max(1, round(short * (smallest + (1 - smallest) * scale)))
     return Square(round((height - side) * down), round((width - side) * right), side, mirror < 0.5)
+
+
+def painting_size(backbone: Backbone) -> int:
+    """Return the short side, in pixels, to which larger paintings can be reduced before crops are taken."""
+    views = 0 if backbone.feature_extractor is None else backbone.feature_extractor.size
+    return _LARGEST_PAINTING * max(backbone.native_size, views)
 
 
 def view_squares(height: int, width: int, size: int, count: int) -> list[Square]:

@@ -11,10 +11,9 @@ import torch
 from inst.arguments import checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import UsageError
-from inst.learning.data import embed_paintings, mean_word
+from inst.learning.data import embed_paintings, mean_word, painting_size
 from inst.learning.start import default_style_name, style_provenance
 from inst.pictures.given import FORMS, Picture, to_paintings
-from inst.pictures.io import encode_painting
 from inst.styles.style import Style
 
 
@@ -35,7 +34,7 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
         InstError: a painting cannot be read.
     """
     check_backbone(backbone)
-    loaded = to_paintings(paintings)
+    loaded = to_paintings(paintings, painting_size(backbone))
     name = None if name is None else checked("name", name, "str")
     vectors = torch.empty(0, backbone.text_width)
     if backbone.inversion is not None:
@@ -47,7 +46,7 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
         fingerprint=backbone.fingerprint,
         denoiser=backbone.denoiser_fingerprint,
         about=style_provenance(name or default_style_name(paintings, loaded), backbone, loaded, "instant", 0),
-        paintings=tuple(encode_painting(painting.picture) for painting in loaded),
+        paintings=tuple(painting.encoded for painting in loaded),
     )
 
 

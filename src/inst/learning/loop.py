@@ -14,12 +14,12 @@ from inst.backbone.inversion import VARIANTS
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
+from inst.learning.data import painting_size
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
 from inst.learning.start import check_start, default_style_name, module_config, steps_of
 from inst.learning.state import LearningState
-from inst.pictures.given import Picture, to_paintings
-from inst.pictures.io import Photo
+from inst.pictures.given import Painting, Picture, to_paintings
 from inst.styles.style import Style
 
 
@@ -153,7 +153,8 @@ def learn(
             `begin` was learned with another UNet.
     """
     check_backbone(backbone)
-    loaded = to_paintings(paintings)
+    keep_painting = checked("choice to keep the painting", keep_painting, "bool")
+    loaded = to_paintings(paintings, painting_size(backbone), keep=keep_painting)
     if resume is not None:
         check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")
     # Checked before they are compared with the pretrained module.
@@ -161,7 +162,6 @@ def learn(
     vectors = None if vectors is None else checked("vectors", vectors, "int")
     pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
     name = None if name is None else checked("name", name, "str")
-    keep_painting = checked("choice to keep the painting", keep_painting, "bool")
     if begin is not None:
         variant, layers, vectors, pretrained = _like(begin, backbone, variant, layers, vectors, pretrained)
     if variant is None:
@@ -211,21 +211,20 @@ def learn(
         )
     check_start(backbone, loaded, settings, resume)
     name = name or default_style_name(paintings, loaded)
-    return _learn(backbone, loaded, settings, preview_every, name, resume, keep_painting, begin)
+    return _learn(backbone, loaded, settings, preview_every, name, resume, begin)
 
 
 def _learn(
     backbone: Backbone,
-    paintings: Sequence[Photo],
+    paintings: Sequence[Painting],
     settings: LearningSettings,
     preview_every: int,
     name: str,
     resume: LearningState | None,
-    keep_painting: bool,
     begin: Style | None,
 ) -> Learning:
     clock = time.monotonic()
-    run = LearningRun(backbone, paintings, settings, name, resume, keep_painting, begin)
+    run = LearningRun(backbone, paintings, settings, name, resume, begin)
     if settings.validate_every and run.progress.start_loss is None:
         run.validate()
     spent_before, first, started = run.progress.seconds, run.progress.step, time.monotonic()

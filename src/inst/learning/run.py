@@ -20,7 +20,7 @@ from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
 from inst.learning.settings import LearningSettings
 from inst.learning.start import resume_requirements, start_module, steps_of, style_provenance
 from inst.learning.state import LearningState, Progress
-from inst.pictures.io import Photo, encode_painting
+from inst.pictures.given import Painting
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_prompt import generate
@@ -65,16 +65,15 @@ class LearningRun:
     def __init__(
         self,
         backbone: Backbone,
-        paintings: Sequence[Photo],
+        paintings: Sequence[Painting],
         settings: LearningSettings,
         name: str,
         resume: LearningState | None,
-        keep_painting: bool = True,
         begin: Style | None = None,
     ) -> None:
         self.backbone, self.settings, self.name = backbone, settings, name
         self.paintings = paintings
-        self.encoded = tuple(encode_painting(painting.picture) for painting in paintings) if keep_painting else ()
+        self.encoded = tuple(painting.encoded for painting in paintings if painting.encoded)
         # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.module = start_module(backbone, settings, self.generator, begin).train()

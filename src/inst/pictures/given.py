@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ from torch import Tensor
 from inst.arguments import check_type
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
-from inst.pictures.io import Photo, fit_mask, mask_of, read_image, read_mask, read_painting, translate_errors
+from inst.pictures.io import (
+    Photo,
+    encode_painting,
+    fit_mask,
+    fit_size,
+    mask_of,
+    read_image,
+    read_mask,
+    read_painting,
+    resize,
+    translate_errors,
+)
 from inst.pictures.srgb import upright
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | Photo
@@ -66,23 +78,56 @@ def to_photos(given: Picture | Sequence[Picture], what: str = "photo") -> list[P
         UsageError: there is no picture, or an error of `to_photo`.
         InstError: a file cannot be read.
     """
+    return [to_photo(picture, what) for picture in _to_list(given, what)]
+
+
+def _to_list(given: Picture | Sequence[Picture], what: str) -> Sequence[Picture]:
     if isinstance(given, Tensor | np.ndarray) and given.ndim == 4:
         given = list(given)
     pictures = [given] if not isinstance(given, Sequence) or isinstance(given, str | bytes) else given
     if not pictures:
         raise UsageError(f"No {what} is given", "give at least one")
-    return [to_photo(picture, what) for picture in pictures]
+    return pictures
 
 
-def to_paintings(given: Picture | Sequence[Picture]) -> list[Photo]:
+@dataclass(frozen=True, eq=False)
+class Painting(Photo):
+    """A painting in the size that learning needs.
+
+    Attributes:
+        encoded: the larger picture that a style keeps (`inst.pictures.io.encode_painting`); empty if it keeps none.
+    """
+
+    encoded: bytes = b""
+
+
+def to_paintings(
+    given: Picture | Sequence[Picture], short_side: int | None = None, *, keep: bool = True
+) -> list[Painting]:
     """Convert paintings to a list as `to_photos` does. The path of a folder stands for all pictures in it.
+
+    Each painting is reduced when it is read, so that many large ones fit into memory.
+
+    Args:
+        given: the paintings.
+        short_side: the short side in pixels to which larger paintings are reduced; None reduces none.
+        keep: encode the picture that a style keeps.
 
     Raises:
         UsageError, InstError: as `to_photos`; a folder contains no picture.
     """
-    if isinstance(given, str | os.PathLike):
-        return to_photos(pictures_of([Path(given)]), "painting")
-    return to_photos(given, "painting")
+    files = pictures_of([Path(given)]) if isinstance(given, str | os.PathLike) else given
+    return [_to_painting(picture, short_side, keep) for picture in _to_list(files, "painting")]
+
+
+def _to_painting(given: Picture, short_side: int | None, keep: bool) -> Painting:
+    photo = to_photo(given, "painting")
+    picture, encoded = photo.picture, encode_painting(photo.picture) if keep else b""
+    height, width = picture.shape[-2:]
+    if short_side is not None and min(height, width) > short_side:
+        width, height = fit_size(width, height, short_side)
+        picture = resize(picture, (height, width))
+    return Painting(picture, None, photo.name, photo.sha256, encoded)
 
 
 def to_batch(given: Picture | Sequence[Picture], what: str = "photo") -> Tensor:

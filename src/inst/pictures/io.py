@@ -175,8 +175,9 @@ def decode_picture(data: bytes, name: str) -> Tensor:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB image to [3, H, W] float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
+    pixels = torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
+    # In place and without copies in between: a large picture takes much memory.
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_image(picture: Tensor, alpha: Tensor | None = None) -> Image.Image:
