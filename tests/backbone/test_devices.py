@@ -20,11 +20,50 @@ def test_a_device_can_be_given_by_name_or_as_an_object() -> None:
     assert choose_device("cpu") == choose_device(CPU) == CPU
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "gpu"])
-def test_a_device_that_is_not_available_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f'"{name}" cannot be used.*try device="cpu"') as caught:
+NO_GPU = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+
+
+@pytest.mark.filterwarnings("ignore:'mkldnn' is no longer used")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("tpu", "there is no such device"),
+        ("gpu", "there is no such device"),
+        ("cuda:x", "there is no such device"),
+        ("", "there is no such device"),
+        ("meta", "its tensors have no values"),
+        ("vulkan", "this PyTorch cannot use vulkan"),
+        ("hpu", "this PyTorch cannot use hpu"),
+        ("mkldnn", "this PyTorch cannot use mkldnn"),
+        pytest.param("mps", "this PyTorch cannot use mps", marks=NO_GPU),
+        pytest.param("cuda", "", marks=NO_GPU),  # the reason depends on how PyTorch was built
+        pytest.param("cuda:7", "", marks=NO_GPU),
+        pytest.param("xpu", "", marks=NO_GPU),
+        ("cuda:99", ""),
+    ],
+)
+def test_a_device_that_is_not_available_is_refused_with_those_that_are(name: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
         choose_device(name)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f'The device "{name}" cannot be used ({reason}')
+    assert "\n" not in message
+    assert len(message) < 200
+    if not torch.accelerator.is_available():
+        assert message.endswith('; available: cpu): try device="cpu".')
+
+
+def test_the_other_devices_are_named_if_one_number_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: CUDA)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: invalid device ordinal\nCUDA kernel errors might be reported asynchronously")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    expected = r'\(CUDA error: invalid device ordinal; available: cuda:0, cuda:1, cpu\): try device="cuda:0"'
+    with pytest.raises(UsageError, match=expected):
+        choose_device("cuda:7")
 
 
 def test_the_default_device_is_the_best_available_one() -> None:

@@ -363,6 +363,13 @@ def test_unknown_metrics_are_refused() -> None:
             load_metrics(names)
 
 
+def test_a_device_that_is_not_there_is_refused(folder: Path, metrics: Metrics) -> None:
+    with pytest.raises(inst.UsageError, match="there is no such device"):
+        load_metrics(["colour"], device="tpu")
+    with pytest.raises(inst.UsageError, match="there is no such device"):
+        inst.complete(evaluate(collect(folder), metrics, device="tpu"))
+
+
 class Tags(HTMLParser):
     """All tags of a page, and the text of its scripts."""
 

@@ -28,7 +28,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """Return `device`, or the best available one: CUDA, then MPS, then the CPU. Raises UsageError if it is missing."""
+    """Return `device`, or the best available one: CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: there is no such device; the message says why, and names the devices that there are.
+    """
     if device is None:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -36,17 +40,36 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(device)
         torch.empty(0, device=device).cpu()  # fails for "meta": its tensors have no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = first_line(error)
-        if reason.startswith("Expected one of"):  # and PyTorch lists every device that any build of it knows
-            reason = "there is no such device"
-        raise UsageError(
-            f'The device "{device}" cannot be used ({reason})', "try ", Argument("device", "cpu")
-        ) from None
     except TypeError:
         kind = type(device).__name__
         raise UsageError(f"A device of the type {kind} cannot be used", 'give its name, such as "cpu"') from None
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        available = _available_devices()
+        raise UsageError(
+            f'The device "{device}" cannot be used ({_reason(device, error)}; available: {", ".join(available)})',
+            "try ",
+            Argument("device", available[0]),
+        ) from None
     return device
+
+
+def _available_devices() -> list[str]:
+    """Return the names of this machine's devices that PyTorch can use, the CPU last."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = 0 if accelerator is None else torch.accelerator.device_count()
+    return [f"{accelerator}:{number}" if count > 1 else str(accelerator) for number in range(count)] + ["cpu"]
+
+
+def _reason(device: str | torch.device, error: Exception) -> str:
+    """Return why a device cannot be used, from the error that PyTorch raised for it."""
+    if isinstance(device, str):  # PyTorch lists every device that any build of it knows
+        return "there is no such device"
+    if device.type == "meta":
+        return "its tensors have no values"
+    # PyTorch raises a different exception for each kind of device that it was built without.
+    if isinstance(error, AssertionError | NotImplementedError | ImportError) or "INTERNAL ASSERT" in str(error):
+        return f"this PyTorch cannot use {device.type}"
+    return first_line(error)
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from inst.backbone.devices import choose_device
 from inst.errors import Argument, InstError
 from inst.evaluation.collection import Collection
 from inst.evaluation.judging import BatchFeatures, Reader, Scorer, Size, other_demo_painting, resize_and_crop
@@ -65,9 +66,10 @@ def evaluate(
         device: the device of the metrics.
 
     Raises:
+        UsageError: there is no such device.
         InstError: no picture could be evaluated.
     """
-    run = _EvaluationRun(collection, metrics, size, torch.device(device))
+    run = _EvaluationRun(collection, metrics, size, choose_device(device))
     try:
         done = 0
         for pairs in run.by_painting():

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inst.backbone.devices import choose_device
 from inst.backbone.model import Backbone
 from inst.backbone.tokens import PLACEHOLDER
 from inst.backbone.weights import read_weights
@@ -82,11 +83,13 @@ class PictureTextEncoder:
             download: download the model if it is not in the hub's cache.
 
         Raises:
+            UsageError: there is no such device.
             InstError: the folder is missing or incomplete, or the model is not in the cache and `download` is False.
         """
         # Imported here because importing transformers takes seconds.
         from inst.backbone.loading.image_encoder import read_clip
 
+        device = choose_device(device)
         model, tokenizer, extractor = read_clip(name, download)
         model = model.eval().requires_grad_(False).to(device)
         positions = model.config.text_config.max_position_embeddings

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from inst.backbone.devices import choose_device
 from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.metrics.cfsd import CFSD
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine
@@ -129,10 +130,11 @@ def load_metrics(
         photos: whether there are photos; without them, the metrics that compare with photos are left out silently.
 
     Raises:
-        UsageError: an unknown name, or no name.
+        UsageError: an unknown name, or no name; or there is no such device.
         InstError: no metric could be loaded.
     """
     check_names(names)
+    device = choose_device(device)
     wanted = set(names) | ({"fid", "lpips-alex"} if "artfid" in names else set())
     if not photos:
         wanted -= {"lpips-vgg", "lpips-alex", "cfsd", "artfid"}
