@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inst.arguments import check_choice
 from inst.errors import Argument, InstError, UsageError
+from inst.files.git_lfs import refuse_pointer
 from inst.files.writing import write_bytes_atomically
 
 VARIANTS = ("attention", "pooled", "direct")
@@ -205,6 +206,8 @@ class Inversion(nn.Module):
             InstError: a file is missing or broken, does not fit the configuration, or contains another variant.
         """
         folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            refuse_pointer(folder / name)
         try:
             module = build_inversion(json.loads((folder / "config.json").read_text()))
             module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inst.arguments import check_path
 from inst.errors import InstError, UsageError, first_line
+from inst.files.git_lfs import refuse_pointer
 from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
 
@@ -150,6 +151,7 @@ class LearningState:
         """
         check_path("A learning state", path)
         path = Path(path)
+        refuse_pointer(path)
         try:
             with safe_open(path, "pt") as file:
                 content = (file.metadata() or {}).get(_KEY)

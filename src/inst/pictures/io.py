@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
+from inst.files.git_lfs import refuse_pointer
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
@@ -364,6 +365,7 @@ def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Image.Image]]:
 @contextlib.contextmanager
 def _file(path: Path) -> Iterator[io.BufferedReader]:
     with translate_errors(str(path)):
+        refuse_pointer(path)
         if path.stat().st_size == 0:
             raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
         with path.open("rb") as file:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
+from inst.files.git_lfs import refuse_pointer
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
@@ -143,6 +144,7 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
         InstError: the file is missing, damaged, or of another kind; or it is a pickle that asks for more than weights.
     """
     path = Path(path)
+    refuse_pointer(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise InstError(

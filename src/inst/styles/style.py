@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Call, InstError, UsageError
+from inst.files.git_lfs import refuse_pointer
 from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
@@ -154,6 +155,7 @@ class Style:
         """
         check_path("A style file", path)
         path = Path(path)
+        refuse_pointer(path)
         try:
             with path.open("rb") as file:
                 start = file.read(8)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, first_line
+from inst.files.git_lfs import refuse_pointer
 from inst.files.pickles import LIGHTNING, UnsafePickleError, is_dense, read_torch_pickle
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -34,8 +35,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read the tensors of a checkpoint, without running any code in it.
 
     Raises:
-        InstError: the file is damaged, has an unknown format, would run code, or contains no tensors.
+        InstError: the file is damaged, a pointer of git LFS, or of an unknown format, would run code, or contains no
+            tensors.
     """
+    refuse_pointer(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         tensors, metadata = _read_safetensors(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
@@ -24,6 +24,7 @@ from inst.backbone.loading.part import (
 from inst.backbone.loading.tokenizer import VOCABULARY
 from inst.backbone.parts import COPY_AGAIN, FeatureExtractor
 from inst.errors import Argument, InstError, RemedyPiece, UsageError, first_line
+from inst.files.git_lfs import refuse_pointer
 
 MATCHING = {
     768: "openai/clip-vit-large-patch14",
@@ -141,6 +142,8 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
     """
     folder = find_folder(name)
     place = str(folder or name)
+    for path in folder.iterdir() if folder else ():
+        refuse_pointer(path)
     try:
         if folder and not (folder / "config.json").is_file():
             raise ValueError("it has no config.json")  # transformers would first make a CLIP model of default size
@@ -155,7 +158,7 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
             raise ValueError("its tokenizer is missing or belongs to another model")  # transformers makes an empty one
         if report["missing_keys"]:
             raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers would initialise it at random
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InstError(
             f"CLIP cannot be read from {name} ({first_line(error)})",
             "give its folder, or a name on the model hub with ",

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, InstWarning, first_line
+from inst.files.git_lfs import refuse_pointer
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 """A valid file name of a shard. Paths are not allowed, because they could lead out of the model's folder."""
@@ -32,7 +33,8 @@ FITTING_CONFIGURATION = "use the configuration that belongs to the weights"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises InstError if the file is missing or broken, or is not a JSON object."""
+    """Read a JSON object. Raises InstError if the file is missing, broken or a pointer, or is not a JSON object."""
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -100,11 +102,12 @@ def read_keys(files: list[Path]) -> dict[str, Path]:
     """Read the headers of safetensors files, and return the file of each tensor by the tensor's name.
 
     Raises:
-        InstError: a file is truncated, not a safetensors file, or quantised; the libraries would use the integers as
-            weights.
+        InstError: a file is truncated, not a safetensors file, a pointer of git LFS, or quantised; the libraries would
+            use the integers as weights.
     """
     keys: dict[str, Path] = {}
     for path in files:
+        refuse_pointer(path)
         try:
             with safe_open(path, "pt") as weights:
                 kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118

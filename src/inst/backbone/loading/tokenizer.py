@@ -12,6 +12,7 @@ from inst import models
 from inst.backbone.loading.part import read_json, silence_libraries
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, first_line
+from inst.files.git_lfs import refuse_pointer
 
 _MERGES = models.FOLDER / "configs" / "clip" / "merges.txt"
 
@@ -59,6 +60,8 @@ def load_tokenizer(folder: Path, text: Any) -> Any:
             "use another model",
         )
     names = {path.name for path in folder.iterdir()}
+    for name in names:
+        refuse_pointer(folder / name)
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         # transformers would use an empty vocabulary
         raise InstError(f"{folder} is incomplete (it needs tokenizer.json, or vocab.json and merges.txt)", COPY_AGAIN)
