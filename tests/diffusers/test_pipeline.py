@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -337,6 +338,13 @@ def test_from_pipe_shares_the_parts_of_the_other_pipeline(diffusers_pipe: Stable
         assert back.unet is diffusers_pipe.unet
 
 
+def test_an_autoencoder_of_other_pictures_is_refused(diffusers_pipe: StableDiffusionPipeline) -> None:
+    pipe = InSTPipeline.from_pipe(diffusers_pipe)
+    pipe.vae = AutoencoderKL.from_config(pipe.vae.config, in_channels=4)
+    with pytest.raises(InstError, match=r"autoencoder of the pipeline is for pictures of 4 channels, not 3"):
+        pipe("a castle", style=to_image(picture()), num_inference_steps=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_fingerprints_are_those_of_the_files(
     tiny_backbone_folder: Path, tiny_backbone: Backbone, dtype: torch.dtype
@@ -484,9 +492,10 @@ def test_parts_that_do_not_fit_together_are_refused(tiny_copy: Path, style: Styl
     edit_json(tiny_copy / "unet" / "config.json", in_channels=9)
     shutil.rmtree(tiny_copy / "unet")
     pipe.tokenizer.model_max_length = 24
-    pipe.unet = type(pipe.unet).from_config(pipe.unet.config, in_channels=9)
-    with pytest.raises(InstError, match="input channels"):
-        pipe("[C]", style=style)
+    for channels, reason in ((6, "input channels"), (9, "is an in-painting model")):
+        pipe.unet = type(pipe.unet).from_config(pipe.unet.config, in_channels=channels)
+        with pytest.raises(InstError, match=reason):
+            pipe("[C]", style=style)
 
 
 # Wrong arguments

@@ -338,6 +338,8 @@ def test_generating_with_edges_but_without_a_photo_is_refused(
         ({"layers_per_block": 2}, "layers_per_block"),
         ({"conditioning_embedding_out_channels": [16, 32]}, "2 times as large"),
         ({"global_pool_conditions": True}, "pools its picture"),
+        ({"conditioning_channels": 4}, "control pictures of 4 channels, not 3"),
+        ({"num_class_embeds": 10}, r"needs inputs that InST does not support \(num_class_embeds\)"),
     ],
 )
 def test_a_controlnet_that_does_not_fit_the_backbone_is_refused(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,25 @@ if TYPE_CHECKING:
 COPY_AGAIN = "copy or download the model again"
 """The remedy for a missing or broken file."""
 
-_UNSUPPORTED_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+USE_A_MODEL = "use a Stable Diffusion 1.x, 2.x or XL model that makes pictures from text"
+"""The remedy for a model of another kind."""
+
+COLOURS = 3
+"""Channels of the pictures that every part takes and gives: red, green and blue."""
+
+OTHER_INPUTS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "a model that edits pictures by instruction (InstructPix2Pix), upscales latents, or makes videos",
+    9: "an in-painting model",
+}
+"""The kind of model, by the input channels of the UNet's first layer; Stable Diffusion has 4, those of the latents."""
+
+_LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
+_UNSUPPORTED_INPUTS = (
+    *("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "dual_cross_attention"),
+    *("encoder_hid_dim_type", "encoder_hid_dim"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +114,40 @@ class Parts:
     inversion: AttentionInversion | None = None
 
 
+def check_autoencoder(config: Any, name: str | Path) -> None:
+    """Raise InstError unless an autoencoder is for colour pictures and scales latents as in Stable Diffusion.
+
+    `name` is the path of its configuration, or another name for messages.
+    """
+    for side in ("in_channels", "out_channels"):
+        if (channels := config.get(side, COLOURS)) != COLOURS:
+            raise InstError(
+                f"{name} is for pictures of {channels} channels, not {COLOURS} ({side})", "use another model"
+            )
+    scale = config.get("scaling_factor")
+    if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
+        raise InstError(f"{name} has the scaling_factor {scale!r}, not a positive number", COPY_AGAIN)
+    shifts = [shift for shift in _LATENT_SHIFTS if config.get(shift)]
+    if shifts:
+        raise InstError(
+            f"{name} shifts the latents in a way that InST does not support ({', '.join(shifts)})", "use another model"
+        )
+
+
+def unsupported_inputs(config: Any) -> list[str]:
+    """Return the entries in the configuration of a UNet or ControlNet that ask for inputs which InST does not have."""
+    return [name for name in _UNSUPPORTED_INPUTS if config.get(name) not in (None, False)]
+
+
 def check_fit(parts: Parts, source: str | Path) -> None:
     """Raise InstError if the output of a part does not fit the input of the next. `source` is the model's name."""
     vae, unet, text, text_2 = parts.vae.config, parts.unet.config, parts.text_encoder.config, parts.text_encoder_2
-    special = [name for name in _UNSUPPORTED_INPUTS if unet.get(name) is not None]
+    if unet.in_channels != vae.latent_channels and vae.latent_channels == 4 and unet.in_channels in OTHER_INPUTS:
+        raise InstError(
+            f"{source} is {OTHER_INPUTS[unet.in_channels]} (its UNet takes {unet.in_channels} channels, not 4)",
+            USE_A_MODEL,
+        )
+    special = unsupported_inputs(unet)
     if unet.get("addition_embed_type") != (None if text_2 is None else "text_time"):
         special.append(f"addition_embed_type: {unet.get('addition_embed_type')}")
     if special:

@@ -19,6 +19,7 @@ from torch import Tensor
 from inst.arguments import check_factor, check_path, check_type
 from inst.backbone.loading.part import find_folder, load_weights
 from inst.backbone.model import Backbone, check_backbone
+from inst.backbone.parts import COLOURS, unsupported_inputs
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
@@ -193,6 +194,14 @@ def check_controlnet(model: ControlNetModel, backbone: Backbone, name: str = "Th
                 f"{needed})",
                 "use a ControlNet for this model",
             )
+    if special := unsupported_inputs(config):
+        raise UsageError(
+            f"{name} needs inputs that InST does not support ({', '.join(special)})", "use another ControlNet"
+        )
+    if (channels := config.get("conditioning_channels")) != COLOURS:
+        raise UsageError(
+            f"{name} takes control pictures of {channels} channels, not {COLOURS}", "use another ControlNet"
+        )
     # Each block of the ControlNet's picture encoder halves the sides, except the first block.
     downscale = 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)
     if downscale != backbone.downscale:

@@ -11,7 +11,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from inst import Backbone, InstError, InstWarning, UsageError
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
@@ -451,25 +456,25 @@ def test_a_part_with_pickled_weights_only_is_refused(tiny_copy: Path) -> None:
     refuse(tiny_copy, naming="diffusion_pytorch_model.bin")
 
 
-def unet_of_another_width(folder: Path) -> None:
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    UNet2DConditionModel.from_config(config, cross_attention_dim=48).save_pretrained(folder / "unet")
+def unet(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = UNet2DConditionModel.load_config(folder / "unet")
+        UNet2DConditionModel.from_config(config, **changes).save_pretrained(folder / "unet")
+
+    return change
 
 
-def unet_for_inpainting(folder: Path) -> None:
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    UNet2DConditionModel.from_config(config, in_channels=9).save_pretrained(folder / "unet")
+def autoencoder(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = AutoencoderKL.load_config(folder / "vae")
+        AutoencoderKL.from_config(config, **changes).save_pretrained(folder / "vae")
+
+    return change
 
 
-def unet_with_class_labels(folder: Path) -> None:
-    config = UNet2DConditionModel.load_config(folder / "unet")
-    unet = UNet2DConditionModel.from_config(config, class_embed_type="timestep")
-    unet.save_pretrained(folder / "unet")
-
-
-def autoencoder_of_more_channels(folder: Path) -> None:
-    config = AutoencoderKL.load_config(folder / "vae")
-    AutoencoderKL.from_config(config, latent_channels=8).save_pretrained(folder / "vae")
+def eyes_of_four_colours(folder: Path) -> None:
+    config = CLIPVisionConfig.from_pretrained(folder / "image_encoder", num_channels=4)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
 
 
 def tokenizer_of_more_words(folder: Path) -> None:
@@ -587,10 +592,27 @@ def not_even_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "naming"),
     [
-        (unet_of_another_width, "the UNet's cross-attention width (48) and the text encoder's width (32) differ"),
-        (unet_for_inpainting, "the UNet's input channels (9) and the autoencoder's latent channels (4) differ"),
-        (unet_with_class_labels, "class_embed_type"),
-        (autoencoder_of_more_channels, "the autoencoder's latent channels (8) differ"),
+        (
+            unet(cross_attention_dim=48),
+            "the UNet's cross-attention width (48) and the text encoder's width (32) differ",
+        ),
+        (unet(in_channels=9), "is an in-painting model (its UNet takes 9 channels, not 4)"),
+        (unet(in_channels=8), "is a model that edits pictures by instruction (InstructPix2Pix)"),
+        (unet(in_channels=7, num_class_embeds=10), "is an upscaler"),
+        (unet(in_channels=5), "is a depth-to-image model"),
+        (unet(in_channels=6), "the UNet's input channels (6) and the autoencoder's latent channels (4) differ"),
+        (unet(class_embed_type="timestep"), "one text encoder (class_embed_type)"),
+        (unet(num_class_embeds=10), "(num_class_embeds)"),
+        (unet(time_cond_proj_dim=8), "(time_cond_proj_dim)"),
+        (unet(encoder_hid_dim=WIDTH), "(encoder_hid_dim_type, encoder_hid_dim)"),
+        (unet(dual_cross_attention=True), "(dual_cross_attention)"),
+        (unet(addition_embed_type="text"), "(addition_embed_type: text)"),
+        (unet(addition_embed_type="image", encoder_hid_dim=WIDTH), "addition_embed_type: image"),
+        (autoencoder(latent_channels=8), "the autoencoder's latent channels (8) differ"),
+        (autoencoder(in_channels=4), "vae/config.json is for pictures of 4 channels, not 3 (in_channels)"),
+        (autoencoder(in_channels=6, out_channels=6), "is for pictures of 6 channels, not 3 (in_channels)"),
+        (autoencoder(out_channels=4), "is for pictures of 4 channels, not 3 (out_channels)"),
+        (eyes_of_four_colours, "image_encoder/config.json is for pictures of 4 channels, not 3 (num_channels)"),
         (tokenizer_of_more_words, "the text encoder knows"),
         (inversion_of_another_width, "the inversion's text width (48)"),
         (inversion_without_eyes, "inversion module but no image encoder"),

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from inst import Backbone, InstError, UsageError
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.loading.checkpoint import Checkpoint, read_checkpoint
-from inst.backbone.loading.original_layout import convert, find_layout
+from inst.backbone.loading.original_layout import convert, find_layout, use_average
 from inst.backbone.loading.part import build_model, read_json
 from inst.backbone.loading.single_file import CONFIGS, FAMILIES, predicts_v, read_single_file
 from inst.backbone.loading.tokenizer import VOCABULARY, clip_tokenizer, read_tokenizer
@@ -176,6 +176,35 @@ def test_ema_weights_beside_the_ordinary_ones_are_ignored(
     }
     parts = read(write_safetensors(tmp_path / "model.safetensors", tensors | average), folders["sd1"])
     assert parts.denoiser_fingerprint == Backbone.load(folders["sd1"], "cpu").denoiser_fingerprint
+
+
+def averaged(tensors: Tensors) -> Tensors:
+    """The UNet as the training program stores its average (`ldm.modules.ema.LitEma`): without dots, and a counter."""
+    average = {
+        f"model_ema.{key.removeprefix('model.').replace('.', '')}"
+        if key.startswith("model.diffusion_model.")
+        else key: tensor
+        for key, tensor in tensors.items()
+    }
+    return average | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_file_with_the_average_alone_gives_the_same_model(
+    folders: dict[str, Path], originals: dict[str, Tensors], tmp_path: Path, family: str
+) -> None:
+    parts = read(write_safetensors(tmp_path / "model.safetensors", averaged(originals[family])), folders[family])
+    expected = UNet2DConditionModel.from_pretrained(folders[family] / "unet").float().state_dict()
+    found = parts.unet.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(map(torch.equal, found.values(), expected.values()))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_name_of_an_average_in_full_size_is_found_again(family: str) -> None:
+    _, tensors = full_size(family)
+    found = use_average(Checkpoint(Path("model.ckpt"), averaged(tensors), {})).tensors
+    assert {key for key in found if not key.startswith("model_ema.")} == tensors.keys()
 
 
 def test_text_encoders_under_other_known_keys_load_the_same_weights(
@@ -497,6 +526,17 @@ def with_channels(channels: int) -> Callable[[Tensors], Tensors]:
         (with_channels(8), "edits pictures by instruction"),
         (with_channels(7), "an upscaler"),
         (with_channels(5), "a depth-to-image model"),
+        (lambda tensors: averaged(with_channels(9)(tensors)), "an in-painting model"),
+        (lambda tensors: averaged(with_channels(8)(tensors)), "edits pictures by instruction"),
+        (
+            lambda tensors: averaged(tensors) | {"model_ema.diffusion_modelnovel": torch.zeros(2)},
+            "only the average of a UNet's weights, under unknown names",
+        ),
+        (
+            lambda tensors: tensors | {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(2, 2)},
+            "its UNet takes a picture or a class beside the text, model.diffusion_model.label_emb",
+        ),
+        (lambda _: {"input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}, "only a UNet"),
         (lambda tensors: without(tensors, "first_stage_model."), "has no autoencoder"),
         (lambda tensors: without(tensors, "cond_stage_model."), "has no text encoder"),
         (lambda tensors: only(tensors, "first_stage_model."), "only an autoencoder"),

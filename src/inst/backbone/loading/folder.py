@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from inst.backbone.loading.image_encoder import read_image_encoder
 from inst.backbone.loading.part import load_weights, read_json, read_keys, silence_libraries, weight_files
 from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.loading.tokenizer import load_tokenizer
-from inst.backbone.parts import COPY_AGAIN, Parts
+from inst.backbone.parts import COPY_AGAIN, Parts, check_autoencoder
 from inst.errors import InstError, InstWarning, first_line
 
-_LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 _PIPELINES = ("InSTPipeline", "LatentConsistencyModelPipeline")
 """Classes of model_index.json that are used as Stable Diffusion is, besides those that have its name in theirs."""
 
@@ -120,22 +118,10 @@ def check_kind(folder: Path) -> None:
 
 
 def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Load an autoencoder, and check that its latents are scaled as in Stable Diffusion."""
+    """Load an autoencoder, and check that it is for colour pictures and scales latents as in Stable Diffusion."""
     vae = load_weights(AutoencoderKL, folder, dtype)
     check_autoencoder(vae.config, folder / "config.json")
     return vae
-
-
-def check_autoencoder(config: Any, path: Path) -> None:
-    """Raise InstError if an autoencoder's configuration, read from `path`, scales latents in an unknown way."""
-    scale = config.get("scaling_factor")
-    if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        raise InstError(f"{path} has the scaling_factor {scale!r}, not a positive number", COPY_AGAIN)
-    shifts = [name for name in _LATENT_SHIFTS if config.get(name)]
-    if shifts:
-        raise InstError(
-            f"{path} shifts the latents in a way that InST does not support ({', '.join(shifts)})", "use another model"
-        )
 
 
 def load_denoiser(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:

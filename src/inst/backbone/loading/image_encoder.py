@@ -22,7 +22,7 @@ from inst.backbone.loading.part import (
     weight_files,
 )
 from inst.backbone.loading.tokenizer import VOCABULARY
-from inst.backbone.parts import COPY_AGAIN, FeatureExtractor
+from inst.backbone.parts import COLOURS, COPY_AGAIN, FeatureExtractor
 from inst.errors import Argument, InstError, RemedyPiece, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
 
@@ -123,6 +123,11 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
             keys = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
             tensors |= {key: weights.get_tensor(key) for key in keys}
     encoder = build_model(CLIPVisionModelWithProjection, config, tensors, dtype, str(folder))
+    if (channels := encoder.config.num_channels) != COLOURS:
+        raise InstError(
+            f"{folder / 'config.json'} is for pictures of {channels} channels, not {COLOURS} (num_channels)",
+            "use another folder",
+        )
     return encoder, read_feature_extractor(preprocessing / "preprocessor_config.json", encoder.config.image_size)
 
 

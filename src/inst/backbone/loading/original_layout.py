@@ -5,7 +5,9 @@ The conversions come from diffusers (`diffusers.loaders.single_file_utils`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch import Tensor
 
 from inst.backbone.loading.checkpoint import Checkpoint
 from inst.backbone.loading.part import FITTING_CONFIGURATION, MisfitError, silence_libraries
+from inst.backbone.parts import OTHER_INPUTS
 from inst.errors import InstError, first_line
 
-_USE_A_MODEL = "use the complete file, or the folder, of a Stable Diffusion 1.x, 2.x or XL model"
+_COMPLETE_FILE = "use the complete file, or the folder, of a Stable Diffusion 1.x, 2.x or XL model"
 
 UNET = "model.diffusion_model."
 _AUTOENCODERS = ("first_stage_model.", "vae.")
@@ -26,14 +29,6 @@ _OPEN_CLIP = {
     "sdxl": ("conditioner.embedders.1.model.",),
 }
 """Prefixes of the text encoders' keys; the second one for sd2 is used in Stability AI's later code."""
-
-_OTHER_INPUTS = {
-    5: "a depth-to-image model",
-    7: "an upscaler",
-    8: "a model that edits pictures by instruction, or makes videos",
-    9: "an in-painting model",
-}
-"""The kind of model, by the input channels of the UNet's first layer; Stable Diffusion has 4."""
 
 _OTHER_MODELS = {
     "xl_refiner": "the refiner of Stable Diffusion XL; its base model is needed",
@@ -46,18 +41,50 @@ _OTHER_MODELS = {
 }
 """Other kinds of models, by the start of their names in diffusers."""
 
+_AVERAGE = "model_ema.diffusion_model"
+_NUMBERED = re.compile(r"(input_blocks|output_blocks|label_emb)(\d+)(\d)")
+"""In names of the average without dots: the numbers of two lists follow each other. The second one has one digit."""
+_STEPS = re.compile(
+    r"\d+|input_blocks|middle_block|output_blocks|transformer_blocks|time_embed|label_emb|in_layers|emb_layers|out_layers"
+    r"|skip_connection|attn[12]|norm[123]|norm|to_out|to_q|to_k|to_v|proj_out|proj_in|proj|ff|net|conv|op|out|weight|bias"
+)
+"""The steps of the path to a weight of Stable Diffusion's UNet."""
+
 _OTHER_FILES = (
+    ("model_ema.", "only the average of a UNet's weights, under unknown names"),
     ("lora_", "a LoRA, which changes a model but is not a model"),
     ("emb_params", "a textual-inversion embedding"),
     ("clip_l", "a textual-inversion embedding"),
     ("control_model.", "a ControlNet"),
     ("time_embedding.", "only one part of a model in the diffusers layout"),
+    ("input_blocks.", "only a UNet"),
     ("text_model.", "only one part of a model in the diffusers layout"),
     ("first_stage_model.", "only an autoencoder"),
     ("encoder.conv_in.", "only an autoencoder"),
     ("encoder.down.", "only an autoencoder"),
 )
 """Other kinds of files, by the start of their keys."""
+
+
+def use_average(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint of a file that holds the UNet only as its average, with this average as its UNet.
+
+    The training program averages the weights over the steps (EMA) and stores the average under `model_ema.`, with all
+    dots of the names removed (`ldm.modules.ema.LitEma`). Other checkpoints, and those with an unknown name in the
+    average, are returned unchanged.
+    """
+    tensors = checkpoint.tensors
+    if any(key.startswith(UNET) for key in tensors):
+        return checkpoint
+    found = {}
+    for key in tensors:
+        if key.startswith(_AVERAGE):
+            flat = key.removeprefix(_AVERAGE)
+            name = ".".join(_STEPS.findall(_NUMBERED.sub(r"\1.\2.\3.", flat)))
+            if name.replace(".", "") != flat:
+                return checkpoint
+            found[UNET + name] = tensors[key]
+    return replace(checkpoint, tensors=tensors | found)
 
 
 def find_layout(checkpoint: Checkpoint) -> str:
@@ -70,12 +97,12 @@ def find_layout(checkpoint: Checkpoint) -> str:
     path, tensors = checkpoint.path, checkpoint.tensors
     first = tensors.get(f"{UNET}input_blocks.0.0.weight")
     if first is None or first.dim() != 4:
-        raise InstError(f"{path} cannot be used as a model (it contains {_describe_content(tensors)})", _USE_A_MODEL)
+        raise InstError(f"{path} cannot be used as a model (it contains {_describe_content(tensors)})", _COMPLETE_FILE)
     if (channels := first.shape[1]) != 4:
-        other = _OTHER_INPUTS.get(channels, "another kind of model")
-        raise InstError(f"{path} is {other} (its UNet takes {channels} channels, not 4)", _USE_A_MODEL)
+        other = OTHER_INPUTS.get(channels, "another kind of model")
+        raise InstError(f"{path} is {other} (its UNet takes {channels} channels, not 4)", _COMPLETE_FILE)
     if kind := _other_model(tensors):
-        raise InstError(f"{path} cannot be used (it contains {kind})", _USE_A_MODEL)
+        raise InstError(f"{path} cannot be used (it contains {kind})", _COMPLETE_FILE)
     if not any(key.startswith(_AUTOENCODERS) for key in tensors):
         raise InstError(f"{path} has no autoencoder ({_AUTOENCODERS[0]}*)", "get the complete model")
 
@@ -84,11 +111,14 @@ def find_layout(checkpoint: Checkpoint) -> str:
 
     if has(_CLIP["sdxl"]) and has(_OPEN_CLIP["sdxl"][0]):
         return "sdxl"
-    if has(_CLIP["sd1"]):
-        return "sd1"
-    if any(map(has, _OPEN_CLIP["sd2"])):
-        return "sd2"
-    raise InstError(f"{path} has no text encoder (cond_stage_model.* or conditioner.*)", "get the complete model")
+    layout = "sd1" if has(_CLIP["sd1"]) else "sd2" if any(map(has, _OPEN_CLIP["sd2"])) else None
+    if layout is None:
+        raise InstError(f"{path} has no text encoder (cond_stage_model.* or conditioner.*)", "get the complete model")
+    if has(labels := f"{UNET}label_emb."):
+        raise InstError(
+            f"{path} cannot be used (its UNet takes a picture or a class beside the text, {labels}*)", _COMPLETE_FILE
+        )
+    return layout
 
 
 def _other_model(tensors: Mapping[str, Tensor]) -> str | None:
@@ -115,7 +145,8 @@ def convert(
 ) -> dict[str, dict[str, Tensor]]:
     """Rename the weights of each part to their names in the diffusers layout.
 
-    If a file has a second, averaged set of the UNet's weights (`model_ema.*`), the first set is used, as in diffusers.
+    If a file has a second, averaged set of the UNet's weights (`model_ema.*`) beside the first set, the first set is
+    used, as in diffusers.
 
     Returns:
         The weights of "unet", "vae", "text_encoder" and, for sdxl, "text_encoder_2".

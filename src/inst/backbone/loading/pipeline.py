@@ -14,7 +14,7 @@ from torch import Tensor
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.loading.part import read_keys, silence_libraries, weight_files
 from inst.backbone.loading.schedule import ScheduleError, noise_schedule
-from inst.backbone.parts import FeatureExtractor, Parts
+from inst.backbone.parts import FeatureExtractor, Parts, check_autoencoder
 from inst.errors import InstError, UsageError, first_line
 
 _EXACT = (torch.float16, torch.float32, torch.float64)
@@ -25,6 +25,7 @@ _TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 def parts_of(
     *,
+    vae: Any,
     text_encoder: Any,
     unet: Any,
     tokenizer: Any,
@@ -40,18 +41,21 @@ def parts_of(
     file that the component was loaded from is read instead, if it still exists and has the same values.
 
     Args:
-        text_encoder, unet, tokenizer, text_encoder_2, image_encoder: as in `inst.backbone.parts.Parts`.
+        vae, text_encoder, unet, tokenizer, text_encoder_2, image_encoder: as in `inst.backbone.parts.Parts`.
         scheduler: any scheduler of diffusers; its noise schedule and prediction type are used.
         feature_extractor: the image processor of transformers for the image encoder, or None.
         others: the other fields of `Parts`.
 
     Raises:
         UsageError: a component cannot be used, such as a text encoder in bfloat16 without its file.
+        InstError: the autoencoder is not for colour pictures, or shifts the latents.
     """
+    check_autoencoder(vae.config, "The autoencoder of the pipeline")
     length, positions = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
     if length > positions:
         raise UsageError(f"The tokenizer's model_max_length is {length}", f"set it to {positions}, the text encoder's")
     return Parts(
+        vae=vae,
         text_encoder=text_encoder,
         unet=unet,
         tokenizer=tokenizer,

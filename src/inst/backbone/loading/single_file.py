@@ -13,11 +13,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from inst import models
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.loading.checkpoint import Checkpoint, read_checkpoint
-from inst.backbone.loading.folder import check_autoencoder, load_scheduler
-from inst.backbone.loading.original_layout import convert, find_layout
+from inst.backbone.loading.folder import load_scheduler
+from inst.backbone.loading.original_layout import convert, find_layout, use_average
 from inst.backbone.loading.part import MisfitError, build_model, find_folder, read_json
 from inst.backbone.loading.tokenizer import read_tokenizer
-from inst.backbone.parts import Parts
+from inst.backbone.parts import Parts, check_autoencoder
 from inst.errors import Argument, InstError, UsageError
 
 CONFIGS = models.FOLDER / "configs"
@@ -46,7 +46,7 @@ def read_single_file(path: Path, dtype: torch.dtype, vae_dtype: torch.dtype, con
         InstError: the file is damaged, incomplete or of another kind, or does not fit the configuration.
         UsageError: the configuration does not exist.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = use_average(read_checkpoint(path))
     layout = find_layout(checkpoint)
     prediction = _stated_prediction(checkpoint)
     family = layout if (layout, prediction) != ("sd2", "v_prediction") else "sd2-v"
