@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,11 +95,69 @@ def test_sharded_weights_load_the_same_model_and_a_missing_shard_is_named(
     refuse(tiny_copy, naming=shard.name)
 
 
-def test_weights_named_fp16_load_the_same_model(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema", "ema-only", "v2"])
+def test_weights_of_any_variant_load_as_in_diffusers(
+    tiny_backbone: Backbone, tiny_copy: Path, variant: str, recwarn: pytest.WarningsRecorder
+) -> None:
     for name in ("vae", "unet", "text_encoder", "image_encoder"):
         path = tiny_copy / name / WEIGHTS[name]
-        path.rename(path.with_suffix(".fp16.safetensors"))
+        path.rename(path.with_suffix(f".{variant}.safetensors"))
+    expected = UNet2DConditionModel.from_pretrained(tiny_copy / "unet", variant=variant).state_dict()
+    found = Backbone.load(tiny_copy, "cpu", "float32")
+    assert same_model(found, tiny_backbone)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.unet.state_dict().items())
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("shard", ["{stem}.fp16-{count}.safetensors", "{stem}-{count}.fp16.safetensors"])
+def test_sharded_weights_of_a_variant_load_the_same_model(tiny_backbone: Backbone, tiny_copy: Path, shard: str) -> None:
+    """In the form that diffusers and transformers write, and in the older one, as in stable-diffusion-x4-upscaler."""
+    for name in ("unet", "text_encoder"):
+        folder, stem = tiny_copy / name, WEIGHTS[name].partition(".")[0]
+        part = type(getattr(tiny_backbone, name)).from_pretrained(folder)
+        (folder / WEIGHTS[name]).unlink()
+        part.save_pretrained(folder, max_shard_size="40KB")
+        index = folder / f"{stem}.safetensors.index.json"
+        content = index.read_text()
+        for path in folder.glob("*-of-*.safetensors"):
+            new = shard.format(stem=stem, count=path.stem.removeprefix(f"{stem}-"))
+            content = content.replace(path.name, new)
+            path.rename(folder / new)
+        index.unlink()
+        (folder / f"{stem}.safetensors.index.fp16.json").write_text(content)
     assert same_model(Backbone.load(tiny_copy, "cpu", "float32"), tiny_backbone)
+
+
+def test_of_several_variants_the_finest_averaged_weights_are_used(tiny_backbone: Backbone, tiny_copy: Path) -> None:
+    path = tiny_copy / "unet" / WEIGHTS["unet"]
+    weights = load_file(path)
+    expected = tiny_backbone.denoiser_fingerprint
+
+    def write(variant: str, factor: float) -> Path:
+        file = path.with_suffix(f".{variant}.safetensors")
+        save_file({key: tensor * factor for key, tensor in weights.items()}, file)
+        return file
+
+    write("non_ema", 2)
+    write("bf16", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Backbone.load(tiny_copy, "cpu").denoiser_fingerprint == expected  # the set without a variant
+    path.rename(path.with_suffix(".fp16.safetensors"))
+    with pytest.warns(InstWarning, match=r"unet has weights in the variants fp16, bf16, non_ema, and fp16 is used"):
+        assert Backbone.load(tiny_copy, "cpu").denoiser_fingerprint == expected
+    path.with_suffix(".fp16.safetensors").rename(path.with_suffix(".a.safetensors"))
+    path.with_suffix(".bf16.safetensors").unlink()
+    with pytest.warns(InstWarning, match=r"variants a, non_ema, and a is used"):
+        assert Backbone.load(tiny_copy, "cpu").denoiser_fingerprint == expected
+
+
+def test_an_index_of_pickles_is_refused(tiny_copy: Path) -> None:
+    path = tiny_copy / "text_encoder" / WEIGHTS["text_encoder"]
+    path.unlink()
+    (path.parent / "pytorch_model.bin.index.json").write_text("{}")
+    (path.parent / "pytorch_model-00001-of-00002.bin").write_bytes(b"pickle")
+    refuse(tiny_copy, naming="only as a pickle (pytorch_model-00001-of-00002.bin)")
 
 
 def test_a_tokenizer_in_the_older_layout_loads_the_same_model(tiny_backbone: Backbone, tiny_copy: Path) -> None:

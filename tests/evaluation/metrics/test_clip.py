@@ -48,6 +48,14 @@ def test_a_prompt_that_is_too_long_for_clip_is_still_encoded(clip_folder: Path) 
     assert encoder.texts(["river " * 60]).shape == (1, 16)
 
 
+def test_weights_of_a_variant_are_read(clip_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (copy / "model.safetensors").rename(copy / "model.fp16.safetensors")
+    pictures = torch.zeros(1, 3, 64, 64)
+    expected = PictureTextEncoder.load_clip(clip_folder).pictures(pictures)
+    assert torch.equal(PictureTextEncoder.load_clip(copy).pictures(pictures), expected)
+
+
 def test_a_clip_with_missing_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
     """As of a CLIP's image encoder alone, which has no projection, or no text encoder."""
     copy = Path(shutil.copytree(clip_folder, tmp_path / "copy"))

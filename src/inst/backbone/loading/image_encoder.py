@@ -15,10 +15,12 @@ from inst.backbone.loading.hub import find_clip, is_hub_name
 from inst.backbone.loading.part import (
     build_model,
     find_folder,
+    find_variants,
     read_json,
     read_keys,
     refuse_adapter,
     silence_libraries,
+    warn_of_variants,
     weight_files,
 )
 from inst.backbone.loading.tokenizer import VOCABULARY
@@ -117,6 +119,7 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
             "use another folder",
         )
     files = read_keys(weight_files(folder, "model")[0])
+    warn_of_variants(folder, "model")
     tensors: dict[str, torch.Tensor] = {}
     for path in set(files.values()):
         with safe_open(path, "pt") as weights:
@@ -154,8 +157,14 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
             raise ValueError("it has no config.json")  # transformers would first make a CLIP model of default size
         with silence_libraries():
             options = {"local_files_only": not download}
+            variants = find_variants((path.name for path in folder.iterdir()), "model") if folder else []
             model, report = CLIPModel.from_pretrained(
-                place, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+                place,
+                variant=(variants[0] or None) if variants else None,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
             )
             tokenizer = CLIPTokenizerFast.from_pretrained(place, **options)
             preprocessing = cached_file(place, "preprocessor_config.json", **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ from inst.files.git_lfs import refuse_pointer
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 """A valid file name of a shard. Paths are not allowed, because they could lead out of the model's folder."""
+
+_VARIANT = r"(?![\w-]*-\d+-of-\d+)[\w-]+"
+"""A variant in a file name, but not the number of a shard behind one."""
+_PRECISIONS = ("", "fp32", "fp16", "bf16")
+"""Variants by their precision, the finest first."""
 
 FITTING_CONFIGURATION = "use the configuration that belongs to the weights"
 """The remedy of `MisfitError`."""
@@ -55,8 +60,38 @@ def find_folder(name: str | Path) -> Path | None:
         return None
 
 
+def find_variants(names: Iterable[str], stem: str) -> list[str]:
+    """Return the variants of a part's safetensors weights, the one to prefer first; "" is the set without a variant.
+
+    The set without a variant has full precision, and the weights averaged over training (EMA). Of the others, whole
+    precision comes first, and weights that are not averaged ("non_ema") last.
+
+    Args:
+        names: file names, as diffusers gives them: `STEM.safetensors` or `STEM.VARIANT.safetensors`; or, of weights in
+            several files, `STEM.safetensors.index.json` or `STEM.safetensors.index.VARIANT.json`.
+        stem: "model", or "diffusion_pytorch_model"; with a folder before it, if the names have one.
+    """
+    start = re.escape(stem)
+    form = re.compile(rf"{start}(\.{_VARIANT})?\.safetensors|{start}\.safetensors\.index(\.{_VARIANT})?\.json")
+    found = {(match[1] or match[2] or "").removeprefix(".") for match in map(form.fullmatch, names) if match}
+
+    def rank(variant: str) -> tuple[bool, int, str]:
+        known = _PRECISIONS.index(variant) if variant in _PRECISIONS else len(_PRECISIONS)
+        return variant.startswith(("non_ema", "non-ema")), known, variant
+
+    return sorted(found, key=rank)
+
+
+def variant_files(stem: str, variant: str) -> tuple[str, str]:
+    """Return the file name of a variant's weights, and that of their index if they are in several files."""
+    dot = f".{variant}" if variant else ""
+    return f"{stem}{dot}.safetensors", f"{stem}.safetensors.index{dot}.json"
+
+
 def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     """Find the safetensors files of a part: one or several shards, and the variant ("fp16" or None) in their names.
+
+    Of several variants, the first one of `find_variants` is taken.
 
     Args:
         folder: the part's folder.
@@ -65,20 +100,13 @@ def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     Raises:
         InstError: a file is missing, or the only weights are pickles.
     """
-    for variant in (None, "fp16"):
-        dot = f".{variant}" if variant else ""
-        single = folder / f"{stem}{dot}.safetensors"
-        index = folder / f"{stem}.safetensors.index{dot}.json"
-        if index.is_file():
-            shards = _read_index(index)
-            missing = [shard.name for shard in shards if not shard.is_file()]
-            if missing or not shards:
-                raise InstError(
-                    f"{folder} is incomplete ({index.name} names {', '.join(missing) or 'no file'})", COPY_AGAIN
-                )
-            return shards, variant
-        if single.is_file():
-            return [single], variant
+    variants = find_variants((path.name for path in folder.glob(f"{stem}.*") if path.is_file()), stem)
+    if variants:
+        single, index = (folder / name for name in variant_files(stem, variants[0]))
+        shards = read_index(index) if index.is_file() else [single]
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise InstError(f"{folder} is incomplete ({index.name} names {', '.join(missing)})", COPY_AGAIN)
+        return shards, variants[0] or None
     pickles = sorted(path.name for ending in ("bin", "pt", "pth", "ckpt") for path in folder.glob(f"*.{ending}"))
     if pickles:
         raise InstError(
@@ -88,13 +116,33 @@ def weight_files(folder: Path, stem: str) -> tuple[list[Path], str | None]:
     raise InstError(f"{folder} is incomplete (it has no {stem}.safetensors)", COPY_AGAIN)
 
 
-def _read_index(path: Path) -> list[Path]:
+def warn_of_variants(folder: Path, stem: str) -> None:
+    """Warn if a part has weights in several variants, and none of them is the one without a variant."""
+    chosen, *others = find_variants((path.name for path in folder.iterdir()), stem) or [""]
+    if chosen and others:
+        warnings.warn(
+            InstWarning(
+                f"{folder} has weights in the variants {', '.join([chosen, *others])}, and {chosen} is used",
+                "to use another one, move the files of the others away",
+            ),
+            stacklevel=3,
+        )
+
+
+def read_index(path: Path) -> list[Path]:
+    """Read the names of the shards from an index of safetensors files. The shards are in the folder of the index.
+
+    Raises:
+        InstError: the index is broken or names no shard.
+    """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise InstError(f"{path} is not an index of safetensors files (it has no usable weight_map)", COPY_AGAIN)
     for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
             raise InstError(f"{path} names {name!r}, which is not a safetensors file in its folder", COPY_AGAIN)
+    if not weight_map:
+        raise InstError(f"{path} names no file", COPY_AGAIN)
     return sorted({path.parent / name for name in weight_map.values()})
 
 
@@ -219,7 +267,7 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
 
     Args:
         model_class: a model class of diffusers, such as `AutoencoderKL`, or of transformers.
-        folder: the folder with `config.json` and the weights: one file or several, with or without "fp16" in the names.
+        folder: the folder with `config.json` and the weights: one file or several, of any variant.
         dtype: the precision of the loaded model; the files may have another one.
 
     Returns:
@@ -230,7 +278,8 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             files of a diffusers model have weights that the model does not have.
 
     Warns:
-        InstWarning: the files of a transformers model have more weights, often those of a head that is not needed.
+        InstWarning: the weights are there in several variants only (`warn_of_variants`); or the files of a transformers
+            model have more weights, often those of a head that is not needed.
     """
     config = read_json(folder / "config.json")
     from_diffusers = issubclass(model_class, ModelMixin)
@@ -243,7 +292,9 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
 
     refuse_adapter(folder)
-    files, variant = weight_files(folder, "diffusion_pytorch_model" if from_diffusers else "model")
+    stem = "diffusion_pytorch_model" if from_diffusers else "model"
+    files, variant = weight_files(folder, stem)
+    warn_of_variants(folder, stem)
     keys = read_keys(files)
     with _translate_library_errors(f"{folder}: config.json or the weights are not valid for {expected}", COPY_AGAIN):
         model, report = model_class.from_pretrained(
