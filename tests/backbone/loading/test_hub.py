@@ -144,17 +144,57 @@ def test_full_precision_weights_are_fetched_where_there_are_no_fp16_ones(hub: Hu
     assert weights == ["unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
 
 
-def test_all_shards_of_sharded_weights_are_downloaded(hub: Hub, client: Client) -> None:
-    stem = "unet/diffusion_pytorch_model"
-    whole = hub.files.pop(f"{stem}.safetensors")
-    del hub.files[f"{stem}.fp16.safetensors"]
-    shards = [f"{stem}-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    weight_map = {str(number): Path(name).name for number, name in enumerate(shards)}
-    hub.files |= dict.fromkeys(shards, whole) | {
-        f"{stem}.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()
-    }
+def shard_the_unet(hub: Hub, index: str, shards: list[str]) -> None:
+    """Put sharded weights of a UNet in the place of all others."""
+    whole = hub.files["unet/diffusion_pytorch_model.safetensors"]
+    hub.files = {name: content for name, content in hub.files.items() if not name.startswith("unet/diffusion")}
+    weight_map = {str(number): shard for number, shard in enumerate(shards)}
+    hub.files |= {f"unet/{shard}": whole + shard.encode() for shard in shards}
+    hub.files[f"unet/{index}"] = json.dumps({"weight_map": weight_map}).encode()
+
+
+@pytest.mark.parametrize(
+    ("variant", "form"),
+    [
+        ("", "diffusion_pytorch_model-0000{}-of-00002.safetensors"),
+        (".fp16", "diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors"),
+        (".fp16", "diffusion_pytorch_model-0000{}-of-00002.fp16.safetensors"),
+        (".non_ema", "part{}.safetensors"),
+    ],
+    ids=["plain", "fp16", "older", "other"],
+)
+def test_the_shards_an_index_names_are_downloaded(hub: Hub, client: Client, variant: str, form: str) -> None:
+    index = f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    shards = [form.format(number) for number in (1, 2)]
+    shard_the_unet(hub, index, shards)
     folder = client.find(hub.name)
-    assert all((folder / name).is_file() for name in shards)
+    assert [name for name in hub.fetched if name.startswith("unet/")] == sorted(
+        ["unet/config.json", f"unet/{index}", *(f"unet/{shard}" for shard in shards)]
+    )
+    (folder / "unet" / shards[1]).unlink()
+    client.refuse(hub.name, naming=f"({index} names {shards[1]})", download=False)
+    assert client.find(hub.name) == folder
+    assert (folder / "unet" / shards[1]).is_file()
+
+
+def test_an_index_of_a_shard_that_the_hub_lacks_is_refused(hub: Hub, client: Client) -> None:
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    shards = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    shard_the_unet(hub, index, shards)
+    del hub.files[f"unet/{shards[1]}"]
+    client.refuse(hub.name, naming=f"is incomplete on the hub (it has no unet/{shards[1]})")
+    hub.commit = "d" * 40
+    hub.files[f"unet/{index}"] = json.dumps({"weight_map": {"a": "../vae/model.safetensors"}}).encode()
+    client.refuse(hub.name, naming="names '../vae/model.safetensors', which is not a safetensors file in its folder")
+    assert not any(name.endswith(".safetensors") for name in hub.fetched)
+
+
+def test_a_variant_is_downloaded_if_there_is_nothing_else(hub: Hub, client: Client) -> None:
+    stem = "unet/diffusion_pytorch_model"
+    hub.files[f"{stem}.bf16.safetensors"] = hub.files.pop(f"{stem}.safetensors")
+    del hub.files[f"{stem}.fp16.safetensors"]
+    client.find(hub.name)
+    assert [name for name in hub.fetched if name.startswith(stem)] == [f"{stem}.bf16.safetensors"]
 
 
 def test_a_revision_is_downloaded_by_name_and_an_unknown_one_is_refused(hub: Hub, client: Client) -> None:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but loaded on demand
 
-from inst.backbone.loading.part import read_json, weight_files
+from inst.backbone.loading.part import find_variants, read_index, read_json, variant_files, weight_files
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import Argument, InstError, UsageError, first_line
 
@@ -82,8 +82,8 @@ def find_model(name: str, download: bool = False) -> Path:
     """Find a model in the diffusers layout in the hub's cache. If allowed, download the files that are missing.
 
     Only the needed files are downloaded: configurations, tokenizers, and one set of safetensors weights. If the model
-    has half-precision weights ("fp16"), these are used, which is half the download. The hub's library shows the
-    progress bars.
+    has half-precision weights ("fp16"), these are used, which is half the download; otherwise those that
+    `find_variants` in `inst.backbone.loading.part` prefers. The hub's library shows the progress bars.
 
     Args:
         name: "owner/model", or "owner/model@revision" with a branch, a tag or a commit.
@@ -143,6 +143,10 @@ def _download(name: str, repository: str, revision: str, kind: _Kind) -> Path:
     if kind.index not in sizes:
         raise _wrong_layout(name, kind.index, sizes)
     wanted = kind.choose(name, sizes)
+    if indices := [path for path in wanted if ".safetensors.index." in path]:
+        wanted += _shards(Path(snapshot_download(repository, revision=info.sha, allow_patterns=indices)), indices)
+        if lost := [path for path in wanted if path not in sizes]:
+            raise InstError(f"{name} is incomplete on the hub (it has no {', '.join(lost)})", "use another model")
     missing = [
         path for path in wanted if not isinstance(try_to_load_from_cache(repository, path, revision=info.sha), str)
     ]
@@ -189,16 +193,18 @@ def _choose_clip(name: str, files: Collection[str]) -> list[str]:
 
 
 def _choose_weights(name: str, files: Collection[str], stem: str) -> list[str]:
-    for variant in (".fp16", ""):
-        single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if single in files:
-            return [single]
-        if index in files:
-            shard = re.compile(re.escape(f"{stem}{variant}") + r"-\d+-of-\d+\.safetensors")
-            return [index, *(path for path in files if shard.fullmatch(path))]
-    raise InstError(
-        f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened", "use another model"
-    )
+    variants = find_variants(files, stem)
+    if not variants:
+        raise InstError(
+            f"{name} has no safetensors weights ({stem}.safetensors), and pickles are never opened", "use another model"
+        )
+    single, index = variant_files(stem, "fp16" if "fp16" in variants else variants[0])
+    return [single if single in files else index]
+
+
+def _shards(folder: Path, indices: Collection[str]) -> list[str]:
+    """Return the files that the downloaded indices name. Their names have several forms, so only the indices know."""
+    return [shard.relative_to(folder).as_posix() for index in indices for shard in read_index(folder / index)]
 
 
 def _check_model(folder: Path) -> None:
