@@ -32,7 +32,7 @@ from inst.pictures.io import encode_painting, read_photo, save_png, to_tensor
 from inst.styles.exporting import FORMATS, export_style, slug, token_of
 from inst.styles.importing import Embedding, import_style, read_embedding
 from inst.styles.style import Style
-from tiny import LATENT_CHANNELS, WIDTH, tiny_text_encoder, tiny_tokenizer
+from tiny import LATENT_CHANNELS, WIDTH, WIDTH_2, save_family, tiny_text_encoder, tiny_tokenizer
 
 Run = Callable[..., tuple[int, str, str]]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "styles-elsewhere.md"
@@ -234,6 +234,23 @@ def test_wrong_endings_and_unknown_formats_are_refused(tiny_backbone: Backbone, 
 # Back
 
 
+def xl_backbone() -> Backbone:
+    pipeline = tiny_xl()
+    return Backbone(
+        vae=pipeline.vae,
+        unet=pipeline.unet,
+        text_encoder=pipeline.text_encoder,
+        text_encoder_2=pipeline.text_encoder_2,
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=pipeline.tokenizer_2,
+        scheduler=pipeline.scheduler,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        fingerprint="two",
+        name="xl",
+    )
+
+
 @pytest.mark.parametrize("to", FORMATS)
 def test_an_exported_style_is_imported_with_the_same_vectors(tiny_backbone: Backbone, tmp_path: Path, to: str) -> None:
     style = make_style(tiny_backbone)
@@ -256,20 +273,7 @@ def test_a_style_exported_for_two_text_encoders_is_imported_with_the_same_vector
     style = make_style(tiny_backbone, widths=(WIDTH, OTHER))
     path = tmp_path / f"sea{FORMATS[to]}"
     export_style(style, path, to)
-    pipeline = tiny_xl()
-    two = Backbone(
-        vae=pipeline.vae,
-        unet=pipeline.unet,
-        text_encoder=pipeline.text_encoder,
-        text_encoder_2=pipeline.text_encoder_2,
-        tokenizer=pipeline.tokenizer,
-        tokenizer_2=pipeline.tokenizer_2,
-        scheduler=pipeline.scheduler,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        fingerprint="two",
-    )
-    found = import_style(two, path)
+    found = import_style(xl_backbone(), path)
     assert torch.equal(found.vectors, style.vectors)
     assert found.widths == (WIDTH, OTHER)
     with pytest.raises(UsageError, match=rf"width {WIDTH} \+ {OTHER}, which does not fit .* of width {WIDTH}:"):
@@ -289,6 +293,47 @@ def test_the_names_of_both_encoders_are_those_of_several_programs(
     assert isinstance(found, Embedding)
     assert torch.equal(found.vectors, torch.cat(list(tensors.values()), dim=1))
     assert (found.widths, found.name) == ((WIDTH, OTHER), "file")
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [(("<waves>", "<waves>"), "waves"), (("clip_l", "clip_g"), "first"), (("emb_params", "emb_params"), "first")],
+)
+def test_two_files_for_two_text_encoders_are_imported_as_one_style(
+    tmp_path: Path, keys: tuple[str, str], name: str
+) -> None:
+    """As diffusers' script for textual inversion of Stable Diffusion XL (`learned_embeds_2`) and others write them."""
+    backbone, style = xl_backbone(), torch.randn(VECTORS, WIDTH + OTHER)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    for path, key, part in zip((first, second), keys, style.split([WIDTH, OTHER], dim=1), strict=True):
+        save_file({key: part.contiguous()}, path)
+    found = import_style(backbone, first, second=second)
+    assert torch.equal(found.vectors, style)
+    assert (found.widths, found.name) == ((WIDTH, OTHER), name)
+    assert found.about["imported"]["name"] == "first.safetensors"
+    assert found.about["imported"]["second"]["name"] == "second.safetensors"
+    assert torch.equal(import_style(backbone, second, second=first).vectors, style)
+    for path in (first, second):
+        with pytest.raises(UsageError, match="give the file for the other text encoder as `second`, or use the model"):
+            import_style(backbone, path)
+    with pytest.raises(UsageError, match=rf"of width {WIDTH} \+ {WIDTH}, which does not fit the backbone xl"):
+        import_style(backbone, first, second=first)
+
+
+def test_two_files_that_are_no_halves_of_an_embedding_are_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    half, other, whole = (tmp_path / f"{name}.safetensors" for name in ("half", "other", "whole"))
+    save_file({"clip_l": torch.ones(2, WIDTH)}, half)
+    save_file({"clip_g": torch.ones(1, OTHER)}, other)
+    save_file({"clip_l": torch.ones(2, WIDTH), "clip_g": torch.ones(2, OTHER)}, whole)
+    with pytest.raises(UsageError, match=r"whole\.safetensors does not hold the vectors for one of two text encoders"):
+        import_style(xl_backbone(), half, second=whole)
+    with pytest.raises(InstError, match="2 and 1 vectors for its text encoders"):
+        import_style(xl_backbone(), half, second=other)
+    with pytest.raises(InstError, match="nowhere: no such file"):
+        import_style(xl_backbone(), half, second=tmp_path / "nowhere")
+    save_file({"clip_g": torch.ones(2, OTHER)}, other)
+    with pytest.raises(UsageError, match=rf"of width {WIDTH} \+ {OTHER}, which does not fit the backbone"):
+        import_style(tiny_backbone, half, second=other)
 
 
 def a1111(vectors: Any) -> dict[str, Any]:
@@ -541,6 +586,19 @@ def test_the_export_and_import_commands_give_back_the_same_vectors(
         assert (code, err) == (0, "")
         assert said.splitlines()[0] == "back.safetensors"
         assert torch.equal(Style.load("back.safetensors").vectors, style.vectors)
+
+
+def test_the_import_command_takes_a_second_file(run: Run, tmp_path: Path) -> None:
+    model = save_family(tmp_path / "xl", "sdxl")
+    save_file({"<waves>": torch.ones(2, WIDTH)}, "learned_embeds.safetensors")
+    save_file({"<waves>": torch.ones(2, WIDTH_2)}, "learned_embeds_2.safetensors")
+    command = ["style", "import", "learned_embeds.safetensors", "--backbone", model, "--device", "cpu"]
+    code, said, err = run(*command, "--second", "learned_embeds_2.safetensors", "-o", "waves.safetensors")
+    assert (code, err) == (0, "")
+    assert said == f"waves.safetensors\n2 vectors of width {WIDTH} + {WIDTH_2}\n"
+    code, _, err = run(*command)
+    assert code == 2
+    assert "give the file for the other text encoder as --second" in err
 
 
 def test_without_a_given_name_the_commands_choose_a_free_one(

@@ -149,6 +149,14 @@ def import_(
         Path | None,
         typer.Option("-o", "--out", help="Style file to write (.safetensors). By default a new file in outputs/."),
     ] = None,
+    second: Annotated[
+        Path | None,
+        typer.Option(
+            "--second",
+            help="The file for the other text encoder, if a program wrote two files for Stable Diffusion XL, such as "
+            "learned_embeds_2.safetensors.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the style. By default the name in the file.")
     ] = None,
@@ -177,12 +185,18 @@ def import_(
 
     if no_painting and painting is None:
         raise UsageError("--no-painting needs a painting", "give it with --painting, or leave out --no-painting")
-    check_output(out, [file, *([painting] if painting else [])], check_style_name)
-    found = check_import(file, painting is not None, as_reference)  # before the backbone, which loads slowly
+    check_output(out, [path for path in (file, second, painting) if path], check_style_name)
+    found = check_import(file, painting is not None, as_reference, second)  # before the backbone, which loads slowly
     source = None if painting is None else read_photo(painting, flattened=True)
     model = session.load(find_image_encoder=not isinstance(found, Embedding))
     style = import_style(
-        model, file, name=name, painting=source, as_reference=as_reference, keep_painting=not no_painting
+        model,
+        file,
+        second=second,
+        name=name,
+        painting=source,
+        as_reference=as_reference,
+        keep_painting=not no_painting,
     )
     with output_path(out, slug(style.name), ".safetensors") as path:
         style.save(path)

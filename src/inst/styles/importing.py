@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ def import_style(
     backbone: Backbone,
     path: str | Path,
     *,
+    second: str | Path | None = None,
     name: str | None = None,
     painting: Picture | None = None,
     as_reference: bool = False,
@@ -73,6 +74,9 @@ def import_style(
         backbone: the model that the embedding was learned with, or one with the same text encoder.
         path: the file: an export of `export_style`, a `.pt` of A1111, a `learned_embeds.bin` of diffusers, or an
             `embeddings.pt` of textual inversion or of the reference code.
+        second: the file with the vectors for the other text encoder, if a program wrote two files for a model with two
+            (Stable Diffusion XL), such as `learned_embeds_2.safetensors` of diffusers' script. The order of the two
+            files does not matter.
         name: name of the style; the default is the name in the file.
         painting: the painting that the embedding was learned from, in any form. It gives the style its palette and its
             strokes. An `embeddings.pt` of the reference code needs it (`inst.styles.reference_code`).
@@ -87,9 +91,11 @@ def import_style(
     """
     check_path("An embedding", path)
     path = Path(path)
+    if second is not None:
+        check_path("An embedding", second)
     photo = None if painting is None else to_photo(painting, "painting")
     name = None if name is None else checked("name", name, "str")
-    found = check_import(path, painting is not None, as_reference)
+    found = check_import(path, painting is not None, as_reference, second)
     options: dict[str, Any] = {}
     if isinstance(found, ReferenceInversion):
         assert photo is not None
@@ -98,6 +104,8 @@ def import_style(
         found = Embedding(vectors, (found.width,), Path(photo.name).stem or path.stem, "InST reference")
         options = {"as_reference": as_reference}
     _check_widths(path, found.widths, backbone)
+    if second is not None:
+        options = {"second": asdict(SourceFile.of(second))}
     source = SourceFile.of(path)
     return Style(
         vectors=found.vectors,
@@ -115,12 +123,14 @@ def import_style(
     )
 
 
-def check_import(path: str | Path, has_painting: bool, as_reference: bool) -> Embedding | ReferenceInversion:
-    """Read a file, and check the arguments of `import_style` that need no backbone.
+def check_import(
+    path: str | Path, has_painting: bool, as_reference: bool, second: str | Path | None = None
+) -> Embedding | ReferenceInversion:
+    """Read a file, or both files of a pair, and check the arguments of `import_style` that need no backbone.
 
     `has_painting` says whether a painting is given. The errors are those of `import_style`.
     """
-    found = read_embedding(path)
+    found = read_embedding(path) if second is None else _read_pair(Path(path), Path(second))
     if isinstance(found, Embedding) and as_reference:
         raise UsageError(
             f"{path} is not an embeddings.pt of the reference code", "leave out ", Argument("as_reference")
@@ -169,6 +179,27 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
     return _identify(_read_safetensors(path), path)
 
 
+def _read_pair(*paths: Path) -> Embedding:
+    """Read an embedding from two files, one for each text encoder of Stable Diffusion XL. The name is the first's.
+
+    Raises:
+        UsageError: a file does not hold the vectors for one text encoder.
+        InstError: an error of `read_embedding`; or the files hold different numbers of vectors.
+    """
+    parts = []
+    for path in paths:
+        part = read_embedding(path)
+        if not isinstance(part, Embedding) or len(part.widths) != 1:
+            raise UsageError(
+                f"{path} does not hold the vectors for one of two text encoders", "leave out ", Argument("second")
+            )
+        parts.append(part)
+    name = parts[0].name
+    parts.sort(key=lambda part: part.widths)  # the first text encoder of Stable Diffusion XL is the narrower one
+    tables = {str(number): part.vectors for number, part in enumerate(parts)}
+    return _embedding(paths[0], tables, name, "sdxl")
+
+
 def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
     """Find the vectors in the content of a file."""
     if isinstance(content, Tensor):
@@ -200,6 +231,8 @@ def _identify(content: Any, path: Path) -> Embedding | ReferenceInversion:
         ((key, tensor),) = content.items()
         if key == EMBEDDING:
             return _embedding(path, {"": tensor}, "", "A1111")
+        if any(key in names for names in _PAIRS):  # one of two files; the key says only which text encoder
+            return _embedding(path, {"": tensor}, "", "sdxl")
         return _embedding(path, {"": tensor}, str(key).strip("<>"), "diffusers")
     raise _unknown(path, content)
 
@@ -287,9 +320,12 @@ def _check_widths(path: Path, widths: tuple[int, ...], backbone: Backbone) -> No
         return f"width {' + '.join(map(str, widths))}{model}"
 
     if widths != backbone.text_widths:
+        # Some programs write one file for each text encoder of Stable Diffusion XL.
+        other_file = ("give the file for the other text encoder as ", Argument("second"), ", or ")
         raise UsageError(
             f"{path} holds an embedding of {width_text(widths)}, which does not fit the backbone {backbone.name} of "
             f"{width_text(backbone.text_widths)}",
+            *(other_file if len(widths) == 1 < len(backbone.text_widths) and widths[0] in backbone.text_widths else ()),
             "use the model that the embedding was made for",
         )
 
