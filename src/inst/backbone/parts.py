@@ -37,8 +37,8 @@ OTHER_INPUTS = {
 
 _LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 _UNSUPPORTED_INPUTS = (
-    *("class_embed_type", "num_class_embeds", "time_cond_proj_dim", "dual_cross_attention"),
-    *("encoder_hid_dim_type", "encoder_hid_dim"),
+    *("class_embed_type", "num_class_embeds", "class_embeddings_concat", "time_cond_proj_dim"),
+    *("encoder_hid_dim_type", "encoder_hid_dim", "dual_cross_attention"),
 )
 
 

@@ -665,6 +665,7 @@ def not_even_text(folder: Path) -> None:
         (unet(time_cond_proj_dim=8), "(time_cond_proj_dim)"),
         (unet(encoder_hid_dim=WIDTH), "(encoder_hid_dim_type, encoder_hid_dim)"),
         (unet(dual_cross_attention=True), "(dual_cross_attention)"),
+        (unet(class_embeddings_concat=True), "(class_embeddings_concat)"),
         (unet(addition_embed_type="text"), "(addition_embed_type: text)"),
         (unet(addition_embed_type="image", encoder_hid_dim=WIDTH), "addition_embed_type: image"),
         (autoencoder(latent_channels=8), "the autoencoder's latent channels (8) differ"),

@@ -536,6 +536,14 @@ def with_channels(channels: int) -> Callable[[Tensors], Tensors]:
             lambda tensors: tensors | {"model.diffusion_model.label_emb.0.0.weight": torch.zeros(2, 2)},
             "its UNet takes a picture or a class beside the text, model.diffusion_model.label_emb",
         ),
+        (
+            lambda tensors: tensors | {"first_stage_model.encoder.conv_in.weight": torch.zeros(8, 4, 3, 3)},
+            "is for pictures of 4 channels, not 3 (first_stage_model.encoder.conv_in.weight)",
+        ),
+        (
+            lambda tensors: tensors | {"first_stage_model.decoder.conv_out.weight": torch.zeros(6, 8, 3, 3)},
+            "is for pictures of 6 channels, not 3 (first_stage_model.decoder.conv_out.weight)",
+        ),
         (lambda _: {"input_blocks.0.0.weight": torch.zeros(8, 4, 3, 3)}, "only a UNet"),
         (lambda tensors: without(tensors, "first_stage_model."), "has no autoencoder"),
         (lambda tensors: without(tensors, "cond_stage_model."), "has no text encoder"),

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from inst.backbone.loading.checkpoint import Checkpoint
 from inst.backbone.loading.part import FITTING_CONFIGURATION, MisfitError, silence_libraries
-from inst.backbone.parts import OTHER_INPUTS
+from inst.backbone.parts import COLOURS, OTHER_INPUTS
 from inst.errors import InstError, first_line
 
 _COMPLETE_FILE = "use the complete file, or the folder, of a Stable Diffusion 1.x, 2.x or XL model"
 
 UNET = "model.diffusion_model."
 _AUTOENCODERS = ("first_stage_model.", "vae.")
+_PICTURES = (("encoder.conv_in.weight", 1), ("decoder.conv_out.weight", 0))
+"""The weights of an autoencoder that take and give pictures, and their dimension of colour channels."""
 _CLIP = {"sd1": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 _OPEN_CLIP = {
     "sd2": ("cond_stage_model.model.", "conditioner.embedders.0.model."),
@@ -105,6 +107,9 @@ def find_layout(checkpoint: Checkpoint) -> str:
         raise InstError(f"{path} cannot be used (it contains {kind})", _COMPLETE_FILE)
     if not any(key.startswith(_AUTOENCODERS) for key in tensors):
         raise InstError(f"{path} has no autoencoder ({_AUTOENCODERS[0]}*)", "get the complete model")
+    for key, dimension in ((prefix + key, dimension) for prefix in _AUTOENCODERS for key, dimension in _PICTURES):
+        if key in tensors and tensors[key].dim() == 4 and (channels := tensors[key].shape[dimension]) != COLOURS:
+            raise InstError(f"{path} is for pictures of {channels} channels, not {COLOURS} ({key})", _COMPLETE_FILE)
 
     def has(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in tensors)
