@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from inst.cli import study, style, weights
 from inst.cli.ablate import ablate
 from inst.cli.compare import compare
+from inst.cli.console import FULL, discard, print_any_text, print_message
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
 from inst.cli.evaluate import evaluate
@@ -75,16 +76,13 @@ def main() -> None:
     """
     # Waiting threads that spin make a shared computer several times slower. PyTorch reads this variable on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    print_any_text()
     screen = Console(stderr=True)
-
-    def print_line(line: str, colour: str) -> None:
-        screen.print(line, style=colour, markup=False, highlight=False, soft_wrap=True)
-
     original_showwarning = warnings.showwarning
 
     def show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
         if issubclass(category, InstWarning):
-            print_line(f"Warning: {message}", "yellow")
+            print_message(screen, f"Warning: {message}", "yellow")
         else:
             original_showwarning(message, category, *place, **more)
 
@@ -95,20 +93,32 @@ def main() -> None:
         with use_wording(command_line_wording):
             app()
     except InstError as error:
-        print_line(f"Error: {error}", "red")
+        print_message(screen, f"Error: {error}", "red")
         sys.exit(error.exit_code)
     except _Interrupted:
-        print_line("Interrupted.", "red")
+        print_message(screen, "Interrupted.", "red")
         sys.exit(INTERRUPTED)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            print_message(
+                screen, f"Error: {error.filename} cannot be used ({error.strerror}): give another path.", "red"
+            )
+        elif error.errno in FULL:  # files are written by `inst.files.writing`, which names them
+            discard(sys.stdout)
+            print_message(
+                screen,
+                f"Error: the output cannot be printed ({error.strerror}): free space on the disk. Files that were "
+                "written stay.",
+                "red",
+            )
+        else:
             raise
-        print_line(f"Error: {error.filename} cannot be used ({error.strerror}): give another path.", "red")
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
-        print_line(
+        print_message(
+            screen,
             "Error: there is not enough memory: use smaller pictures (--size, --tile) or batches (--batch-size), add "
             "--low-memory, or choose another --device.",
             "red",

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from inst.cli.console import print_message
 from inst.cli.defaults import defaults_of
 from inst.errors import UsageError
 
@@ -182,7 +183,7 @@ class Session:
     def note(self, line: str) -> None:
         """Print a note on stderr."""
         if not self.quiet:
-            self._screen.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_message(self._screen, line)
 
     def note_left_out(self, line: str) -> None:
         """Print on stderr that something was left out. A line that contains "is left out" gets no prefix."""

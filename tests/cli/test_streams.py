@@ -1,0 +1,80 @@
+"""Consoles without letters, full disks and closed pipes, in processes of their own.
+
+Whatever happens to the output: no trace, an exit code, and what was written stays.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inst.styles.style import Style
+from pictures import quarters
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and names of any bytes")
+
+MIX = ["style", "mix", "one.safetensors", "-o"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    quarters().save("photo.png")
+    Style(torch.ones(3, 32), fingerprint="0123456789abcdef", about={"name": "one"}).save("one.safetensors")
+    return tmp_path
+
+
+def inst(*arguments: object, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run a command with buffered output, as users do. `env` adds variables of the environment."""
+    environment = {**os.environ, "NO_COLOR": "1", **more.pop("env", {})}
+    environment.pop("PYTHONUNBUFFERED", None)
+    command = [sys.executable, "-c", "from inst.cli import main; main()", *map(str, arguments)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    return subprocess.run(command, env=environment, timeout=240, check=False, **streams)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name", "printed"),
+    [
+        ("cp1252:strict", "日本 é.safetensors", b"?? \xe9.safetensors\n"),
+        ("utf-8", os.fsdecode(b"\xff\xe9.safetensors"), b"\xff\xe9.safetensors\n"),
+    ],
+)
+def test_every_name_is_printed_on_every_console(encoding: str, name: str, printed: bytes) -> None:
+    found = inst(*MIX, name, env={"PYTHONIOENCODING": encoding})
+    assert (found.returncode, found.stdout, found.stderr) == (0, printed, b"")
+    assert Style.load(name).name == "100% one"
+    found = inst("style", "info", f"missing-{name}", env={"PYTHONIOENCODING": encoding})
+    assert (found.returncode, found.stdout) == (1, b"")
+    assert found.stderr == b"Error: missing-" + printed[:-1] + b": no such file: check the path.\n"
+
+
+@pytest.mark.parametrize("arguments", [[*MIX, "made.safetensors"], ["--version"], ["style", "--help"]])
+def test_an_output_that_finds_no_room_is_one_line_and_results_stay(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        found = inst(*arguments, stdout=full)
+    assert found.returncode == 1
+    assert found.stderr.decode() == (
+        "Error: the output cannot be printed (No space left on device): free space on the disk. Files that were "
+        "written stay.\n"
+    )
+    assert Path("made.safetensors").exists() == ("made.safetensors" in arguments)
+
+
+@pytest.mark.parametrize("arguments", [[*MIX, "made.safetensors"], ["--version"], ["style", "--help"]])
+def test_a_closed_pipe_ends_a_command_quietly_and_results_stay(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    found = inst(*arguments, stdout=writing)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (1, b"")
+    assert Path("made.safetensors").exists() == ("made.safetensors" in arguments)
+
+
+def test_a_message_that_finds_no_room_does_not_change_the_exit_code() -> None:
+    with open("/dev/full", "wb") as full:
+        assert inst("style", "info", "missing.safetensors", stderr=full).returncode == 1
