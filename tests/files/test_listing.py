@@ -1,5 +1,6 @@
 """Which files of a folder count as pictures, and which are named because they do not."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from inst.errors import InstWarning
-from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name
+from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name, readable_name
 from inst.pictures.io import read_picture
 
 WRITTEN = {".jfif": "JPEG", ".jpe": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM"}
@@ -41,3 +42,9 @@ def test_pictures_that_cannot_be_read_are_named_once(tmp_path: Path) -> None:
 
 def test_the_plain_name_has_no_ending_and_one_form() -> None:
     assert plain_name("cafe\u0301.v2.jpg") == "café.v2"
+
+
+def test_a_readable_name_shows_bytes_that_are_not_utf_8_and_keeps_all_else() -> None:
+    assert readable_name(os.fsdecode(b"\xff caf\xc3\xa9 \xe9.png")) == "%FF café %E9.png"
+    assert readable_name("睡莲 😀 100%.png") == "睡莲 😀 100%.png"
+    assert plain_name(os.fsdecode(b"\xff.png")) != plain_name(os.fsdecode(b"\xfe.png"))

@@ -41,7 +41,7 @@ def test_a_file_is_written_and_replaced_with_nothing_left_beside_it(tmp_path: Pa
 def test_the_longest_allowed_file_name_is_written_and_a_longer_one_refused(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 251 + ".bin")
     assert write_bytes_atomically(path, b"x").read_bytes() == b"x"
-    refuse(tmp_path / ("n" * 300), "too long")
+    refuse(tmp_path / ("n" * 300), "too long): choose a shorter name")
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from inst.errors import Argument, InstError, UsageError
-from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in, plain_name
+from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in, plain_name, readable_name
+from inst.files.writing import LONGEST_NAME
 
 SEPARATOR = "__"
 """Text between the name of the photo and the name of the painting: `PHOTO__PAINTING.png`."""
@@ -46,6 +47,27 @@ def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
                 f"{one.name} has {SEPARATOR} in its name, which separates photo and painting in names of results",
                 "rename it",
             )
+
+
+def check_sources(photos: Sequence[Path], paintings: Sequence[Path]) -> None:
+    """Check the names of photos and paintings as `check_names` does, and that the names of their results fit the disk.
+
+    Raises:
+        UsageError: as `check_names`; or a photo and a painting have names that are too long together.
+    """
+    check_names("photos", photos)
+    check_names("paintings", paintings)
+    longest = [max(files, key=lambda file: len(readable_name(file.stem).encode())) for files in (photos, paintings)]
+    if len(result_name(*longest).encode()) > LONGEST_NAME:
+        raise UsageError(
+            f"The names of {longest[0].name} and {longest[1].name} are too long together for the name of their result",
+            "rename one",
+        )
+
+
+def result_name(photo: Path, painting: Path) -> str:
+    """Return the name of the result for two files: `PHOTO__PAINTING.png`."""
+    return f"{readable_name(photo.stem)}{SEPARATOR}{readable_name(painting.stem)}.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +223,7 @@ def collect(
     )
     if results.is_file():
         _add_single(finder, results)
-        used_methods = [results.stem]
+        used_methods = [plain_name(results.name)]
     else:
         found = _methods(results, methods, problems)
         used_methods = [method for method, folder, names in found if finder.add_method(method, folder, names)]
@@ -238,10 +260,10 @@ def _add_single(finder: _Finder, result: Path) -> None:
     photos = [("", Path())] if finder.photos is None else list(finder.photos.items())
     paintings = list(finder.paintings)
     if len(paintings) > 1 or len(photos) > 1:  # folders: only the name tells which photo and painting
-        finder.add(result.stem, result.parent, result.name)
+        finder.add(plain_name(result.name), result.parent, result.name)
     else:
         place = _Place(result.parent, result.suffix, result.stem)
-        finder.found[paintings[0], photos[0][0]] = {result.stem: place}
+        finder.found[paintings[0], photos[0][0]] = {plain_name(result.name): place}
 
 
 def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -> list[tuple[str, Path, Sequence[str]]]:
@@ -252,16 +274,16 @@ def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -
     if any(SEPARATOR in os.path.splitext(name)[0] for name in direct) or not folders:
         if not direct:
             raise InstError(f"{results} contains no picture", f"give a folder of pictures PHOTO{SEPARATOR}PAINTING.png")
-        return [(results.resolve().name, results, direct)]
+        return [(readable_name(results.resolve().name), results, direct)]
     if wanted is not None:
-        names = [folder.name for folder in folders]
+        names = [readable_name(folder.name) for folder in folders]
         if unknown := [name for name in wanted if name not in names]:
             raise UsageError(f"{results} has no method {unknown[0]}", f"choose from {', '.join(names)}")
-        folders = [folder for folder in folders if folder.name in wanted]
+        folders = [folder for folder in folders if readable_name(folder.name) in wanted]
     methods: list[tuple[str, Path, Sequence[str]]] = []
     for folder in folders:
         if pictures := picture_names(folder):
-            methods.append((folder.name, folder, pictures))
+            methods.append((readable_name(folder.name), folder, pictures))
         elif wanted is not None or not any(folder.iterdir()):  # skip folders of other files, such as reports
             problems.append(f"{folder} contains no picture: the method is left out")
     return methods

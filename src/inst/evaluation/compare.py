@@ -12,9 +12,18 @@ from typing import Any
 from torch import Tensor
 
 from inst.errors import InstError, UsageError
-from inst.evaluation.collection import CURVES, NOT_METHODS, PAINTINGS, PHOTOS, SEPARATOR, check_names
+from inst.evaluation.collection import (
+    CURVES,
+    NOT_METHODS,
+    PAINTINGS,
+    PHOTOS,
+    SEPARATOR,
+    check_names,
+    check_sources,
+    result_name,
+)
 from inst.evaluation.methods.method import PICTURES, Method, OnStep, Repaint
-from inst.files.listing import pictures_in
+from inst.files.listing import pictures_in, plain_name, readable_name
 from inst.files.provenance import SourceFile, describe
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.pictures.io import read_photo, read_picture, resize_short_side, save_picture
@@ -84,8 +93,7 @@ def compare(
     """
     names = [method.name for method in methods]
     check_names("methods", names)
-    check_names("photos", photos)
-    check_names("paintings", paintings)
+    check_sources(photos, paintings)
     for name in names:
         if name in NOT_METHODS or Path(name).name != name or name.startswith("."):
             raise UsageError(
@@ -116,7 +124,7 @@ def _compare(
         for painting in paintings:
             repaint: Repaint | InstError | None = None
             for photo in photos:
-                path = out / method.name / f"{photo.stem}{SEPARATOR}{painting.stem}.png"
+                path = out / method.name / result_name(photo, painting)
                 missing, problem = not path.is_file(), None
                 if missing:
                     if repaint is None:
@@ -124,7 +132,14 @@ def _compare(
                     origin = {method.name: settings[method.name]}, [sources[photo]], [sources[painting]]
                     problem = _make(repaint, photo, path, origin)
                 result = ComparisonResult(
-                    index, total, method.name, photo.stem, painting.stem, path, made=missing, problem=problem
+                    index,
+                    total,
+                    method.name,
+                    plain_name(photo.name),
+                    plain_name(painting.name),
+                    path,
+                    made=missing,
+                    problem=problem,
                 )
                 if problem:
                     problems.append(result)
@@ -199,6 +214,8 @@ def _plan_copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tu
     copies: dict[Path, tuple[Path, Path | None]] = {}
     for source in sources:
         if not source.is_file():
+            if source.exists():
+                raise InstError(f"{source} is not a regular file", "results are named after files: save it as one")
             raise InstError(f"{source}: no such file", "check the path")
         digest = SourceFile.of(source).sha256  # raises InstError if the file cannot be read
         former = present.get(source.stem)
@@ -208,7 +225,8 @@ def _plan_copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tu
             problem = f"{former} is another picture than {source}"
             if not (out / SETTINGS).is_file():  # no comparison made this file
                 raise UsageError(problem, f"give another folder for the results, or delete {former}")
-            part = f"{source.stem}{SEPARATOR}" if kind == PHOTOS else f"{SEPARATOR}{source.stem}"
+            stem = readable_name(source.stem)
+            part = f"{stem}{SEPARATOR}" if kind == PHOTOS else f"{SEPARATOR}{stem}"
             if results := _results_named(out, part, at_start=kind == PHOTOS):
                 raise UsageError(
                     f"{problem}, and {results[0]}{' and others were' if results[1:] else ' was'} made of it",
@@ -241,10 +259,10 @@ def write_sheets(
     for painting in paintings:
         rows: list[list[tuple[str, Tensor] | None]] = []
         for photo in photos:
-            name = f"{photo.stem}{SEPARATOR}{painting.stem}.png"
-            painting_cell = None if rows else _cell(painting.stem, painting)
+            name = result_name(photo, painting)
+            painting_cell = None if rows else _cell(readable_name(painting.stem), painting)
             results = (_cell(method, out / method / name) for method in methods)
-            rows.append([painting_cell, _cell(photo.stem, photo), *results])
+            rows.append([painting_cell, _cell(readable_name(photo.stem), photo), *results])
         texts = _provenance_texts("sheet of a comparison", methods, contents, _sources([painting]))
         sheet = make_sheet(rows, _CELL_SIDE * 3 // 2)
         written.append(save_picture(sheet, folder / f"{painting.stem}.png", texts=texts))

@@ -17,6 +17,7 @@ from inst.errors import InstError
 from inst.evaluation.metrics.table import Column
 from inst.evaluation.report import format_number, used_columns
 from inst.evaluation.results import Evaluation, Row, Score
+from inst.files.listing import readable_name
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import open_picture
 
@@ -62,7 +63,7 @@ def write_page(evaluation: Evaluation, folder: str | Path, shown: int = 100, tit
     for part in parts:  # one pass, so that inserted text is not searched for placeholders
         name, _, rest = part.partition("}}")
         head += fields[name] + rest
-    return write_bytes_atomically(Path(folder) / PAGE, head.encode())
+    return write_bytes_atomically(Path(folder) / PAGE, readable_name(head).encode())
 
 
 def _choose(evaluation: Evaluation, shown: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from inst.evaluation.metrics.table import Column
 from inst.evaluation.results import Evaluation, Score
 from inst.files.csv_tables import csv_lines
+from inst.files.listing import readable_name
 from inst.files.writing import write_bytes_atomically
 
 JSON, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
@@ -31,7 +32,11 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         PICTURES: csv_lines(_picture_lines(evaluation)),
         MARKDOWN: [as_markdown(evaluation)],
     }
-    return [write_bytes_atomically(folder / name, (part.encode() for part in text)) for name, text in texts.items()]
+    return [write_bytes_atomically(folder / name, _encoded(text)) for name, text in texts.items()]
+
+
+def _encoded(parts: Iterable[str]) -> Iterator[bytes]:
+    return (readable_name(part).encode() for part in parts)  # the texts hold names and paths of files
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:

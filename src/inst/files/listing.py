@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -23,12 +24,20 @@ _OTHER_PICTURES = (
 """Endings of pictures that cannot be read."""
 
 
+def readable_name(name: str) -> str:
+    """Return a file's name as text that can be stored and drawn: a byte that is not UTF-8 becomes its value, as `%FF`.
+
+    Python gives such a byte as a lone surrogate (PEP 383), which no file of text, database or font takes.
+    """
+    return re.sub(r"[\ud800-\udfff]", lambda lone: f"%{ord(lone[0]) & 0xFF:02X}", name)
+
+
 def plain_name(name: str) -> str:
-    """Return the name of a file without its ending, in the form NFC.
+    """Return the name of a file without its ending, readable (`readable_name`) and in the form NFC.
 
     macOS stores "é" as a letter and an accent (NFD), and other systems as one letter. Names are compared in one form.
     """
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    return unicodedata.normalize("NFC", readable_name(os.path.splitext(name)[0]))
 
 
 def pictures_in(folder: Path) -> list[Path]:

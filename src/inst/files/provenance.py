@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from inst.errors import InstError, first_line
+from inst.files.listing import readable_name
 from inst.version import __version__
 
 KEYWORD = "inst"
@@ -55,8 +56,8 @@ class SourceFile:
 
 
 def base_name(path: str | os.PathLike[str]) -> str:
-    """Return the last part of a path of any operating system. A name without a slash is returned unchanged."""
-    return re.split(r"[\\/]", os.fspath(path).rstrip("\\/"))[-1]
+    """Return the last part of a path of any operating system, as `readable_name`; other names are unchanged."""
+    return readable_name(re.split(r"[\\/]", os.fspath(path).rstrip("\\/"))[-1])
 
 
 def to_plain(value: Any, verbatim: frozenset[str] = frozenset()) -> Any:

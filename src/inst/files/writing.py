@@ -16,8 +16,11 @@ from inst.errors import InstError
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 """Characters that a common operating system does not allow in a file name."""
 
+LONGEST_NAME = 255
+"""Largest name of a file in bytes, on all common file systems."""
+
 _LONGEST_STEM = 200
-"""Largest stem in bytes: file systems allow names of 255 bytes, and a number and an ending must fit too."""
+"""Largest stem in bytes: a number and an ending must fit too."""
 
 
 def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable[bytes]) -> Path:
@@ -75,6 +78,11 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def cut_name(name: str, most: int) -> str:
+    """Return the beginning of a file's name, at most this number of bytes."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
 def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
     """Reserve an unused file name: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
 
@@ -92,7 +100,7 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
     """
     folder = Path(folder)
     text = stem.encode(errors="replace").decode()  # a name that is not valid Unicode has lone surrogates
-    stem = _NO_FILE_NAME.sub("_", text).encode()[:_LONGEST_STEM].decode(errors="ignore").strip(" .") or "picture"
+    stem = cut_name(_NO_FILE_NAME.sub("_", text), _LONGEST_STEM).strip(" .") or "picture"
     number = 1
     try:
         try:
@@ -124,5 +132,10 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
 
 
 def _cannot_write(path: Path, error: OSError) -> InstError:
-    remedy = "free space on the disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
+    remedies = {
+        errno.ENOSPC: "free space on the disk",
+        errno.EDQUOT: "free space on the disk",
+        errno.ENAMETOOLONG: "choose a shorter name",
+    }
+    remedy = remedies.get(error.errno or 0, "choose another folder")
     return InstError(f"{path} cannot be written ({error.strerror or error})", remedy)

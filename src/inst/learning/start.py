@@ -18,6 +18,7 @@ from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.backbone.text import coarse_word
 from inst.errors import Argument, UsageError
+from inst.files.listing import readable_name
 from inst.learning.data import CAPTIONS
 from inst.learning.settings import LearningSettings
 from inst.learning.state import LearningState
@@ -43,7 +44,7 @@ def check_start(
 def default_style_name(given: object, paintings: Sequence[Photo]) -> str:
     """Return the name of a style without a given name: that of the folder that was given, or of the first painting."""
     if isinstance(given, str | os.PathLike) and Path(given).is_dir():
-        return Path(given).resolve().name
+        return readable_name(Path(given).resolve().name)
     return Path(paintings[0].name).stem or "unnamed"
 
 

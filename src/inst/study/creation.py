@@ -14,6 +14,7 @@ from pathlib import Path
 from inst.arguments import check_at_least
 from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
+from inst.files.listing import plain_name
 from inst.study.database import Database, Settings
 
 _QUALITY = 92
@@ -158,7 +159,7 @@ def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collecti
 def _sources(pair: Pair) -> tuple[tuple[str, str], tuple[str, str]]:
     """Return (folder, name) of the pair's photo and of its painting in the study's file."""
     assert pair.photo is not None
-    return (PHOTOS, pair.photo.stem), (PAINTINGS, pair.painting.stem)
+    return (PHOTOS, plain_name(pair.photo.name)), (PAINTINGS, plain_name(pair.painting.name))
 
 
 def _fill(

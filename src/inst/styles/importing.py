@@ -17,6 +17,7 @@ from torch import Tensor
 from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.files.git_lfs import refuse_pointer
+from inst.files.listing import readable_name
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
@@ -101,7 +102,7 @@ def import_style(
         assert photo is not None
         _check_widths(path, (found.width,), backbone)
         vectors = compute_vector(found, backbone, photo, as_reference)
-        found = Embedding(vectors, (found.width,), Path(photo.name).stem or path.stem, "InST reference")
+        found = Embedding(vectors, (found.width,), Path(photo.name).stem or readable_name(path.stem), "InST reference")
         options = {"as_reference": as_reference}
     _check_widths(path, found.widths, backbone)
     if second is not None:
@@ -253,7 +254,9 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
             f"{path} holds {counts} vectors for its text encoders, but the numbers must be equal",
             "give another embedding",
         )
-    return Embedding(torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or path.stem, kind)
+    return Embedding(
+        torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or readable_name(path.stem), kind
+    )
 
 
 def _with_rows(entry: Any) -> Any:

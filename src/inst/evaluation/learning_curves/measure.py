@@ -14,7 +14,7 @@ from torch import Tensor
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.errors import InstError
-from inst.evaluation.collection import check_names
+from inst.evaluation.collection import check_sources
 from inst.evaluation.evaluate import PAINTING, PHOTO
 from inst.evaluation.judging import other_demo_painting, resize_and_crop
 from inst.evaluation.methods.styles import check_transfer, learned
@@ -97,8 +97,8 @@ def check_curves(
     """Check the arguments of `learning_curves` before anything is learned.
 
     Raises:
-        UsageError: names that cannot be names of results (`inst.evaluation.collection.check_names`), or arguments that
-            `inst.learn` or `inst.transfer` cannot use.
+        UsageError: names that cannot be names of results (`inst.evaluation.collection.check_sources`), or arguments
+            that `inst.learn` or `inst.transfer` cannot use.
         InstError: the backbone has no image encoder.
     """
     if backbone.image_encoder is None:
@@ -106,8 +106,7 @@ def check_curves(
             f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled need",
             *image_encoder_remedy(backbone.text_encoder.config),
         )
-    check_names("photos", [Path(photo.name) for photo in photos])
-    check_names("paintings", [Path(painting.name) for painting in paintings])
+    check_sources([Path(photo.name) for photo in photos], [Path(painting.name) for painting in paintings])
     for seed in seeds:
         learned(backbone, **_learning(steps, every, seed))  # created but not run, to check the arguments
     check_transfer(backbone, transferred)

@@ -16,6 +16,7 @@ from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult, backbone_mark
 from inst.files.listing import plain_name
+from inst.files.writing import LONGEST_NAME, cut_name
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
 from inst.pictures.io import Photo, encode_painting
@@ -66,7 +67,8 @@ class StyleMethod:
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         made_with = json.dumps([self.settings["backbone"], self.settings["style"], painting.sha256], sort_keys=True)
         digest = hashlib.sha256(made_with.encode()).hexdigest()[:8]
-        place = folder / f"{Path(painting.name).stem}-{self.maker.name}-{digest}.safetensors"
+        ending = f"-{self.maker.name}-{digest}.safetensors"
+        place = folder / f"{cut_name(Path(painting.name).stem, LONGEST_NAME - len(ending.encode()))}{ending}"
         if place.is_file():
             style = Style.load(place)
         else:
