@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from torch import Tensor
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
+from inst.files.listing import readable_name
+from inst.files.provenance import SourceFile
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
@@ -37,7 +40,7 @@ class Photo:
     Attributes:
         picture: [3, H, W] float32 in [-1, 1].
         alpha: [H, W] float32 in [0, 1], 1 = opaque; None if every pixel is opaque. The picture is not multiplied by it.
-        name: the file's base name, without folders; empty if the picture does not come from a file.
+        name: the file's base name, without folders (`readable_name`); empty if the picture does not come from a file.
         sha256: sha256 of the file's bytes, in hexadecimal; empty if the picture does not come from a file.
     """
 
@@ -64,12 +67,11 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Phot
     path = Path(path)
     with _open(path) as (file, image):
         colours, alpha = to_srgb(image)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        source = _source_of(path, file)
         if alpha is None or flattened:
-            return Photo(to_tensor(flatten(colours, alpha)), None, path.name, digest)
+            return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
         opacity = torch.from_numpy(np.array(alpha)).float() / 255
-        return Photo(to_tensor(extend(colours, alpha)), opacity, path.name, digest)
+        return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
 
 
 def read_painting(path: str | os.PathLike[str]) -> Photo:
@@ -87,7 +89,7 @@ def read_image(image: Image.Image, what: str = "The picture") -> Photo:
     Raises:
         InstError: the image cannot be decoded; the message calls it by its file name, or `what`.
     """
-    name = Path(getattr(image, "filename", "") or "").name
+    name = readable_name(Path(getattr(image, "filename", "") or "").name)
     if 0 in image.size:
         raise UsageError(f"{name or what} is {image.width} x {image.height} pixels", "give a picture with pixels")
     with translate_errors(name or what):
@@ -131,11 +133,22 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     Warns:
         InstWarning: the mask has only the levels 0 and 1 of 255. 1 counts as white then.
     """
+    return read_mask_file(path, size)[0]
+
+
+def read_mask_file(path: str | Path, size: tuple[int, int] | None = None) -> tuple[Tensor, SourceFile]:
+    """Read a mask as `read_mask` does, and return it with the record of its file."""
     check_path("A mask", path)
     path = Path(path)
-    with _open(path) as (_, image):
-        mask = mask_of(image)
-    return mask if size is None else fit_mask(str(path), mask, size)
+    with _open(path) as (file, image):
+        mask, source = mask_of(image), _source_of(path, file)
+    return mask if size is None else fit_mask(str(path), mask, size), source
+
+
+def _source_of(path: Path, file: io.BufferedReader | io.BytesIO) -> SourceFile:
+    """Return the record of an open file. A pipe cannot be opened again for it."""
+    file.seek(0)
+    return SourceFile(path.name, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def mask_of(image: Image.Image) -> Tensor:
@@ -356,20 +369,27 @@ def _encode_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Image.Image]]:
+def _open(path: Path) -> Iterator[tuple[io.BufferedReader | io.BytesIO, Image.Image]]:
     """Open a picture file. Yield the file, and its first frame, decoded and upright."""
     with _file(path) as file, _load(file) as image:
         yield file, image
 
 
 @contextlib.contextmanager
-def _file(path: Path) -> Iterator[io.BufferedReader]:
-    with translate_errors(str(path)):
-        refuse_pointer(path)
-        if path.stat().st_size == 0:
+def _file(path: Path) -> Iterator[io.BufferedReader | io.BytesIO]:
+    """Open a file, or read a pipe whole."""
+    with translate_errors(str(path)), path.open("rb") as opened:
+        kind = os.fstat(opened.fileno()).st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            raise InstError(f"{path} is neither a file nor a pipe", "give a picture file")
+        if stat.S_ISREG(kind):
+            refuse_pointer(path)
+        # A pipe is read once, from the front to the end, and decoders go back and forth.
+        file = io.BytesIO(opened.read()) if stat.S_ISFIFO(kind) else opened
+        if not file.read(1):
             raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
-        with path.open("rb") as file:
-            yield file
+        file.seek(0)
+        yield file
 
 
 @contextlib.contextmanager
