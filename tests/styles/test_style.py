@@ -236,7 +236,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     path = tmp_path / "style.pt"
     for protocol in range(2, 6):
         path.write_bytes(pickle.dumps(Harmful(), protocol))
-        refuse(path, "is a pickle, which inst never opens")
+        refuse(path, "is a pickle, as other programs write")
     torch.save({"[C]": random_vectors()}, path)
     refuse(path, "is a pickle or a zip archive")
     path.write_bytes(pickle.dumps(Harmful(), 0))

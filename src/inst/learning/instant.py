@@ -16,6 +16,9 @@ from inst.learning.start import default_style_name, style_provenance
 from inst.pictures.given import FORMS, Picture, to_paintings
 from inst.styles.style import Style
 
+_NO_PICTURES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of style files, and of embeddings and models of other programs, which `Style.load` refuses by their kind."""
+
 
 def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], name: str | None = None) -> Style:
     """Make the style of paintings at once, without learning.
@@ -66,7 +69,7 @@ def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -
         return given
     if isinstance(given, str | os.PathLike):
         place = Path(given)
-        if place.suffix.lower() == ".safetensors":
+        if place.suffix.lower() in _NO_PICTURES:
             return Style.load(place)
         return instant_style(backbone, place)
     paintings = given if isinstance(given, Sequence) else [given]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
-from inst.errors import Call, InstError, UsageError
+from inst.errors import Call, InstError, RemedyPiece, UsageError
 from inst.files.git_lfs import refuse_pointer
 from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
 from inst.files.writing import write_bytes_atomically
@@ -40,16 +40,14 @@ _PAINTING = "painting."
 _THUMBNAIL = "thumbnail"  # of format 1: a PNG of the first painting, at most 256 pixels a side
 _LEARN = "learn the style again"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
+_PICTURE = "a picture"
 _OTHER_FILES = {
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
-    b"RIFF": "a picture",
-    b"PK\x03\x04": "a pickle or a zip archive, which inst never opens, because a pickle can run code",
-    **{
-        bytes([0x80, protocol]): "a pickle, which inst never opens, because a pickle can run code"
-        for protocol in range(2, 6)
-    },
+    b"\x89PNG": _PICTURE,
+    b"\xff\xd8\xff": _PICTURE,
+    b"GIF8": _PICTURE,
+    b"RIFF": _PICTURE,
+    b"PK\x03\x04": "a pickle or a zip archive, as other programs write",
+    **{bytes([0x80, protocol]): "a pickle, as other programs write" for protocol in range(2, 6)},
 }
 
 
@@ -378,7 +376,10 @@ def _check_start(name: str, start: bytes) -> None:
         raise InstError(f"{name} is empty (0 bytes)", f"copy the style again, or {_LEARN}")
     for magic, kind in _OTHER_FILES.items():
         if start.startswith(magic):
-            raise InstError(f"{name} is {kind}", "give a style file, which ", Call("learn"), " makes from a painting")
+            remedy: list[RemedyPiece] = ["give a style file, which ", Call("learn"), " makes from a painting"]
+            if kind != _PICTURE:
+                remedy += [", or make one from an embedding with ", Call("import_style")]
+            raise InstError(f"{name} is {kind}", *remedy)
     if len(start) < 8 or not 2 <= _header_length(start) <= _LARGEST_HEADER:
         raise InstError(f"{name} is not a safetensors file", "give a style file, which ", Call("learn"), " makes")
 
