@@ -1,4 +1,4 @@
-"""Consoles without letters, full disks and closed pipes, in processes of their own.
+"""Consoles without letters, full disks, closed pipes and missing home folders, in processes of their own.
 
 Whatever happens to the output: no trace, an exit code, and what was written stays.
 """
@@ -6,6 +6,7 @@ Whatever happens to the output: no trace, an exit code, and what was written sta
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from inst.styles.style import Style
 from pictures import quarters
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full and names of any bytes")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full, /proc and names of any bytes")
 
+Run = Callable[..., tuple[int, str, str]]
 MIX = ["style", "mix", "one.safetensors", "-o"]
 
 
@@ -78,3 +80,23 @@ def test_a_closed_pipe_ends_a_command_quietly_and_results_stay(arguments: list[s
 def test_a_message_that_finds_no_room_does_not_change_the_exit_code() -> None:
     with open("/dev/full", "wb") as full:
         assert inst("style", "info", "missing.safetensors", stderr=full).returncode == 1
+
+
+def test_without_a_home_folder_all_works_that_needs_no_cache(common: list[object]) -> None:
+    found = inst("transfer", "photo.png", "-s", "photo.png", "--steps", 1, *common, env={"HOME": "/proc/nowhere"})
+    assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_what_needs_a_cache_says_that_there_is_no_home_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a name, as in a container."""
+    for name in ("HOME", "XDG_CACHE_HOME", "INST_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    for command in (("list",), ("get", "vgg19")):
+        code, out, err = run("weights", *command)
+        assert (code, out) == (1, "")
+        assert err == "Error: There is no home folder for the weights: name a folder with INST_CACHE.\n"
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    assert run("weights", "list")[0] == 0
+    code, _, err = run("weights", "get", "vgg19", "--from", ".")
+    assert (code, err.count("\n")) == (1, 1)

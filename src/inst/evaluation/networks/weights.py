@@ -33,7 +33,17 @@ from inst.files.writing import write_bytes_atomically
 
 
 def cache_folder() -> Path:
-    """Return `INST_CACHE` if it is set, otherwise the folder `inst` in the platform's cache folder."""
+    """Return `INST_CACHE` if it is set, otherwise the folder `inst` in the platform's cache folder.
+
+    Raises InstError if that is in the home folder and there is none, as for some users of containers.
+    """
+    try:
+        return _cache_folder()
+    except RuntimeError:
+        raise InstError("There is no home folder for the weights", "name a folder with INST_CACHE") from None
+
+
+def _cache_folder() -> Path:
     if chosen := os.environ.get("INST_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
