@@ -180,12 +180,34 @@ def test_every_form_of_a_photo_gives_the_same_picture(pipe: InSTPipeline, style:
         levels[None],
         levels.permute(1, 2, 0).numpy(),
         [levels.permute(1, 2, 0).numpy()],
+        np.array(to_image(photo)),
+        np.array(to_image(photo))[None],
+        [torch.from_numpy(np.array(to_image(photo))).permute(2, 0, 1)],
+        torch.from_numpy(np.array(to_image(photo))).permute(2, 0, 1)[None],
     ]
     first, *others = (
         pipe(image=form, style=style, generator=generator(0), output_type="pt", **FEW).images for form in forms
     )
     for other in others:
         torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+
+
+def test_every_form_of_a_mask_gives_the_same_picture(pipe: InSTPipeline, style: Style) -> None:
+    levels = np.zeros((64, 64), np.uint8)
+    levels[:, 40:] = 255
+    values = levels.astype(np.float32) / 255
+    forms = [
+        Image.fromarray(levels),
+        levels,
+        torch.from_numpy(levels),
+        values,
+        torch.from_numpy(values),
+        values[..., None],
+    ]
+    settings = {"image": to_image(picture()), "style": style, "output_type": "pt", **FEW}
+    first, *others = (pipe(mask_image=form, generator=generator(0), **settings).images for form in forms)
+    for other in others:
+        assert torch.equal(other, first)
 
 
 def test_photos_are_turned_upright_and_laid_over_white_as_files_are(pipe: InSTPipeline, style: Style) -> None:
@@ -520,12 +542,16 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "query_preservation": 0.5}, "query_preservation cannot be used here"),
         ({"prompt": "[C]", "height": 64}, "Only one of height and width"),
         ({"image": "photo", "width": 64}, "width cannot be used here"),
-        ({"image": "odd"}, "several pictures of the same size"),
+        ({"image": "odd"}, "cannot form a batch: give only pictures of the same size"),
         ({"image": "photo", "prompt": ["a", "b"], "generator": [torch.Generator()]}, "1 generators do not fit 2"),
         ({"image": "photos", "prompt": ["a", "b", "a"]}, "3 prompts do not fit 2 photos"),
         ({"image": torch.full((3, 64, 64), 255.0)}, "values cannot be used"),
-        ({"image": []}, "image cannot be used"),
-        ({"image": "file.png"}, "image cannot be used"),
+        ({"image": []}, "No image is given"),
+        ({"image": "file.png"}, "image of the type str cannot be used"),
+        ({"image": picture()}, "values cannot be used: give floating point numbers from 0 to 1, or uint8"),
+        ({"image": np.full((64, 64, 3), 255.0)}, "values cannot be used: give uint8 from 0 to 255, or floating point"),
+        ({"image": torch.zeros(64, 64, 3)}, "shape"),
+        ({"image": torch.zeros(4, 64, 64)}, "shape"),
         ({"image": "photo", "mask_image": "odd"}, "mask_image"),
         ({"image": "photo", "strength": 1.5}, "strength of 1.5"),
         ({"image": "photo", "output_type": "latent", "strength": 0}, "latent"),

@@ -29,6 +29,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "path": Path,
     "open image": Image.open,
     "uint8 array": lambda _: LEVELS,
+    "uint8 tensor": lambda _: torch.from_numpy(LEVELS).permute(2, 0, 1),
     "float array": lambda _: LEVELS / 255,
     "half array": lambda _: (LEVELS / 255).astype(np.float32),
     "opaque array": lambda _: np.concatenate([LEVELS, np.full((24, 32, 1), 255, np.uint8)], axis=2),
@@ -65,7 +66,9 @@ def test_transparency_is_laid_over_white_in_every_form(tmp_path: Path) -> None:
 
 def test_one_picture_or_several_are_read_alike(file: Path) -> None:
     batch = torch.stack([to_photo(file).picture] * 2)
-    for given in ([file, LEVELS], (str(file), Image.open(file)), batch, np.stack([LEVELS, LEVELS])):
+    levels = np.stack([LEVELS, LEVELS])
+    uint8 = torch.from_numpy(levels).permute(0, 3, 1, 2)
+    for given in ([file, LEVELS], (str(file), Image.open(file)), batch, levels, uint8):
         assert len(to_photos(given)) == 2
         torch.testing.assert_close(to_batch(given), batch, rtol=0, atol=1e-6)
     assert to_batch(file).shape == (1, 3, 24, 32)
@@ -83,7 +86,8 @@ def test_one_picture_or_several_are_read_alike(file: Path) -> None:
         (np.zeros((8, 8, 3), np.uint16), "values cannot be used"),
         (torch.zeros(8, 8, 3), r"shape \[8, 8, 3\]"),
         (torch.full((3, 8, 8), 2.0), "from -1 to 1"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "floating point numbers from -1 to 1"),
+        (torch.zeros(3, 8, 8, dtype=torch.int32), "floating point numbers from -1 to 1, or uint8 from 0 to 255"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"shape \[8, 8, 3\]"),
         (torch.zeros(2, 4, 8, 8), "shape"),
     ],
 )

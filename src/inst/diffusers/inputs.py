@@ -12,11 +12,11 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_type, checked
 from inst.backbone.model import Backbone
 from inst.errors import Argument, Call, UsageError, first_line, python_wording
 from inst.learning.instant import read_style
-from inst.pictures.given import Mask, to_photo
+from inst.pictures.given import Mask, to_batch
 from inst.styles.style import Style
 
 PipelinePicture = Image.Image | np.ndarray[Any, Any] | Tensor
@@ -30,7 +30,6 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 CALLBACK_TENSORS = ("latents", "clean")
 """The tensors of a step that a callback can get, with the names of `inst.sampling.solvers.SamplingStep`."""
 
-_PHOTOS = VaeImageProcessor(do_resize=False)
 _MASKS = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
 
 
@@ -39,35 +38,31 @@ def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
 
     Args:
         image: PIL images of any mode, which are read like picture files; arrays [H, W, 3] or [B, H, W, 3], or tensors
-            [3, H, W] or [B, 3, H, W], in [0, 1]; or a list of one of these.
+            [3, H, W] or [B, 3, H, W], floating point from 0 to 1 or uint8 from 0 to 255; or a list of one of these.
 
     Raises:
         UsageError: `image` is something else, or the pictures have different sizes.
     """
-    several: Any = image
-    if isinstance(image, Image.Image | list | tuple):
-        given = [image] if isinstance(image, Image.Image) else image
-        several = [to_photo(one).picture / 2 + 0.5 if isinstance(one, Image.Image) else one for one in given]
-        several = [_to_floats(one) for one in several]
-    several = _to_floats(several)
-    try:
-        photos: Tensor = _PHOTOS.preprocess(several)
-    except (ValueError, RuntimeError, IndexError) as error:
-        sizes = {tuple(one.shape) for one in several if hasattr(one, "shape")} if isinstance(several, list) else set()
-        reason = f"pictures of the shapes {sorted(sizes)}" if len(sizes) > 1 else first_line(error)
+    given: Any = image if isinstance(image, list | tuple) else [image]
+    single = [one for entry in given for one in (entry if getattr(entry, "ndim", 0) == 4 else [entry])]
+    return to_batch([_read_photo(one) for one in single], "image")
+
+
+def _read_photo(image: Any) -> PipelinePicture:
+    """Check one image. Tensors from 0 to 1, as in diffusers, are converted to this package's, from -1 to 1."""
+    check_type("An image", image, (Image.Image, np.ndarray, Tensor), "give a PIL image, an array or a tensor")
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        return image
+    # diffusers guesses that a tensor with a negative value is from -1 to 1, and misreads a bright one.
+    if not ((image >= 0) & (image <= 1)).all():  # False for NaN, so NaN is refused
         raise UsageError(
-            f"The image cannot be used ({reason})", "give one picture, or several pictures of the same size"
-        ) from None
-    return photos
-
-
-def _to_floats(image: Any) -> Any:
-    """Convert 8-bit arrays to floating point from 0 to 1, as diffusers' image processor takes them."""
-    return image.astype(np.float32) / 255 if isinstance(image, np.ndarray) and image.dtype == np.uint8 else image
+            "The image's values cannot be used", "give floating point numbers from 0 to 1, or uint8 from 0 to 255"
+        )
+    return image.float() * 2 - 1
 
 
 def read_mask_image(mask: PipelinePicture) -> Mask:
-    """Read a mask for `inst.transfer`: a PIL image as it is; an array or tensor [H, W] in [0, 1].
+    """Read a mask for `inst.transfer`: a PIL image as it is; an array or tensor [H, W] in [0, 1] or uint8.
 
     Raises:
         UsageError: `mask` is something else.

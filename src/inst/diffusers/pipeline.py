@@ -118,7 +118,7 @@ class InSTPipeline(InSTComponents):
             prompt: one text, or one text for each picture. With a photo the prompt is optional, and need not name the
                 style.
             image: one photo, or several photos of one size: PIL images; or arrays [H, W, 3] or tensors [3, H, W] in
-                [0, 1].
+                [0, 1] or uint8.
             style: a style or a style file; or, if the pipeline has an inversion module, a painting (an image, or its
                 file) or several of one style; or any of these by placeholder, `{"[C1]": one, "[C2]": other}`.
             strength, inversion, query_preservation: for photos only.

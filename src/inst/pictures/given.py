@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor |
 - the path of a file, or a PIL image (8 or 16 bits per channel): it is turned upright, converted to sRGB and laid over
   white;
 - an array [H, W, 3], [H, W, 4], [H, W, 1] or [H, W] (grey): uint8 from 0 to 255, or floating point from 0 to 1;
-- a tensor [3, H, W], floating point from -1 to 1, as this package returns it;
+- a tensor [3, H, W]: floating point from -1 to 1, as this package returns it, or uint8 from 0 to 255;
 - a `Photo`; its opacity is ignored.
 """
 
@@ -56,8 +56,7 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
         InstError: the file cannot be read.
     """
     if isinstance(given, Photo):
-        to_photo(given.picture, what)  # checks the shape and the values
-        return given
+        return replace(given, picture=to_photo(given.picture, what).picture)
     if isinstance(given, str | os.PathLike):
         return read_painting(given)
     if isinstance(given, Image.Image):
@@ -65,10 +64,10 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
     check_type(f"A {what}", given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")
-    _check_picture(given, what)
-    if given.dim() != 3:
+    picture = _read_tensor(given, what)
+    if picture.dim() != 3:
         raise UsageError(f"A {what} of the shape {list(given.shape)} cannot be used", "give one picture [3, H, W]")
-    return Photo(given.detach().float())
+    return Photo(picture)
 
 
 def to_photos(given: Picture | Sequence[Picture], what: str = "photo") -> list[Photo]:
@@ -133,8 +132,7 @@ def _to_painting(given: Picture, short_side: int | None, keep: bool) -> Painting
 def to_batch(given: Picture | Sequence[Picture], what: str = "photo") -> Tensor:
     """Convert one picture, or several of the same size, to a batch [B, 3, H, W] in [-1, 1]. Errors as `to_photos`."""
     if isinstance(given, Tensor) and given.dim() == 4 and len(given):
-        _check_picture(given, what)
-        return given.detach().float()
+        return _read_tensor(given, what)
     pictures = [photo.picture for photo in to_photos(given, what)]
     sizes = sorted({(picture.shape[2], picture.shape[1]) for picture in pictures})
     if len(sizes) > 1:
@@ -190,12 +188,17 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     return mask
 
 
-def _check_picture(picture: Tensor, what: str) -> None:
-    """Raise UsageError unless a tensor is a picture [3, H, W] or a batch [B, 3, H, W] in [-1, 1]."""
+def _read_tensor(picture: Tensor, what: str) -> Tensor:
+    """Convert a picture [3, H, W] or a batch [B, 3, H, W] to float32 in [-1, 1]. Raises UsageError if it is neither."""
     if picture.dim() not in (3, 4) or picture.shape[-3] != 3 or 0 in picture.shape:
         raise UsageError(f"A {what} of the shape {list(picture.shape)} cannot be used", "give a picture [3, H, W]")
+    if picture.dtype == torch.uint8:
+        return picture.float() / 127.5 - 1
     if not picture.is_floating_point() or not (picture.abs() <= 1).all():  # False for NaN, so NaN is refused
-        raise UsageError(f"The {what}'s values cannot be used", "give floating point numbers from -1 to 1")
+        raise UsageError(
+            f"The {what}'s values cannot be used", "give floating point numbers from -1 to 1, or uint8 from 0 to 255"
+        )
+    return picture.detach().float()
 
 
 def _read_array(given: np.ndarray[Any, Any], what: str) -> Tensor:
