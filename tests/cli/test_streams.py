@@ -1,8 +1,9 @@
-"""Consoles without letters, full disks, closed pipes and missing home folders, in processes of their own.
+"""Consoles without letters, full disks, closed pipes, piped photos and missing home folders, in processes of their own.
 
 Whatever happens to the output: no trace, an exit code, and what was written stays.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from inst.styles.style import Style
 from pictures import quarters
@@ -100,3 +103,62 @@ def test_what_needs_a_cache_says_that_there_is_no_home_folder(run: Run, monkeypa
     assert run("weights", "list")[0] == 0
     code, _, err = run("weights", "get", "vgg19", "--from", ".")
     assert (code, err.count("\n")) == (1, 1)
+
+
+# Photos from pipes
+
+
+def test_a_photo_from_the_standard_input_is_the_photo_of_the_file(common: list[object]) -> None:
+    with open("photo.png", "rb") as photo:
+        piped = subprocess.Popen(["cat"], stdin=photo, stdout=subprocess.PIPE)
+        found = inst("transfer", "-", "-s", "photo.png", "--steps", 1, "--json", *common, stdin=piped.stdout)
+        piped.wait()
+    assert (found.returncode, found.stderr) == (0, b"")
+    (made,) = json.loads(found.stdout)["pictures"]
+    assert made == "outputs/stdin-photo.png"
+    with open("photo.png", "rb") as photo:
+        found = inst("transfer", "-", "-s", "photo.png", "--steps", 1, "-o", "file.png", *common, stdin=photo)
+    assert found.returncode == 0, found.stderr
+    assert (np.asarray(Image.open(made)) == np.asarray(Image.open("file.png"))).all()
+
+
+@pytest.fixture
+def piped() -> Callable[[bytes], str]:
+    """Return the path of a pipe with these bytes in it, as a shell gives for `<(command)`."""
+
+    def path(data: bytes) -> str:
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb") as file:
+            file.write(data)
+        return f"/dev/fd/{reading}"
+
+    return path
+
+
+def test_pipes_are_read_as_photo_style_and_mask(run: Run, common: list[object], piped: Callable[[bytes], str]) -> None:
+    quarters().convert("L").save("mask.png")
+    photo, mask = Path("photo.png").read_bytes(), Path("mask.png").read_bytes()
+    options = ["--steps", 1, *common]
+    given = (piped(photo), "-s", piped(photo), "--mask", piped(mask))
+    assert run("transfer", *given, "-o", "pipe.png", *options)[::2] == (0, "")
+    given = ("photo.png", "-s", "photo.png", "--mask", "mask.png")
+    assert run("transfer", *given, "-o", "file.png", *options)[::2] == (0, "")
+    assert (np.asarray(Image.open("pipe.png")) == np.asarray(Image.open("file.png"))).all()
+    sources = ("--photo", "photo.png", "--mask", "mask.png", *common)
+    assert run("repeat", "pipe.png", "-o", "again.png", *sources)[0] == 0  # the record has the hashes of the files
+    code, _, err = run("repeat", "pipe.png", "--photo", piped(photo), *common)
+    assert code == 1
+    assert "is not a regular file: give the photo" in err
+
+
+def test_what_cannot_be_read_as_a_picture_is_named_as_what_it_is(
+    run: Run, common: list[object], piped: Callable[[bytes], str]
+) -> None:
+    for given, reason in (
+        (piped(b""), "is empty (0 bytes)"),
+        (piped(b"no picture"), "is not a picture in a known format"),
+        ("/dev/null", "is neither a file nor a pipe"),
+    ):
+        code, out, err = run("transfer", given, "-s", "photo.png", *common)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"{given} {reason}" in err

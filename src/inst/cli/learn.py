@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.places import check_output, output_path
+from inst.cli.places import Output, check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, InstWarning, UsageError
-from inst.files.listing import pictures_of
+from inst.files.listing import pictures_of, readable_name
 from inst.files.provenance import SourceFile
 
 if TYPE_CHECKING:
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from inst.styles.style import Style
 
 LEARN = defaults_of("inst.learning.loop", "learn")
+StyleFileOption = Annotated[
+    Output | None,
+    typer.Option(
+        "-o",
+        "--out",
+        parser=Output.of,
+        metavar="<path>",
+        help="Style file to write (.safetensors), or a folder: one that exists, or FOLDER/. By default a new file in "
+        "outputs/.",
+    ),
+]
 NoPaintingOption = Annotated[
     bool,
     typer.Option(
@@ -47,10 +58,7 @@ def learn(
         list[Path],
         typer.Argument(help="A painting, several paintings of one style, or a folder of them.", show_default=False),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Style file to write (.safetensors). By default a new file in outputs/."),
-    ] = None,
+    out: StyleFileOption = None,
     steps: Annotated[
         int, typer.Option("--steps", help="Largest number of learning steps. Learning may stop earlier (--patience).")
     ] = LEARN["steps"],
@@ -124,7 +132,7 @@ def learn(
     from inst.styles.style import check_style_name
 
     sources = pictures_of(paintings)
-    if resume and (out is None or out.is_dir()):
+    if resume and (out is None or out.is_folder):
         raise UsageError("--resume needs the style file of the interrupted command", "give it with -o")
     if resume and overwrite:
         raise UsageError("--resume continues and --overwrite begins again", "give one of them")
@@ -162,14 +170,14 @@ def learn(
             *(_at_step(path, step, ".png") for step in previews),
             *(_at_step(path, step, ".safetensors") for step in saves),
         ]
-        check_output(path, inputs, check_style_name, intermediate)
+        check_output(Output(path, is_folder=False), inputs, check_style_name, intermediate)
         if not (resume or overwrite) and _state_file(path).exists():
             raise InstError(
                 f"{_state_file(path)} is the state of an interrupted command, which would be lost",
                 "continue it with --resume, give another name with -o, or begin again with --overwrite",
             )
         existing = next((file for file in intermediate if file.exists()), None)
-        if existing is not None and (out is None or out.is_dir()):
+        if existing is not None and (out is None or out.is_folder):
             raise InstError(
                 f"{existing} is there already and would be overwritten", "give the style another name with -o"
             )
@@ -200,7 +208,7 @@ def _learn(
             raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
         style = _finished(path, files, settings["steps"])
     model = session.load(find_image_encoder=settings["variant"] != "direct")
-    run = learn(model, files, name=path.stem, begin=style, resume=state, **settings)
+    run = learn(model, files, name=readable_name(path.stem), begin=style, resume=state, **settings)
     started = saved_at = time.monotonic()
     step: LearningStep | None = None
     # A signal may come after the last step or before the first one, so `signals` alone does not tell an interruption.

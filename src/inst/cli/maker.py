@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inst.cli.control import ControlChoice
-from inst.cli.places import output_path
+from inst.cli.places import Output, output_path
 from inst.cli.session import Session
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class PictureMaker:
         if self.control_choice is not None:
             self._control = self.control_choice.load(self.backbone)
 
-    def make(self, settings: dict[str, Any], seed: int, count: int, out: Path | None, stem: str) -> None:
+    def make(self, settings: dict[str, Any], seed: int, count: int, out: Output | None, stem: str) -> None:
         """Make and save `count` pictures with the seeds `seed`, `seed` + 1 and so on, and report their paths."""
         from inst.synthesis.painter import paint
 

@@ -16,7 +16,7 @@ from inst.cli.control import (
 )
 from inst.cli.defaults import defaults_of
 from inst.cli.maker import PictureMaker
-from inst.cli.places import check_output, numbered_path
+from inst.cli.places import Output, check_output, numbered_path
 from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_paths, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
@@ -26,9 +26,23 @@ GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
 _RESEARCH_PANEL = "For researchers"
 
 OutOption = Annotated[
-    Path | None,
+    Output | None,
     typer.Option(
-        "-o", "--out", help="Picture file to write (.png, .jpg, .webp), or a folder. By default a new file in outputs/."
+        "-o",
+        "--out",
+        parser=Output.of,
+        metavar="<path>",
+        help="Picture file to write (.png, .jpg, .webp), or a folder: one that exists, or FOLDER/. By default a new "
+        "file in outputs/.",
+    ),
+]
+PhotoArgument = Annotated[
+    Path,
+    typer.Argument(
+        parser=lambda text: Path("/dev/stdin" if text == "-" else text),
+        metavar="{photo}",
+        help="The photo to repaint; - reads it from the standard input.",
+        show_default=False,
     ),
 ]
 StrengthOption = Annotated[
@@ -113,7 +127,7 @@ TransferSizeOption = Annotated[
 @with_session
 def transfer(
     session: Session,
-    photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
+    photo: PhotoArgument,
     style: StyleOption,
     out: OutOption = None,
     strength: StrengthOption = TRANSFER["strength"],
@@ -169,8 +183,7 @@ def transfer(
     attention_blocks: BlocksOption = TRANSFER["attention_blocks"],
 ) -> None:
     """Repaint a photo in the style of a painting."""
-    from inst.files.provenance import SourceFile
-    from inst.pictures.io import read_mask, read_photo
+    from inst.pictures.io import read_mask_file, read_photo
 
     if no_stochastic and inversion not in (TRANSFER["inversion"], "none"):
         raise UsageError(f"--no-stochastic and --inversion {inversion} exclude each other", "leave out one of them")
@@ -178,7 +191,7 @@ def transfer(
     control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)
     height, width = content.picture.shape[1:]
-    region = None if mask is None else (read_mask(mask, (height, width)), SourceFile.of(mask))
+    region = None if mask is None else read_mask_file(mask, (height, width))
     settings = {
         "strength": strength,
         "steps": steps,
@@ -271,12 +284,12 @@ def generate(
     maker.make(settings, seed, count, out, next(iter(styles.values())).name)
 
 
-def _check_paths(out: Path | None, count: int, style: list[str], *sources: Path | None) -> None:
+def _check_paths(out: Output | None, count: int, style: list[str], *sources: Path | None) -> None:
     """Check the output paths of `count` pictures (`check_output`). The styles and `sources` are the input files."""
     from inst.pictures.io import picture_format
 
     paintings = pictures_of(list(style_paths(style).values()))
-    written = None if out is None or count == 1 else [numbered_path(out, k + 1) for k in range(count)]
+    written = None if out is None or count == 1 else [numbered_path(out.path, k + 1) for k in range(count)]
     check_output(out, [*sources, *paintings], picture_format, written)
 
 

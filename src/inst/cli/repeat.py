@@ -196,7 +196,8 @@ def _find_source(picture: Path, what: str, recorded: SourceFile | None, given: P
         return None
     path = picture.parent / recorded.name if given is None else given
     if not path.is_file():
-        raise InstError(f"{path} does not exist", f"give the {what} {recorded.name} with --{what}")
+        problem = "is not a regular file" if path.exists() else "does not exist"
+        raise InstError(f"{path} {problem}", f"give the {what} {recorded.name} with --{what}")
     if SourceFile.of(path).sha256 != recorded.sha256:
         raise InstError(
             f"{path} is not the {what} that {picture} was made from",

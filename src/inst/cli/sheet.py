@@ -11,13 +11,15 @@ import typer
 
 from inst.cli.pictures import (
     TRANSFER,
+    OutOption,
+    PhotoArgument,
     StepsOption,
     StyleAttentionOption,
     StyleScaleOption,
     ToneOption,
     TransferSizeOption,
 )
-from inst.cli.places import check_output, output_path
+from inst.cli.places import Output, check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
@@ -36,7 +38,7 @@ _PAINTINGS = 4_000_000
 @with_session
 def sheet(
     session: Session,
-    photo: Annotated[Path, typer.Argument(help="The photo to repaint.", show_default=False)],
+    photo: PhotoArgument,
     style: Annotated[
         list[Path],
         typer.Option(
@@ -45,10 +47,7 @@ def sheet(
             help="A style file, a painting, or a folder of paintings of one style. Repeat it to compare styles.",
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Picture file to write, or a folder. By default a new file in outputs/."),
-    ] = None,
+    out: OutOption = None,
     strengths: Annotated[
         str, typer.Option("--strengths", help="Strengths of the columns, from 0 to 1, separated by commas.")
     ] = "0.3,0.5,0.7",
@@ -89,7 +88,7 @@ def draw_sheet(
     photo: Photo,
     styles: Sequence[Style],
     settings: Mapping[str, Any],
-    out: Path | None,
+    out: Output | None,
     stem: str,
 ) -> None:
     """Make a sheet, save it with its record, and report its path.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.places import OUTPUTS
+from inst.cli.places import OUTPUTS, Output, new_file
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
 from inst.files.writing import make_folder
@@ -38,7 +38,12 @@ def create(
             "--from", help="Folder written by inst compare, with photos/, paintings/ and one folder for each method."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Study file to write. It must not exist yet.")],
+    out: Annotated[
+        Output,
+        typer.Option(
+            "-o", "--out", parser=Output.of, metavar="<path>", help="Study file to write. It must not exist yet."
+        ),
+    ],
     ours: Annotated[str, typer.Option("--ours", help="Method that all other methods are compared with.")] = _CREATE[
         "ours"
     ],
@@ -84,9 +89,10 @@ def create(
     from inst.study.creation import create_study
 
     session = Session(quiet=quiet, as_json=as_json)
+    file = new_file(out)
     steps = create_study(
         folder,
-        out,
+        file,
         ours=ours,
         methods=methods,
         trials=trials,
@@ -108,13 +114,13 @@ def create(
         session.note(f"There {count}: each participant sees all of them, not {trials}.")
     session.report(
         [
-            f"{out}",
+            f"{file}",
             f"{pairs} pair{'' if pairs == 1 else 's'}: "
             + ", ".join(f"{count} {ours} / {method}" for method, count in creation.pairs.items())
             + f"; {creation.bytes / 1e6:.1f} MB of pictures.",
-            f"Next: inst study serve {shlex.quote(str(out))}",
+            f"Next: inst study serve {shlex.quote(str(file))}",
         ],
-        study=str(out),
+        study=str(file),
         pairs=creation.pairs,
         checks=creation.checks,
         left_out=creation.left_out,
@@ -224,9 +230,13 @@ def simulate(
         float, typer.Option("--preference", help="Probability of a vote for our method, from 0 to 1.")
     ] = _SIMULATE["preference"],
     out: Annotated[
-        Path | None,
+        Output | None,
         typer.Option(
-            "-o", "--out", help="File for the copy with its votes, to try inst study report. By default it is deleted."
+            "-o",
+            "--out",
+            parser=Output.of,
+            metavar="<path>",
+            help="File for the copy with its votes, to try inst study report. By default it is deleted.",
         ),
     ] = None,
     seed: SeedOption = _SIMULATE["seed"],
@@ -239,10 +249,11 @@ def simulate(
             raise UsageError(f"--{name} {number} cannot be used", f"give {least} or more")
     if not 0 <= preference <= 1:
         raise UsageError(f"--preference {preference:g} cannot be used", "give a number from 0 to 1")
-    if out is not None and out.exists():
-        raise UsageError(f"{out} exists already", "give another name with -o")
-    if out is not None and not out.parent.is_dir():
-        raise InstError(f"{out} cannot be written: the folder {out.parent} does not exist", "create it first")
+    kept = None if out is None else new_file(out)
+    if kept is not None and kept.exists():
+        raise UsageError(f"{kept} exists already", "give another name with -o")
+    if kept is not None and not kept.parent.is_dir():
+        raise InstError(f"{kept} cannot be written: the folder {kept.parent} does not exist", "create it first")
     with _open(study) as database:
         if database.value("SELECT count(*) FROM participants"):
             raise UsageError(f"{study} has participants already", "simulate with a new study")
@@ -256,8 +267,8 @@ def simulate(
     with tempfile.TemporaryDirectory() as folder, session.waiting("simulated participants are voting"):
         copy = Path(shutil.copyfile(study, Path(folder) / "study.db"))
         result = run(copy, participants=participants, at_once=at_once, kills=kills, preference=preference, seed=seed)
-        if out is not None:
-            shutil.copyfile(copy, out)
+        if kept is not None:
+            shutil.copyfile(copy, kept)
     session.report(
         [
             f"{result.participants} participants, {at_once} at a time, {result.votes} votes in {result.seconds:.1f} s; "

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inst.cli.learn import NoPaintingOption
-from inst.cli.places import check_output, output_path
+from inst.cli.learn import NoPaintingOption, StyleFileOption
+from inst.cli.places import Output, check_output, output_path
 from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
 
@@ -82,10 +82,7 @@ def mix(
             help="Style files with their weights: a.safetensors=2 b.safetensors=1. The default weight is 1."
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Style file to write (.safetensors). By default a new file in outputs/."),
-    ] = None,
+    out: StyleFileOption = None,
     backbone: BackboneToCheckOption = None,
 ) -> None:
     """Mix styles into a new style, with a weight for each. Without weights, all count the same."""
@@ -110,7 +107,14 @@ def export_(
         str, typer.Option("--to", help="Format of the file: diffusers, a1111, comfyui or a1111-png (a picture).")
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write. By default a new file in outputs/.")
+        Output | None,
+        typer.Option(
+            "-o",
+            "--out",
+            parser=Output.of,
+            metavar="<path>",
+            help="File to write, or a folder: one that exists, or FOLDER/. By default a new file in outputs/.",
+        ),
     ] = None,
     token: Annotated[
         str | None,
@@ -145,10 +149,7 @@ def import_(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", help="Style file to write (.safetensors). By default a new file in outputs/."),
-    ] = None,
+    out: StyleFileOption = None,
     second: Annotated[
         Path | None,
         typer.Option(
