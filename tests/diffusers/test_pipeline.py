@@ -241,6 +241,10 @@ def test_every_form_of_a_style_gives_the_same_picture(
     assert torch.equal(of(file), of(instant))
     assert torch.equal(of(to_image(painting)), of(instant))
     assert torch.equal(of([file, to_image(other)]), of(both))
+    levels = np.array(to_image(painting))
+    assert torch.equal(of(levels), of(instant))
+    assert torch.equal(of(torch.from_numpy(levels).permute(2, 0, 1)), of(instant))
+    torch.testing.assert_close(of([painting / 2 + 0.5]), of(instant), rtol=1e-3, atol=1e-3)
     named = {"[A]": style_file, "[B]": to_image(painting)}
     assert torch.equal(of(named, "[A] and [B]"), of({"[A]": style, "[B]": instant}, "[A] and [B]"))
 

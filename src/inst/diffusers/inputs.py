@@ -20,7 +20,7 @@ from inst.pictures.given import Mask, to_batch
 from inst.styles.style import Style
 
 PipelinePicture = Image.Image | np.ndarray[Any, Any] | Tensor
-Painting = Image.Image | str | Path
+Painting = PipelinePicture | str | Path
 StyleInput = Style | Painting | Sequence[Painting]
 """A style or the path of a style file; or one or more paintings of one style, for an instant style."""
 
@@ -81,8 +81,15 @@ def read_mask_image(mask: PipelinePicture) -> Mask:
 def read_styles(backbone: Backbone, style: StyleInput | Mapping[str, StyleInput]) -> Style | dict[str, Style]:
     """Read a style, or several styles by placeholder. Raises InstError, or UsageError if an input is not a style."""
     if isinstance(style, Mapping):
-        return {name: read_style(backbone, given) for name, given in style.items()}
-    return read_style(backbone, style)
+        return {name: read_style(backbone, _read_paintings(given)) for name, given in style.items()}
+    return read_style(backbone, _read_paintings(style))
+
+
+def _read_paintings(style: Any) -> Any:
+    """Convert the tensors in the input for one style as those of photos; all else stays."""
+    if isinstance(style, list | tuple):
+        return [_read_paintings(one) for one in style]
+    return _read_photo(style) if isinstance(style, Tensor) else style
 
 
 def read_generators(

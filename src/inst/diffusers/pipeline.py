@@ -119,8 +119,9 @@ class InSTPipeline(InSTComponents):
                 style.
             image: one photo, or several photos of one size: PIL images; or arrays [H, W, 3] or tensors [3, H, W] in
                 [0, 1] or uint8.
-            style: a style or a style file; or, if the pipeline has an inversion module, a painting (an image, or its
-                file) or several of one style; or any of these by placeholder, `{"[C1]": one, "[C2]": other}`.
+            style: a style or a style file; or, if the pipeline has an inversion module, a painting (in a form of
+                `image`, or its file) or several of one style; or any of these by placeholder,
+                `{"[C1]": one, "[C2]": other}`.
             strength, inversion, query_preservation: for photos only.
             num_inference_steps, guidance_scale: `steps` and `guidance`.
             negative_prompt: one text for all pictures.
