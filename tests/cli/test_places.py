@@ -176,8 +176,22 @@ def test_names_that_are_not_utf_8_are_read_written_and_recorded(run: Run, common
     code, _, err = run("repeat", made, "--photo", photo, "-o", "again.png", *options)
     assert (code, err) == (0, "")
     assert Image.open("again.png").tobytes() == Image.open(made).tobytes()
+    exported, copied = (os.fsdecode(name) for name in (b"exported\xf9.safetensors", b"copied\xf8.safetensors"))
+    assert run("style", "export", style, "--to", "diffusers", "-o", exported, *options[:1])[0] == 0
+    code, _, err = run("style", "import", exported, "--name", "again", "-o", copied, *options)
+    assert (code, err) == (0, "")
+    assert torch.equal(Style.load(copied).vectors, Style.load(style).vectors)
     sheet = ("sheet", photo, "-s", style, "-s", paintings, "--steps", 1, "--strengths", 0.5, "--guidances", 1)
     assert run(*sheet, *options)[::2] == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_a_model_whose_name_is_not_utf_8_is_refused_in_one_line(run: Run) -> None:
+    Path(os.fsdecode(b"model\xff")).mkdir()
+    # The path in the message is the bytes of the name, which the captured streams of this test are not to hold.
+    code, out, _ = run("doctor", "--backbone", os.fsdecode(b"model\xff"), "--device", "cpu", "--json")
+    assert code == 1
+    assert json.loads(out)["error"].endswith("has a name that is not UTF-8: rename it.")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")

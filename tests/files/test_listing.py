@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from inst.errors import InstWarning
-from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name, readable_name
+from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name, readable_name, readable_path
 from inst.pictures.io import read_picture
 
 WRITTEN = {".jfif": "JPEG", ".jpe": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM"}
@@ -48,3 +49,16 @@ def test_a_readable_name_shows_bytes_that_are_not_utf_8_and_keeps_all_else() -> 
     assert readable_name(os.fsdecode(b"\xff caf\xc3\xa9 \xe9.png")) == "%FF café %E9.png"
     assert readable_name("睡莲 😀 100%.png") == "睡莲 😀 100%.png"
     assert plain_name(os.fsdecode(b"\xff.png")) != plain_name(os.fsdecode(b"\xfe.png"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_a_readable_path_leads_to_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"\xff.bin")
+    file.write_bytes(b"content")
+    with readable_path(file) as path:
+        assert str(path).isascii()
+        assert path.read_bytes() == b"content"
+    assert not path.parent.exists()
+    assert file.read_bytes() == b"content"
+    with readable_path(tmp_path / "plain.bin") as path:
+        assert path == tmp_path / "plain.bin"

@@ -1,12 +1,14 @@
-"""Find the picture files in a folder."""
+"""Find the picture files in a folder, and make names of files readable."""
 
 from __future__ import annotations
 
 import os
 import re
+import tempfile
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from inst.errors import InstError, InstWarning
@@ -30,6 +32,18 @@ def readable_name(name: str) -> str:
     Python gives such a byte as a lone surrogate (PEP 383), which no file of text, database or font takes.
     """
     return re.sub(r"[\ud800-\udfff]", lambda lone: f"%{ord(lone[0]) & 0xFF:02X}", name)
+
+
+@contextmanager
+def readable_path(path: Path) -> Iterator[Path]:
+    """Yield a path in UTF-8, which the library safetensors needs: `path` itself, or else a link to it for this time."""
+    if readable_name(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def plain_name(name: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from inst.arguments import check_path
 from inst.errors import InstError, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
+from inst.files.listing import readable_path
 from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
 
@@ -153,7 +154,7 @@ class LearningState:
         path = Path(path)
         refuse_pointer(path)
         try:
-            with safe_open(path, "pt") as file:
+            with readable_path(path) as place, safe_open(place, "pt") as file:
                 content = (file.metadata() or {}).get(_KEY)
                 if content is None:
                     raise InstError(

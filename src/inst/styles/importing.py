@@ -17,7 +17,7 @@ from torch import Tensor
 from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.files.git_lfs import refuse_pointer
-from inst.files.listing import readable_name
+from inst.files.listing import readable_name, readable_path
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
@@ -273,7 +273,7 @@ def _is_table(tensor: Any) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as file:
+        with readable_path(path) as place, safe_open(place, "pt") as file:
             is_style = KEY in (file.metadata() or {})
             content = {} if is_style else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:

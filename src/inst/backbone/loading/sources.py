@@ -13,6 +13,7 @@ from inst.backbone.loading.hub import find_model, is_hub_name
 from inst.backbone.loading.single_file import read_single_file
 from inst.backbone.parts import Parts
 from inst.errors import Argument, InstError, UsageError, first_line
+from inst.files.listing import readable_name
 
 BUNDLED = {"mini": models.FOLDER / "mini"}
 """The models that are part of the package, by name."""
@@ -45,6 +46,8 @@ def find_source(name: str | Path, *, download: bool = False) -> Path:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InstError(f"{name} is not a usable path ({reason})", _GIVE_A_MODEL) from None
     if exists:
+        if readable_name(str(path)) != str(path):  # the libraries that read models refuse it
+            raise InstError(f"{path} has a name that is not UTF-8", "rename it")
         return path
     # The name of a missing file is a mistake of the user, not the name of a model on the hub.
     if is_hub_name(str(name)) and path.suffix.lower() not in (".safetensors", ".ckpt"):
