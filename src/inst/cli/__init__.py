@@ -72,7 +72,8 @@ def _common(
 def main() -> None:
     """Run the command line. An error of the user is one line on stderr.
 
-    Exit codes: 0 for success, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
+    Exit codes: 0 for success, 1 for a failure (also if the result is written but cannot be printed), 2 for wrong use,
+    130 after Ctrl-C.
     """
     # Waiting threads that spin make a shared computer several times slower. PyTorch reads this variable on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
