@@ -640,7 +640,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"photo": torch.zeros(3, 64, 0)}, r"shape \[3, 64, 0\]"),
     ({"photo": torch.full((3, 64, 64), 255.0)}, "from -1 to 1"),
     ({"photo": torch.full((3, 64, 64), float("nan"))}, "from -1 to 1"),
-    ({"photo": torch.zeros(3, 64, 64, dtype=torch.uint8)}, "from -1 to 1"),
+    ({"photo": torch.zeros(3, 64, 64, dtype=torch.int32)}, "from -1 to 1"),
     ({"prompt": "[B] and [C]"}, r"\[B\], which has no style \(known: \[C\]\)"),
     ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*" does not fit: shorten'),
     ({"negative_prompt": "river " * 40}, "shorten the prompt"),
