@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.places import Output, check_output, output_path
+from inst.cli.places import Output, check_output, output_option, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.listing import pictures_of, readable_name
@@ -25,17 +25,7 @@ if TYPE_CHECKING:
     from inst.styles.style import Style
 
 LEARN = defaults_of("inst.learning.loop", "learn")
-StyleFileOption = Annotated[
-    Output | None,
-    typer.Option(
-        "-o",
-        "--out",
-        parser=Output.of,
-        metavar="<path>",
-        help="Style file to write (.safetensors), or a folder: one that exists, or FOLDER/. By default a new file in "
-        "outputs/.",
-    ),
-]
+StyleFileOption = Annotated[Output | None, output_option("Style file to write (.safetensors)", optional=True)]
 NoPaintingOption = Annotated[
     bool,
     typer.Option(
@@ -254,10 +244,11 @@ def _learn(
 
 def _finished(path: Path, paintings: Sequence[Path], steps: int) -> Style:
     """Read the style that a finished command wrote, to learn on for `steps` steps in all."""
+    from inst.learning.start import settings_of
     from inst.styles.style import Style
 
     style = Style.load(path)
-    before = (style.about.get("settings") or {}).get("steps", 0)
+    before = settings_of(style).get("steps", 0)
     if steps <= before:
         raise UsageError(f"{path} is finished: it was learned with --steps {before}", "give more --steps to learn on")
     known = [painting.get("sha256") for painting in style.about.get("paintings", [])]

@@ -16,7 +16,7 @@ from inst.cli.control import (
 )
 from inst.cli.defaults import defaults_of
 from inst.cli.maker import PictureMaker
-from inst.cli.places import Output, check_output, numbered_path
+from inst.cli.places import Output, check_output, numbered_path, output_option
 from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_paths, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
@@ -25,17 +25,7 @@ TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
 GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
 _RESEARCH_PANEL = "For researchers"
 
-OutOption = Annotated[
-    Output | None,
-    typer.Option(
-        "-o",
-        "--out",
-        parser=Output.of,
-        metavar="<path>",
-        help="Picture file to write (.png, .jpg, .webp), or a folder: one that exists, or FOLDER/. By default a new "
-        "file in outputs/.",
-    ),
-]
+OutOption = Annotated[Output | None, output_option("Picture file to write (.png, .jpg, .webp)", optional=True)]
 PhotoArgument = Annotated[
     Path,
     typer.Argument(

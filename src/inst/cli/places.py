@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from inst.errors import InstError, UsageError
 from inst.files.writing import reserve_path
@@ -34,6 +37,15 @@ class Output:
 
     def __str__(self) -> str:
         return f"{self.path}{os.sep if self.is_folder else ''}"
+
+
+def output_option(text: str, *, optional: bool = False) -> Any:
+    """Return the option `-o`, for an argument of the type `Output`.
+
+    `text` is its help. If it is optional, the help says what else may be given (`output_path`).
+    """
+    places = ", or a folder: one that exists, or FOLDER/. By default a new file in outputs/." if optional else ""
+    return typer.Option("-o", "--out", parser=Output.of, metavar="<path>", help=text + places)
 
 
 def new_file(out: Output) -> Path:

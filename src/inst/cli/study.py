@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.places import OUTPUTS, Output, new_file
+from inst.cli.places import OUTPUTS, Output, new_file, output_option
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
 from inst.files.writing import make_folder
@@ -38,12 +38,7 @@ def create(
             "--from", help="Folder written by inst compare, with photos/, paintings/ and one folder for each method."
         ),
     ],
-    out: Annotated[
-        Output,
-        typer.Option(
-            "-o", "--out", parser=Output.of, metavar="<path>", help="Study file to write. It must not exist yet."
-        ),
-    ],
+    out: Annotated[Output, output_option("Study file to write. It must not exist yet.")],
     ours: Annotated[str, typer.Option("--ours", help="Method that all other methods are compared with.")] = _CREATE[
         "ours"
     ],
@@ -231,13 +226,7 @@ def simulate(
     ] = _SIMULATE["preference"],
     out: Annotated[
         Output | None,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=Output.of,
-            metavar="<path>",
-            help="File for the copy with its votes, to try inst study report. By default it is deleted.",
-        ),
+        output_option("File for the copy with its votes, to try inst study report. By default it is deleted."),
     ] = None,
     seed: SeedOption = _SIMULATE["seed"],
     quiet: QuietOption = False,

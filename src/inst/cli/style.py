@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.learn import NoPaintingOption, StyleFileOption
-from inst.cli.places import Output, check_output, output_path
+from inst.cli.places import Output, check_output, output_option, output_path
 from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
 
@@ -106,16 +106,7 @@ def export_(
     to: Annotated[
         str, typer.Option("--to", help="Format of the file: diffusers, a1111, comfyui or a1111-png (a picture).")
     ],
-    out: Annotated[
-        Output | None,
-        typer.Option(
-            "-o",
-            "--out",
-            parser=Output.of,
-            metavar="<path>",
-            help="File to write, or a folder: one that exists, or FOLDER/. By default a new file in outputs/.",
-        ),
-    ] = None,
+    out: Annotated[Output | None, output_option("File to write", optional=True)] = None,
     token: Annotated[
         str | None,
         typer.Option("--token", help="For diffusers: the word for the style in prompts. By default the style's name."),
