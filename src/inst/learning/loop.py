@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.data import painting_size
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
-from inst.learning.start import check_start, default_style_name, module_config, steps_of
+from inst.learning.start import check_start, default_style_name, module_config, settings_of, steps_of
 from inst.learning.state import LearningState
 from inst.pictures.given import Painting, Picture, to_paintings
 from inst.styles.style import Style
@@ -209,7 +209,7 @@ def learn(
             "give more ",
             Argument("steps"),
         )
-    check_start(backbone, loaded, settings, resume)
+    check_start(backbone, loaded, settings, resume, begin)
     name = name or default_style_name(paintings, loaded)
     return _learn(backbone, loaded, settings, preview_every, name, resume, begin)
 
@@ -282,8 +282,7 @@ def _like(
                 f'The style "{begin.name}" has {key} {own[key]}, not {given}', "leave it out, or give another style"
             )
     if begin.module is not None:  # the widths of its heads are those of the module that it was learned from
-        settings = begin.about.get("settings")
-        pretrained = bool(settings.get("pretrained")) if isinstance(settings, Mapping) else pretrained
+        pretrained = settings_of(begin).get("pretrained", pretrained)
     direct = own.get("variant") == "direct"
     return own.get("variant", variant), None if direct else own.get("layers", layers), own["vectors"], pretrained
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of
 from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion
@@ -28,7 +29,11 @@ from inst.version import __version__
 
 
 def check_start(
-    backbone: Backbone, paintings: Sequence[Photo], settings: LearningSettings, resume: LearningState | None
+    backbone: Backbone,
+    paintings: Sequence[Photo],
+    settings: LearningSettings,
+    resume: LearningState | None,
+    begin: Style | None,
 ) -> None:
     """Check the arguments of `LearningRun`, without computing anything.
 
@@ -36,7 +41,7 @@ def check_start(
         UsageError: no module with these settings fits the backbone; the word is too long for a caption; or `resume`
             comes from another learning.
     """
-    backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings).vectors})
+    backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings, begin).vectors})
     if resume is not None:
         resume.check(settings, resume_requirements(backbone, paintings, settings.variant))
 
@@ -80,10 +85,13 @@ def resume_requirements(backbone: Backbone, paintings: Sequence[Photo], variant:
     return about
 
 
-def _configure(backbone: Backbone, settings: LearningSettings) -> InversionConfig:
-    """Return the configuration of the module that learning starts from: that of the pretrained module, or a new one."""
-    if settings.pretrained and backbone.inversion is not None:
-        return replace(backbone.inversion.config, dropout=settings.dropout, free=True)
+def _configure(backbone: Backbone, settings: LearningSettings, begin: Style | None) -> InversionConfig:
+    """Return the configuration of the module that learning starts from; see `start_module`."""
+    known = None if backbone.inversion is None or not settings.pretrained else backbone.inversion.config
+    if begin is not None and begin.module is not None:
+        known = InversionConfig(**module_config(begin))
+    if known is not None:
+        return replace(known, dropout=settings.dropout, free=True)
     return fresh_config(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
 
 
@@ -92,13 +100,12 @@ def start_module(
 ) -> Inversion:
     """Make the module that learning starts from: that of the style `begin`, the pretrained module, or a fresh one."""
     with torch.random.fork_rng(devices=()):  # new modules draw weights; the caller's generator must not change
-        if begin is not None and begin.module is not None:
-            module = build_inversion({**module_config(begin), "dropout": settings.dropout, "free": True})
-            module.load_state_dict({"moved": module.moved, **begin.module})
-            return module.to(backbone.device)
-        if settings.pretrained and backbone.inversion is not None:
-            module = build_inversion(_configure(backbone, settings))
-            module.load_state_dict({"moved": module.moved, **backbone.inversion.state_dict()})
+        known: Mapping[str, Tensor] | None = None if begin is None else begin.module
+        if known is None and settings.pretrained and backbone.inversion is not None:
+            known = backbone.inversion.state_dict()
+        if known is not None:
+            module = build_inversion(_configure(backbone, settings, begin))
+            module.load_state_dict({"moved": module.moved, **known})
             return module.to(backbone.device)
         torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
         return fresh_inversion(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
@@ -107,6 +114,12 @@ def start_module(
 def module_config(style: Style) -> dict[str, Any]:
     """Return the configuration of the module in a style; empty if the style has no module."""
     return dict(style.module_config or {}) if style.module is not None else {}
+
+
+def settings_of(style: Style) -> Mapping[str, Any]:
+    """Return the learning settings in the provenance of a style; empty if they are unknown."""
+    settings = style.about.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def steps_of(style: Style) -> int:
