@@ -21,7 +21,12 @@ def refuse_pointer(path: Path) -> None:
             start = file.read(len(_START))
     except OSError:
         return
-    if start == _START:
+    refuse_start(path, start)
+
+
+def refuse_start(path: Path, start: bytes) -> None:
+    """Raise InstError if a file that starts with these bytes is a pointer, for a reader that has opened it already."""
+    if start.startswith(_START):
         raise InstError(
             f"{path} is only a pointer of git-lfs to the file, which was not downloaded",
             "run `git lfs pull` in its folder, or download the file itself",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
-from inst.files.git_lfs import refuse_pointer
+from inst.files.git_lfs import refuse_start
 from inst.files.listing import readable_name
 from inst.files.provenance import SourceFile
 from inst.files.writing import write_bytes_atomically
@@ -382,12 +382,12 @@ def _file(path: Path) -> Iterator[io.BufferedReader | io.BytesIO]:
         kind = os.fstat(opened.fileno()).st_mode
         if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
             raise InstError(f"{path} is neither a file nor a pipe", "give a picture file")
-        if stat.S_ISREG(kind):
-            refuse_pointer(path)
         # A pipe is read once, from the front to the end, and decoders go back and forth.
         file = io.BytesIO(opened.read()) if stat.S_ISFIFO(kind) else opened
-        if not file.read(1):
+        start = file.read(64)
+        if not start:
             raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
+        refuse_start(path, start)
         file.seek(0)
         yield file
 
