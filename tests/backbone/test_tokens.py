@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,6 +56,19 @@ def test_ordinary_prompts_are_tokenised_as_transformers_does(prompt: str) -> Non
 def test_a_placeholder_may_touch_words_and_marks() -> None:
     found = tokenize(TOKENIZER, ["dog,[C]dog[C2]."], LENGTHS)
     assert found.slots[0, 1:8].tolist() == [-1, -1, 0, 1, -1, 2, -1]
+
+
+def test_a_token_of_a_textual_inversion_takes_a_position_for_each_vector() -> None:
+    """As the loader of diffusers names them; the prompt that it would make is tokenised by transformers."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<sea>", "<sea>_1", "<sea>_2", "<sky>"])
+    found = tokenize(tokenizer, ["a <sea> and [C], <sky>", "(<sea>:1.5) a"], {"[C]": 2})
+    ids = tokenizer("a <sea> <sea>_1 <sea>_2 and a a, <sky>", padding="max_length", return_tensors="pt").input_ids[0]
+    slots = found.slots[0]
+    assert slots[6:8].tolist() == [0, 1]
+    assert torch.equal(found.ids[0][slots < 0], ids[slots < 0])
+    assert found.weights is not None
+    assert found.weights[1, :6].tolist() == [1, 1.5, 1.5, 1.5, 1, 1]
 
 
 def test_square_brackets_around_anything_else_are_text() -> None:

@@ -68,6 +68,24 @@ def test_ddim_gives_the_same_steps_as_diffusers(prediction: str, steps: int, str
     close([step.latents for step in found], expected)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ddim_with_fresh_noise_gives_the_same_steps_as_diffusers(prediction: str, eta: float) -> None:
+    scheduler = DDIMScheduler(**DDIM, prediction_type=prediction)
+    scheduler.set_timesteps(10)
+    grid = timestep_grid(1000, 10)
+    model, start = dummy_model(), noise(2, 4, 8, 8, seed=9)
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    expected, latents = [], start
+    for t in grid:
+        latents = scheduler.step(model(latents, t), t, latents, eta=eta, generator=generators[0]).prev_sample
+        expected.append(latents)
+    solve = choose_solver("ddim", eta, lambda: torch.randn(start.shape, generator=generators[1]))
+    found = list(solve(as_noise(model, prediction), start, grid, ABAR))
+    close([step.latents for step in found], expected)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.sets(st.integers(0, 49), min_size=1, max_size=25),
@@ -283,6 +301,11 @@ def test_an_unknown_solver_is_refused_with_the_known_names() -> None:
     assert choose_solver("dpm++") is dpm_solver_pp
     with pytest.raises(UsageError, match=r'"euler" is unknown: use one of ddim, dpm\+\+'):
         choose_solver("euler")
+    with pytest.raises(UsageError, match=r'\+\+" is deterministic, so an eta of 0.5 cannot be used: use solver="ddim"'):
+        choose_solver("dpm++", 0.5)
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(UsageError, match="give 0"):
+            choose_solver("ddim", eta)
 
 
 def test_complete_shows_every_step_and_closes_the_generator() -> None:

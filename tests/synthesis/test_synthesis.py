@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from diffusers.utils.torch_utils import randn_tensor
 
 from inst import Backbone, InstError, UsageError
+from inst.backbone.text import TextEmbedding
 from inst.errors import InstWarning
 from inst.pictures.io import encode_painting, resize
 from inst.pictures.oklab import srgb_to_oklab
@@ -29,7 +30,7 @@ from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.prompts import complete_prompt, embed_prompts
 from inst.synthesis.tone import Palette, match_palette
-from tiny import WIDTH, idle_copy, write_tiny_backbone
+from tiny import POSITIONS, WIDTH, idle_copy, write_tiny_backbone
 
 NATIVE = 64  # pixels of the tiny model's native side
 VECTORS = 3
@@ -123,6 +124,31 @@ def test_transfer_from_plain_noise_gives_the_same_picture_as_diffusers(folder: P
         output_type="pt",
     ).images
     close(found, expected * 2 - 1)
+
+
+def test_encoded_prompts_give_the_pictures_of_their_texts(folder: Path) -> None:
+    backbone = Backbone.load(folder, "cpu", "float32")
+    style, photo = make_style(backbone), picture()
+    prompts, vectors = ["a river in the style of [C]", "[C] by a dog"], {"[C]": style.vectors}
+    text, negative = backbone.embed_text(prompts, vectors), backbone.embed_text(["a photo"])
+    settings: dict[str, Any] = {"steps": 3, "seed": [3, 4], "tone": "painting"}
+    expected = complete(generate(backbone, prompts, style, negative_prompt="a photo", **settings))
+    close(complete(generate(backbone, text, style, negative_prompt=negative, **settings)), expected)
+    close(complete(generate(backbone, text, style, negative_prompt="a photo", **settings)), expected)
+    expected = complete(transfer(backbone, photo, style, prompt=prompts[0], seed=3, steps=3))
+    close(complete(transfer(backbone, photo, style, prompt=text[:1], seed=3, steps=3)), expected)
+
+
+def test_given_noise_takes_the_place_of_that_of_the_seed(tiny_backbone: Backbone, style: Style) -> None:
+    noise = draw_noise((4, 8, 8), [3, 4])
+    settings: dict[str, Any] = {"steps": 3, "solver": "ddim", "eta": 0.5}
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    for generator in generators:
+        torch.randn(4, 8, 8, generator=generator)
+    expected = complete(generate(tiny_backbone, ["[C]"] * 2, style, seed=[3, 4], **settings))
+    close(complete(generate(tiny_backbone, ["[C]"] * 2, style, seed=generators, noise=noise, **settings)), expected)
+    expected = complete(transfer(tiny_backbone, picture(), style, seed=3, steps=3, size=64))
+    close(complete(transfer(tiny_backbone, picture(), style, noise=noise[:1], steps=3, size=64)), expected)
 
 
 @torch.no_grad()
@@ -621,6 +647,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"guidance": float("nan")}, "guidance of nan"),
     ({"seed": -1}, "seed -1"),
     ({"seed": []}, "No seed"),
+    ({"eta": 0.5}, 'The solver "dpm\\+\\+" is deterministic'),
+    ({"noise": torch.zeros(1, 4, 8, 9)}, r"Noise of the shape \[1, 4, 8, 9\].* give .* \[1, 4, "),
+    ({"noise": 0}, "Noise of the type int"),
+    ({"prompt": TextEmbedding(torch.zeros(1, POSITIONS, 5))}, r"shape \[1, 24, 5\] cannot be used: give \[B, L, 32\]"),
+    ({"prompt": TextEmbedding(torch.zeros(3, POSITIONS, WIDTH))}, "3 prompts do not fit 1 photo"),
+    (
+        {"prompt": TextEmbedding(torch.zeros(1, POSITIONS, WIDTH), torch.zeros(1, WIDTH))},
+        "leave the pooled",
+    ),
+    ({"prompt": TextEmbedding(torch.zeros(1, 48, WIDTH))}, "The prompt has 48 tokens, and the negative prompt 24"),
+    ({"negative_prompt": TextEmbedding(torch.zeros(2, POSITIONS, WIDTH))}, "2 negative prompts do not fit 1 prompt"),
     ({"seed": [1, 2, 3], "photo": torch.zeros(2, 3, 64, 64)}, "3 seeds do not fit 2 pictures"),
     ({"solver": "euler"}, r'"euler" is unknown: use one of ddim, dpm\+\+'),
     ({"inversion": "null"}, '"null" is unknown: use one of stochastic, none, ddim'),

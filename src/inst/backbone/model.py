@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inst.arguments import check_path, check_type
 from inst.backbone.devices import choose_device, choose_dtype
 from inst.backbone.offload import Offload
+from inst.backbone.options import ModelOptions
 from inst.backbone.parts import Parts, check_fit
 from inst.backbone.text import Frame, TextEmbedding, TextEncoding
 from inst.errors import Argument, InstError, UsageError
@@ -36,6 +37,7 @@ class Backbone(TextEncoding):
         dtype: the precision of the parts; the autoencoder may differ (see `inst.backbone.devices.autoencoder_dtype`).
         name: the name of a bundled model or of a model on the hub, or the base name of the folder or file.
         low_memory: whether it was loaded with `low_memory` (see `load`).
+        options: how it computes in a run; `dataclasses.replace(backbone, options=...)` is the same model with others.
         latent_channels: C, channels of the latents.
         downscale: number of pixels per latent position, along each side.
         native_size: (short) side in pixels of the pictures that the UNet was trained with.
@@ -53,6 +55,7 @@ class Backbone(TextEncoding):
     dtype: torch.dtype
     name: str = ""
     low_memory: bool = False
+    options: ModelOptions = field(default_factory=ModelOptions, repr=False)
     latent_channels: int = field(init=False)
     downscale: int = field(init=False)
     native_size: int = field(init=False)
@@ -286,7 +289,12 @@ class Backbone(TextEncoding):
         latents = latents.to(self.device)
         timesteps = timesteps.to(self.device).expand(len(latents))
         text = text.expand(len(latents))
-        more: dict[str, Any] = {"added_cond_kwargs": self.added_conditions(latents, text, frame)}
+        added = self.added_conditions(latents, text, frame)
+        if text.images:
+            added = {**(added or {}), "image_embeds": [self._for_unet(image) for image in text.images]}
+        more: dict[str, Any] = {"added_cond_kwargs": added}
+        if self.options.attention:
+            more["cross_attention_kwargs"] = dict(self.options.attention)
         if residuals is not None:
             down, mid = residuals
             more["down_block_additional_residuals"] = tuple(map(self._for_unet, down))
@@ -306,7 +314,7 @@ class Backbone(TextEncoding):
 
     def added_conditions(
         self, latents: Tensor, text: TextEmbedding, frame: Frame | None = None
-    ) -> dict[str, Tensor] | None:
+    ) -> dict[str, Any] | None:
         """Return the inputs of a UNet or ControlNet besides timestep and text, by diffusers' names, or None.
 
         Stable Diffusion XL (sec. 2.2) takes the pooled text and, in pixels, the original size of the picture, the

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,26 +46,33 @@ class TextEmbedding:
     Attributes:
         tokens: [B, L, D], for cross-attention.
         pooled: [B, P], one vector per prompt, if the denoiser uses it (Stable Diffusion XL); otherwise None.
+        images: the pictures that go with the prompts, for a denoiser with IP-Adapters: for each adapter the embeddings
+            of N pictures, [B, N, ...].
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    images: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TextEmbedding:
         """Return some of the prompts, by slice or by index (a list, or an int64 tensor on the same device)."""
-        return TextEmbedding(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return TextEmbedding(self.tokens[rows], pooled, tuple(image[rows] for image in self.images))
 
     def expand(self, batch: int) -> TextEmbedding:
         """Repeat one prompt for a batch, [B = 1] -> [batch], without a copy; `batch` prompts stay as they are."""
-        return TextEmbedding(
-            self.tokens.expand(batch, -1, -1), None if self.pooled is None else self.pooled.expand(batch, -1)
-        )
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return TextEmbedding(self.tokens.expand(batch, -1, -1), pooled).with_images(self.images)
+
+    def with_images(self, images: Sequence[Tensor]) -> TextEmbedding:
+        """Return the same prompts with these `images`. Those of one prompt, [1, N, ...], are for every prompt."""
+        return replace(self, images=tuple(image.expand(len(self), *image.shape[1:]) for image in images))
 
     def lerp(self, other: TextEmbedding, weight: float) -> TextEmbedding:
-        """Return self + weight (other - self), in float32. A weight above 1 extrapolates beyond `other`."""
+        """Return self + weight (other - self), without images, in float32. A weight above 1 extrapolates."""
         return TextEmbedding(
             self.tokens.float().lerp(other.tokens.float(), weight),
             None if self.pooled is None else self.pooled.float().lerp(_pooled(other).float(), weight),
@@ -77,6 +84,7 @@ class TextEmbedding:
         return TextEmbedding(
             torch.cat([part.tokens for part in parts]),
             None if parts[0].pooled is None else torch.cat([_pooled(part) for part in parts]),
+            tuple(torch.cat(images) for images in zip(*(part.images for part in parts), strict=True)),
         )
 
 
@@ -87,7 +95,7 @@ def _pooled(text: TextEmbedding) -> Tensor:
 
 
 def encode_text(
-    text_encoder: Any, ids: Tensor, slots: Tensor, vectors: Tensor | None, *, penultimate: bool = False
+    text_encoder: Any, ids: Tensor, slots: Tensor, vectors: Tensor | None, *, skip: int = 0, norm: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Run a CLIP text encoder on token ids. At the positions in `slots`, `vectors` replace the token embeddings.
 
@@ -96,13 +104,13 @@ def encode_text(
         ids: [B, L] token ids. The id at a slot has no effect, but it must not be the end token, at which CLIP pools.
         slots: [B, L], -1 for an ordinary token, or k to use `vectors[:, k]` at this position.
         vectors: [B, K, d] pseudo-word vectors of the text encoder's width, or None if no slot is used.
-        penultimate: return the hidden state before the last layer, without the final layer norm, as Stable Diffusion XL
-            uses it.
+        skip: return the hidden state before this many layers at the end.
+        norm: whether the final layer norm is applied to it.
 
     Returns:
-        The last hidden state after the final layer norm (or see `penultimate`), [B, L, d], and the pooled output,
-        [B, P]. If the model has a projection, the pooled output is projected into the shared picture space; otherwise
-        it is the hidden state at the end token.
+        The hidden state, [B, L, d], and the pooled output, [B, P], which does not depend on `skip` and `norm`. If the
+        model has a projection, the pooled output is projected into the shared picture space; otherwise it is the hidden
+        state at the end token.
     """
     table: nn.Module = text_encoder.get_input_embeddings()
     handle = None
@@ -121,12 +129,16 @@ def encode_text(
 
         handle = table.register_forward_hook(insert_vectors)
     try:
-        output = text_encoder(input_ids=ids, output_hidden_states=penultimate)
+        output = text_encoder(input_ids=ids, output_hidden_states=bool(skip) or not norm)
     finally:
         if handle is not None:
             handle.remove()
     pooled = output.text_embeds if "text_embeds" in output else output.pooler_output
-    return output.hidden_states[-2] if penultimate else output.last_hidden_state, pooled
+    if norm and not skip:
+        return output.last_hidden_state, pooled
+    hidden = output.hidden_states[-1 - skip]
+    # Of the two classes of text encoders, one has the layers itself, the other in `text_model`.
+    return getattr(text_encoder, "text_model", text_encoder).final_layer_norm(hidden) if norm else hidden, pooled
 
 
 class TextEncoding(Parts):
@@ -170,7 +182,9 @@ class TextEncoding(Parts):
         """Tokenise prompts for each text encoder. Arguments and errors as `inst.backbone.tokens.tokenize`."""
         return tuple(tokenize(tokenizer, prompts, lengths) for tokenizer in self.tokenizers)
 
-    def embed_text(self, prompts: Sequence[str], styles: Mapping[str, Tensor] | None = None) -> TextEmbedding:
+    def embed_text(
+        self, prompts: Sequence[str], styles: Mapping[str, Tensor] | None = None, *, clip_skip: int = 0
+    ) -> TextEmbedding:
         """Encode prompts; pseudo-words replace their placeholders (paper sec. 3.2).
 
         With one text encoder, the result is its hidden states after the final layer norm. With two (Stable Diffusion
@@ -183,6 +197,7 @@ class TextEncoding(Parts):
                 `(a castle:1.3)` and `[C:0.5]` (`inst.backbone.weights`).
             styles: the vectors of each placeholder, `{"[C]": vectors}`: [n, d] for all prompts, or [B, n, d] for one
                 set per prompt. A placeholder takes n positions. Gradients flow back to the vectors.
+            clip_skip: number of layers at the end of the text encoders that are left out (of two, one more).
 
         Returns:
             B prompts in `dtype`, ready for the UNet.
@@ -191,14 +206,16 @@ class TextEncoding(Parts):
             UsageError: there is no prompt, a prompt is too long, a placeholder has no style, or vectors have the wrong
                 shape.
         """
-        text = self.encode_tokens(*self._prepare_prompts(prompts, styles or {}))
+        text = self.encode_tokens(*self._prepare_prompts(prompts, styles or {}), clip_skip=clip_skip)
         if text.pooled is None or not self.force_zeros_for_empty_prompt:
             return text
         has_text = torch.tensor([bool(prompt) for prompt in prompts], device=self.device).view(-1, 1)
         # `where` and not a product: in half precision the encoding may contain infinities, and 0 times infinity is NaN.
         return TextEmbedding(torch.where(has_text[..., None], text.tokens, 0), torch.where(has_text, text.pooled, 0))
 
-    def encode_tokens(self, tokens: Sequence[TokenizedPrompts], vectors: Tensor | None = None) -> TextEmbedding:
+    def encode_tokens(
+        self, tokens: Sequence[TokenizedPrompts], vectors: Tensor | None = None, *, clip_skip: int = 0
+    ) -> TextEmbedding:
         """Run the text encoders on the result of `tokenize`; see `embed_text`.
 
         The hidden state at a position with the weight w is empty + w (hidden - empty), where `empty` is that of the
@@ -207,11 +224,12 @@ class TextEncoding(Parts):
         Args:
             tokens: B tokenised prompts for each text encoder.
             vectors: [B, K, d] for the slots of all placeholders, or None if there are none.
+            clip_skip: see `embed_text`.
         """
         widths = list(self.text_widths)
         parts = [None] * len(widths) if vectors is None else vectors.split(widths, dim=-1)
         encoded = [
-            self._encode(encoder, tokenizer, ids.to(self.device), part)
+            self._encode(encoder, tokenizer, ids.to(self.device), part, clip_skip)
             for encoder, tokenizer, ids, part in zip(self.text_encoders, self.tokenizers, tokens, parts, strict=True)
         ]
         if len(encoded) == 1:
@@ -219,14 +237,15 @@ class TextEncoding(Parts):
         return TextEmbedding(torch.cat([hidden for hidden, _ in encoded], dim=-1), encoded[1][1])
 
     def _encode(
-        self, encoder: Any, tokenizer: Any, tokens: TokenizedPrompts, vectors: Tensor | None
+        self, encoder: Any, tokenizer: Any, tokens: TokenizedPrompts, vectors: Tensor | None, clip_skip: int
     ) -> tuple[Tensor, Tensor]:
-        penultimate = self.text_encoder_2 is not None
-        hidden, pooled = encode_text(encoder, tokens.ids, tokens.slots, vectors, penultimate=penultimate)
+        two = self.text_encoder_2 is not None
+        layer: dict[str, Any] = {"skip": clip_skip + two, "norm": not two}
+        hidden, pooled = encode_text(encoder, tokens.ids, tokens.slots, vectors, **layer)
         if tokens.weights is None:
             return hidden, pooled
         plain = tokenize(tokenizer, [""]).to(self.device)
-        empty, _ = encode_text(encoder, plain.ids, plain.slots, None, penultimate=penultimate)
+        empty, _ = encode_text(encoder, plain.ids, plain.slots, None, **layer)
         return torch.lerp(empty, hidden, tokens.weights[..., None].to(hidden.dtype)), pooled
 
     def embed_caption(self, prompts: Sequence[str]) -> Tensor:

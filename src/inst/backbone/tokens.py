@@ -1,7 +1,8 @@
 """Tokenise prompts with placeholders: token ids, and slots for the vectors that replace the placeholders."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
     Args:
         tokenizer: a fast CLIP tokenizer with `model_max_length` = L.
         prompts: B texts. A prompt may have several placeholders, and the same placeholder several times. Parts may have
-            weights (`inst.backbone.weights`).
+            weights (`inst.backbone.weights`). A token that diffusers added for a textual inversion takes as many
+            positions as that has vectors.
         lengths: number of vectors of each placeholder, for example `{"[C]": 4}`. The slots number the vectors of all
             placeholders in this order.
 
@@ -73,6 +75,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
 
     room = tokenizer.model_max_length
     dummy = _ordinary_token(tokenizer)
+    groups = _token_groups(tokenizer)
     ids = torch.full((len(prompts), room), tokenizer.pad_token_id, dtype=torch.int64)
     slots = torch.full((len(prompts), room), -1, dtype=torch.int64)
     weights = torch.ones(len(prompts), room)
@@ -88,11 +91,11 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
                     f'The prompt "{prompt}" has the placeholder {name}, which has no style ({known})',
                     "give a style for it, or remove the square brackets if it is an ordinary word",
                 )
-            items += _words(tokenizer, prompt, position, match.start())
+            items += _words(tokenizer, groups, prompt, position, match.start())
             slot = first_slot[name]
             items += [_Item(dummy, slot + k, match.start(), match.end()) for k in range(lengths[name])]
             position = match.end()
-        items += _words(tokenizer, prompt, position, len(prompt))
+        items += _words(tokenizer, groups, prompt, position, len(prompt))
         if len(items) > room - 2:
             raise _too_long(prompt, items, room - 2)
 
@@ -110,10 +113,24 @@ def check_placeholders(names: Mapping[str, object]) -> None:
             raise UsageError(f'"{name}" is not a placeholder', 'write a word in square brackets, such as "[C]"')
 
 
-def _words(tokenizer: Any, prompt: str, start: int, end: int) -> list[_Item]:
+def _words(tokenizer: Any, groups: Mapping[int, Sequence[int]], prompt: str, start: int, end: int) -> Iterator[_Item]:
     encoded = tokenizer(prompt[start:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_Item(token, -1, start + left, start + right) for token, (left, right) in pairs]
+    for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        for one in groups.get(token, (token,)):
+            yield _Item(one, -1, start + left, start + right)
+
+
+def _token_groups(tokenizer: Any) -> dict[int, list[int]]:
+    """Return the tokens of textual inversions with several vectors, by the first of them.
+
+    diffusers adds `<sea>`, `<sea>_1`, `<sea>_2` to the tokenizer for three vectors. A prompt has only `<sea>`.
+    """
+    added = tokenizer.get_added_vocab()
+    groups = {}
+    for name, token in added.items():
+        names = itertools.takewhile(added.__contains__, (f"{name}_{k}" for k in itertools.count(1)))
+        groups[token] = [token, *(added[other] for other in names)]
+    return groups
 
 
 def _ordinary_token(tokenizer: Any) -> int:

@@ -65,16 +65,23 @@ def draw_noise(
     Raises:
         UsageError: there is no seed, or a seed is not a whole number or out of range.
     """
+    return torch.stack(
+        [
+            torch.randn(shape, generator=generator, device=generator.device).to(device)
+            for generator in as_generators(seeds)
+        ]
+    )
+
+
+def as_generators(seeds: Sequence[int | torch.Generator]) -> list[torch.Generator]:
+    """Return a generator for each seed, on the CPU. The arguments and errors are those of `draw_noise`."""
     if not seeds:
         raise UsageError("No seed is given", "give one seed for each picture")
     seeds = [seed if isinstance(seed, torch.Generator) else checked("seed", seed, "int") for seed in seeds]
     for seed in seeds:
         if not isinstance(seed, torch.Generator) and not 0 <= seed < _SEEDS:
             raise UsageError(f"The seed {seed} cannot be used", f"give 0 to {_SEEDS - 1}")
-    generators = [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack(
-        [torch.randn(shape, generator=generator, device=generator.device).to(device) for generator in generators]
-    )
+    return [seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def add_noise(clean: Tensor, noise: Tensor, timestep: int | Tensor, alphas_cumprod: Tensor) -> Tensor:

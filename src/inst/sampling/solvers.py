@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from inst.arguments import check_choice
+from inst.arguments import check_choice, checked
+from inst.errors import Argument, UsageError
 from inst.sampling.denoiser import Denoise
 from inst.sampling.noise import noise_levels
 
@@ -60,27 +62,43 @@ Solver = Callable[[Denoise, Tensor, Sequence[int], Tensor], Sampling]
 """(denoise, latents at the first timestep's noise level, falling timesteps, alphas_cumprod [T]) -> `Sampling`."""
 
 
-def ddim_step(latents: Tensor, epsilon: Tensor, abar: float, abar_to: float) -> tuple[Tensor, Tensor]:
-    """Move latents from the noise level `abar` to `abar_to`, up or down (Song et al. 2021, eq. 12 with sigma = 0).
+def ddim_step(
+    latents: Tensor, epsilon: Tensor, abar: float, abar_to: float, sigma: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Move latents from the noise level `abar` to `abar_to`, up or down (Song et al. 2021, eq. 12).
 
-    z_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), and z' = sqrt(abar') z_0 + sqrt(1 - abar') eps, where abar' is
-    `abar_to`.
+    z_0 = (z - sqrt(1 - abar) eps) / sqrt(abar), and z' = sqrt(abar') z_0 + sqrt(1 - abar' - sigma^2) eps, where abar'
+    is `abar_to`. With sigma > 0, the caller adds fresh noise of that standard deviation.
 
     Returns:
         z' and the predicted z_0, both [B, C, h, w].
     """
     clean = (latents - math.sqrt(1 - abar) * epsilon) / math.sqrt(abar)
-    return math.sqrt(abar_to) * clean + math.sqrt(1 - abar_to) * epsilon, clean
+    return math.sqrt(abar_to) * clean + math.sqrt(max(0.0, 1 - abar_to - sigma**2)) * epsilon, clean
 
 
-def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cumprod: Tensor) -> Sampling:
-    """Denoise deterministically with DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 with sigma = 0).
+def ddim(
+    denoise: Denoise,
+    latents: Tensor,
+    timesteps: Sequence[int],
+    alphas_cumprod: Tensor,
+    *,
+    eta: float = 0.0,
+    draw: Callable[[], Tensor] | None = None,
+) -> Sampling:
+    """Denoise with DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), deterministically at eta = 0.
+
+    Each step from abar to abar' adds fresh noise of the standard deviation
+
+        sigma = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar')
 
     Args:
         denoise: predicts the noise; called once for each timestep.
         latents: [B, C, h, w] at the noise level of the first timestep.
         timesteps: strictly falling, such as from `timestep_grid`. The last step leads to z_0 (abar = 1).
         alphas_cumprod: abar, [T].
+        eta: in [0, 1]. At 1, the steps are those of DDPM.
+        draw: returns fresh noise, [B, C, h, w]; called after each call of the denoiser if eta > 0.
 
     Raises:
         UsageError: the timesteps do not fall or are out of range.
@@ -88,7 +106,11 @@ def ddim(denoise: Denoise, latents: Tensor, timesteps: Sequence[int], alphas_cum
     """
     levels = noise_levels(timesteps, alphas_cumprod)
     for i, t in enumerate(timesteps):
-        latents, clean = ddim_step(latents, denoise(latents, t), levels[i], levels[i + 1])
+        abar, abar_to = levels[i], levels[i + 1]
+        sigma = eta * math.sqrt((1 - abar_to) / (1 - abar) * (1 - abar / abar_to))
+        latents, clean = ddim_step(latents, denoise(latents, t), abar, abar_to, sigma)
+        if eta and draw is not None:
+            latents = latents + sigma * draw()
         changed = yield SamplingStep(i, len(timesteps), t, latents, clean)
         latents = latents if changed is None else changed
     return latents
@@ -136,10 +158,26 @@ SOLVERS: Mapping[str, Solver] = {"ddim": ddim, "dpm++": dpm_solver_pp}
 """The solvers by name."""
 
 
-def choose_solver(name: str) -> Solver:
-    """Return a solver by its name in `SOLVERS`. Raises UsageError if the name is unknown."""
+def choose_solver(name: str, eta: float = 0.0, draw: Callable[[], Tensor] | None = None) -> Solver:
+    """Return a solver by its name in `SOLVERS`; `eta` and `draw` as for `ddim`, the only solver that takes them.
+
+    Raises:
+        UsageError: the name is unknown, eta is not in [0, 1], or the solver is deterministic and eta is not 0.
+    """
     check_choice("solver", name, SOLVERS)
-    return SOLVERS[name]
+    eta = checked("eta", eta, "float")
+    if not 0 <= eta <= 1:  # False for NaN too
+        raise UsageError(f"An eta of {eta} cannot be used", "give 0 (deterministic) to 1 (as much noise as in DDPM)")
+    if eta == 0:
+        return SOLVERS[name]
+    if name != "ddim":
+        raise UsageError(
+            f'The solver "{name}" is deterministic, so an eta of {eta} cannot be used',
+            "use ",
+            Argument("solver", "ddim"),
+            ", or leave eta out",
+        )
+    return partial(ddim, eta=eta, draw=draw)
 
 
 def _log_snr(abar: float) -> float:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from inst.arguments import check_choice
 from inst.backbone.model import Backbone
+from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
 from inst.pictures.given import Mask, Picture, to_batch, to_mask
 from inst.pictures.io import fit_size, resize, resize_mask
@@ -24,7 +26,7 @@ from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size, encode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan
-from inst.synthesis.prompts import check_prompts, complete_prompt, embed_prompts, name_styles, read_prompts
+from inst.synthesis.prompts import Prompts, check_prompts, complete_prompt, embed_both, name_styles, read_prompts
 from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
 from inst.synthesis.tone import TONES, adain, keep_colours, latent_statistics, match_palette, palette_of
 
@@ -37,8 +39,8 @@ def transfer(
     strength: float = 0.3,
     steps: int = 12,
     guidance: float = 4.0,
-    prompt: str | Sequence[str] | None = None,
-    negative_prompt: str = "",
+    prompt: str | Sequence[str] | TextEmbedding | None = None,
+    negative_prompt: str | TextEmbedding = "",
     seed: Seed = 0,
     inversion: str = "stochastic",
     solver: str = "dpm++",
@@ -53,6 +55,8 @@ def transfer(
     query_preservation: float = 0.0,
     attention_temperature: float = 1.0,
     attention_blocks: str = "up",
+    eta: float = 0.0,
+    noise: Tensor | None = None,
 ) -> Sampling:
     """Give photos the style of a painting. Stochastic inversion keeps their content (paper sec. 3.3).
 
@@ -69,8 +73,10 @@ def transfer(
             for each step. With mini, 12 steps differ from 40 by an LPIPS of at most 0.02 at strength 0.3, 0.027 at 0.6.
         guidance: guidance scale of the classifier-free guidance; 1 means no guidance, and twice as fast.
         prompt: description of the result; one text for all photos, or one for each. If it has no placeholder, " in the
-            style of [C]" is added, with all styles that the negative prompt does not name. None is "[C]" alone.
-        negative_prompt: what to steer away from. It may name its own style.
+            style of [C]" is added, with all styles that the negative prompt does not name. None is "[C]" alone. An
+            encoded prompt (`inst.backbone.text.TextEmbedding`) is used as it is: no style is added to it, and tone and
+            style attention use the paintings of all styles.
+        negative_prompt: what to steer away from. It may name its own style. It may be encoded, too.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one photo give several
             results. A picture depends on its own seed only, not on the rest of the batch. PyTorch generators are
             accepted, too (`inst.sampling.noise.Seed`).
@@ -101,6 +107,9 @@ def transfer(
         query_preservation, attention_temperature, attention_blocks: for researchers
             (`inst.sampling.attention.AttentionSettings`). Query preservation keeps more of the photo; it costs as much
             as one more photo.
+        eta: fresh noise in each step of the solver "ddim", from 0 (none) to 1 (as in DDPM), drawn from the seed.
+        noise: the noise to use in place of that of the seed, [B, C, h, w] for B results, whose sides are padded to
+            multiples of `backbone.size_multiple`.
 
     Yields:
         `SamplingStep`; nothing at strength 0. The latents are those of pictures padded at the right and the bottom. The
@@ -122,7 +131,11 @@ def transfer(
     attention_settings = AttentionSettings(style_attention, query_preservation, attention_temperature, attention_blocks)
     check_style_scale(style_scale)
     texts = read_prompts(prompt, negative_prompt)
-    prompts = [complete_prompt(text, negative_prompt, styles) for text in texts]
+    prompts: Prompts = (
+        texts
+        if isinstance(texts, TextEmbedding)
+        else [complete_prompt(text, negative_prompt, styles) for text in texts]
+    )
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     check_choice("inversion", inversion, INVERSIONS)
     check_choice("tone", tone, TONES)
@@ -137,13 +150,11 @@ def transfer(
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
     check_control(control, backbone, (height, width), photo=True)
     out = fit_size(width, height, _default_size(backbone, height, width) if size is None else size)
-    plan = make_plan(backbone, out, len(photos), seed, strength, steps, guidance, solver, tile)
+    plan = make_plan(backbone, out, len(photos), seed, strength, steps, guidance, solver, tile, eta, noise)
 
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
-        text, negative = (
-            embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
-        )
+        text, negative = embed_both(backbone, prompts, negative_prompt, styles, style_weight)
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
         toned = content
         if palette is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from inst.arguments import check_choice
 from inst.backbone.model import Backbone
+from inst.backbone.text import TextEmbedding
 from inst.pictures.io import fit_size
 from inst.sampling.attention import AttentionSettings
 from inst.sampling.control import Control, check_control
@@ -16,19 +18,19 @@ from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan, read_size
-from inst.synthesis.prompts import check_prompts, embed_prompts, name_styles, read_prompts
+from inst.synthesis.prompts import Prompts, check_prompts, embed_both, name_styles, read_prompts
 from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
 from inst.synthesis.tone import adain, latent_statistics, match_palette, palette_of
 
 
 def generate(
     backbone: Backbone,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | TextEmbedding,
     style: Style | Mapping[str, Style],
     *,
     steps: int = 20,
     guidance: float = 5.0,
-    negative_prompt: str = "",
+    negative_prompt: str | TextEmbedding = "",
     seed: Seed = 0,
     solver: str = "dpm++",
     tone: str = "none",
@@ -40,17 +42,20 @@ def generate(
     style_scale: float = 1.0,
     attention_temperature: float = 1.0,
     attention_blocks: str = "up",
+    eta: float = 0.0,
+    noise: Tensor | None = None,
 ) -> Sampling:
     """Generate pictures from prompts, in the style of a painting.
 
     Args:
         backbone: the frozen model.
-        prompt: a text with the placeholder of the style, or one text for each picture: "a castle in the style of [C]".
+        prompt: a text with the placeholder of the style, or one text for each picture: "a castle in the style of [C]";
+            or encoded prompts, as in `transfer`.
         style: the style for `[C]`; or several styles by placeholder.
         steps, guidance, negative_prompt, solver, style_weight, tile: the same as in `transfer`.
         style_attention: W, the same as in `transfer`. At 0.5, the picture under way and the painting count equally, and
             the prompt decides what the picture shows. At 1, things that the painting shows come into the picture.
-        style_scale, attention_temperature, attention_blocks: the same as in `transfer`.
+        style_scale, attention_temperature, attention_blocks, eta, noise: the same as in `transfer`.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one prompt give several
             pictures. PyTorch generators are accepted, too (`inst.sampling.noise.Seed`).
         tone: "none", "painting" (the palette of the painting) or "adain" (`inst.synthesis.tone`).
@@ -75,7 +80,8 @@ def generate(
     styles = name_styles(backbone, style)
     settings = AttentionSettings(style_attention, 0.0, attention_temperature, attention_blocks)
     check_style_scale(style_scale)
-    prompts = [text or "" for text in read_prompts(prompt, negative_prompt)]
+    texts = read_prompts(prompt, negative_prompt)
+    prompts: Prompts = texts if isinstance(texts, TextEmbedding) else [text or "" for text in texts]
     check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
     check_choice("tone", tone, ("none", "painting", "adain"))
     paintings = read_paintings(styles, prompts, tone, style_attention)
@@ -84,13 +90,11 @@ def generate(
     check_control(control, backbone, None if size is None else (out[1], out[0]), photo=False)
     if control is not None and size is None:
         out = fit_size(control.picture.shape[2], control.picture.shape[1], backbone.native_size)
-    plan = make_plan(backbone, out, len(prompts), seed, 1.0, steps, guidance, solver, tile)
+    plan = make_plan(backbone, out, len(prompts), seed, 1.0, steps, guidance, solver, tile, eta, noise)
 
     @torch.no_grad()
     def run() -> Sampling:
-        text, negative = (
-            embed_prompts(backbone, group, styles, style_weight) for group in (prompts, [negative_prompt])
-        )
+        text, negative = embed_both(backbone, prompts, negative_prompt, styles, style_weight)
         prepared_control = plan.prepare_control(backbone, control, None)
         attention = prepare_attention(backbone, styles, paintings, plan, settings, style_scale, style_weight, None)
         denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)

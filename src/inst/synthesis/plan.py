@@ -9,14 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from inst.arguments import check_factor, checked
+from inst.arguments import check_factor, check_type, checked
 from inst.backbone.model import Backbone
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import UsageError
 from inst.sampling.attention import StyleAttention
 from inst.sampling.control import Control, with_control_channels, with_controlnet
 from inst.sampling.denoiser import Denoise, guided
-from inst.sampling.noise import Seed, draw_noise, timestep_grid
+from inst.sampling.noise import Seed, as_generators, draw_noise, timestep_grid
 from inst.sampling.solvers import Solver, choose_solver
 from inst.sampling.tiles import latent_size, round_up, tiled
 
@@ -98,6 +98,8 @@ def make_plan(
     guidance: float,
     solver: str,
     tile: int | None,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
 ) -> Plan:
     """Check the common arguments of `transfer` and `generate`, and make a plan from them.
 
@@ -128,24 +130,38 @@ def make_plan(
         tile = backbone.default_size
 
     timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength)
-    solve = choose_solver(solver)
     shape = (backbone.latent_channels, *latent_size(backbone, height, width))
+    pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
+    draw = _drawer(shape, seed, pictures, backbone.device)
+    solve = choose_solver(solver, eta, draw)
     return Plan(
         height=height,
         width=width,
         timesteps=timesteps,
         solve=solve,
-        noise=_noise(shape, seed, pictures).to(backbone.device),
+        noise=draw() if noise is None else _check_noise(noise, (pictures, *shape)).to(backbone.device),
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
     )
 
 
-def _noise(shape: tuple[int, int, int], seed: Seed, pictures: int) -> Tensor:
-    """Draw noise [B, *shape]. B is the number of pictures, or the number of seeds if there is one picture."""
+def _drawer(shape: tuple[int, int, int], seed: Seed, pictures: int, device: torch.device) -> Callable[[], Tensor]:
+    """Return a function that draws fresh noise for all pictures at each call, [B, *shape] on a device."""
     if isinstance(seed, torch.Generator):
         # The generator draws all noise at once: on an accelerator, separate draws would differ from those of diffusers.
-        return torch.randn((pictures, *shape), generator=seed, device=seed.device)
+        return lambda: torch.randn((pictures, *shape), generator=seed, device=seed.device).to(device)
     seeds: list[int | torch.Generator] = list(seed) if isinstance(seed, Sequence) else [seed]
-    if pictures > 1 and len(seeds) not in (1, pictures):
+    generators = as_generators(seeds)
+    if len(seeds) not in (1, pictures):
         raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures", "give one seed for all, or one for each")
-    return draw_noise(shape, seeds).expand(max(pictures, len(seeds)), -1, -1, -1)
+    return lambda: draw_noise(shape, generators, device).expand(pictures, -1, -1, -1)
+
+
+def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return given noise as float32. Raises UsageError unless it is a finite tensor of this shape."""
+    check_type("Noise", noise, Tensor, "give a tensor")
+    if noise.shape != shape or not noise.is_floating_point():
+        raise UsageError(
+            f"Noise of the shape {list(noise.shape)} and the type {noise.dtype} cannot be used",
+            f"give floating point numbers of the shape {list(shape)}",
+        )
+    return noise.float()

@@ -36,14 +36,23 @@ def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[
     return styles
 
 
-def read_prompts(prompt: str | Sequence[str | None] | None, negative_prompt: str) -> list[str | None]:
-    """Return the prompts as a list. Raises UsageError if a prompt or the negative prompt is not a text."""
-    checked("negative prompt", negative_prompt, "str")
+Prompts = list[str] | TextEmbedding
+"""The prompts of a run, still to be encoded or already encoded. What an encoded prompt names is not known."""
+
+
+def read_prompts(
+    prompt: str | Sequence[str | None] | TextEmbedding | None, negative_prompt: str | TextEmbedding
+) -> list[str | None] | TextEmbedding:
+    """Return the prompts as a list; encoded ones as they are. Raises UsageError if one is neither text nor encoded."""
+    if not isinstance(negative_prompt, TextEmbedding):
+        checked("negative prompt", negative_prompt, "str")
+    if isinstance(prompt, TextEmbedding):
+        return prompt
     prompts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
     return [None if text is None else checked("prompt", text, "str") for text in prompts]
 
 
-def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[str, Style]) -> str:
+def complete_prompt(prompt: str | None, negative_prompt: str | TextEmbedding, styles: Mapping[str, Style]) -> str:
     """Return a prompt that names the styles: `[C]` for `None` or an empty text, else `TEXT in the style of [C]`.
 
     A prompt with a placeholder does not change. A style that the negative prompt names is not added to the prompt, and
@@ -52,15 +61,19 @@ def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[st
     prompt = (prompt or "").strip()
     if PLACEHOLDER.search(read_weights(prompt).text):
         return prompt
-    negative = read_weights(negative_prompt).text
+    negative = read_weights(_text_of(negative_prompt)).text
     names = " and ".join(name for name, style in styles.items() if style.has_word and name not in negative)
     return f"{prompt} in the style of {names}" if prompt and names else prompt or names
 
 
+def _text_of(prompt: str | TextEmbedding) -> str:
+    return "" if isinstance(prompt, TextEmbedding) else prompt
+
+
 def check_prompts(
     backbone: Backbone,
-    prompts: Sequence[str],
-    negative_prompt: str,
+    prompts: Prompts,
+    negative_prompt: str | TextEmbedding,
     styles: Mapping[str, Style],
     style_weight: float,
     guidance: float,
@@ -69,13 +82,16 @@ def check_prompts(
 
     Raises:
         UsageError: there is no prompt; a prompt is too long, or has a placeholder without a style or of a style without
-            a pseudo-word; a style is in neither prompt, or only in the negative prompt while the guidance is 1; or the
-            style weight is negative, not finite or too large.
+            a pseudo-word; a style is in neither prompt, or only in the negative prompt while the guidance is 1; an
+            encoded prompt does not fit the denoiser or the other prompts; or the style weight is negative, not finite
+            or too large.
     """
-    if not prompts:
+    if not len(prompts):
         raise UsageError("No prompt is given", "give at least one text")
     check_factor("style weight", style_weight, "give 0 (no style), 1 (as learned) or more")
-    negative, *texts = (read_weights(text).text for text in (negative_prompt, *prompts))
+    _check_encoded(backbone, prompts, negative_prompt)
+    given = [] if isinstance(prompts, TextEmbedding) else prompts
+    negative, *texts = (read_weights(text).text for text in (_text_of(negative_prompt), *given))
     for name, style in styles.items():
         if not style.has_word and any(name in text for text in (*texts, negative)):
             raise UsageError(
@@ -84,7 +100,7 @@ def check_prompts(
                 Call("learn"),
             )
     words = [name for name, style in styles.items() if style.has_word]
-    backbone.tokenize([*prompts, negative_prompt], {name: len(styles[name].vectors) for name in words})
+    backbone.tokenize([*given, _text_of(negative_prompt)], {name: len(styles[name].vectors) for name in words})
     for prompt in texts:
         unused = [name for name in words if name not in prompt and name not in negative]
         if unused:
@@ -102,8 +118,66 @@ def check_prompts(
             )
 
 
+def _check_encoded(backbone: Backbone, prompts: Prompts, negative_prompt: str | TextEmbedding) -> None:
+    """Raise UsageError unless encoded prompts have the shapes that the denoiser takes, and one length."""
+    width, encoder_2 = backbone.unet.config["cross_attention_dim"], backbone.text_encoder_2
+    lengths = []
+    for text in (prompts, negative_prompt):
+        if not isinstance(text, TextEmbedding):
+            lengths.append(backbone.tokenizer.model_max_length)
+            continue
+        if text.tokens.dim() != 3 or text.tokens.shape[-1] != width:
+            raise UsageError(
+                f"An encoded prompt of the shape {list(text.tokens.shape)} cannot be used", f"give [B, L, {width}]"
+            )
+        lengths.append(text.tokens.shape[1])
+        pooled = None if text.pooled is None else list(text.pooled.shape)
+        needed = None if encoder_2 is None else [len(text), encoder_2.config.projection_dim]
+        if pooled != needed:
+            raise UsageError(
+                f"An encoded prompt with pooled vectors of the shape {pooled} cannot be used",
+                "leave the pooled vectors out" if needed is None else f"give pooled vectors of the shape {needed}",
+            )
+    if isinstance(negative_prompt, TextEmbedding) and len(negative_prompt) not in (1, len(prompts)):
+        raise UsageError(
+            f"{len(negative_prompt)} negative prompts do not fit {len(prompts)} prompts",
+            "give one for all, or one for each",
+        )
+    if lengths[0] != lengths[1]:
+        raise UsageError(
+            f"The prompt has {lengths[0]} tokens, and the negative prompt {lengths[1]}",
+            "give both encoded, with one length",
+        )
+
+
+def embed_both(
+    backbone: Backbone,
+    prompts: Prompts,
+    negative_prompt: str | TextEmbedding,
+    styles: Mapping[str, Style],
+    style_weight: float,
+) -> tuple[TextEmbedding, TextEmbedding]:
+    """Encode the prompts and the negative prompt of a run, with the options of the backbone; encoded ones stay.
+
+    Returns:
+        B prompts, and B or 1 negative prompts.
+    """
+    options = backbone.options
+    text, negative = prompts, negative_prompt
+    if not isinstance(text, TextEmbedding):
+        text = embed_prompts(backbone, text, styles, style_weight, clip_skip=options.clip_skip)
+    if not isinstance(negative, TextEmbedding):
+        negative = embed_prompts(backbone, [negative], styles, style_weight)
+    return text.with_images(options.images), negative.with_images(options.no_images)
+
+
 def embed_prompts(
-    backbone: Backbone, prompts: Sequence[str], styles: Mapping[str, Style], style_weight: float = 1.0
+    backbone: Backbone,
+    prompts: Sequence[str],
+    styles: Mapping[str, Style],
+    style_weight: float = 1.0,
+    *,
+    clip_skip: int = 0,
 ) -> TextEmbedding:
     """Encode prompts, with the styles at a style weight w: plain + w (styled - plain).
 
@@ -113,9 +187,10 @@ def embed_prompts(
     the picture breaks down (with mini between 1.5 and 2).
     """
     vectors = {name: style.vectors for name, style in styles.items() if style.has_word}
-    styled = backbone.embed_text(prompts, vectors)
+    styled = backbone.embed_text(prompts, vectors, clip_skip=clip_skip)
     if style_weight == 1 or not vectors:
         return styled
     word = coarse_word(backbone)
-    plain = backbone.embed_text(prompts, {name: word.expand(len(rows), -1) for name, rows in vectors.items()})
+    words = {name: word.expand(len(rows), -1) for name, rows in vectors.items()}
+    plain = backbone.embed_text(prompts, words, clip_skip=clip_skip)
     return plain.lerp(styled, style_weight)

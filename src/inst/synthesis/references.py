@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone
+from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, InstWarning, UsageError
 from inst.pictures.io import resize
 from inst.sampling.attention import AttentionSettings, Reference, StyleAttention
@@ -17,7 +18,7 @@ from inst.sampling.noise import add_noise, draw_noise
 from inst.sampling.tiles import encode_in_tiles
 from inst.styles.style import Style
 from inst.synthesis.plan import Plan
-from inst.synthesis.prompts import embed_prompts
+from inst.synthesis.prompts import Prompts, embed_prompts
 
 _LARGEST_ENLARGEMENT = 1.5
 """A smaller painting enters smaller than `style_scale` says: enlarged further, its strokes would be blurred."""
@@ -35,10 +36,10 @@ def uses_paintings(tone: str, style_attention: float) -> bool:
     return tone in ("painting", "adain") or style_attention > 0
 
 
-def read_paintings(styles: Mapping[str, Style], prompts: Sequence[str], tone: str, style_attention: float) -> Paintings:
+def read_paintings(styles: Mapping[str, Style], prompts: Prompts, tone: str, style_attention: float) -> Paintings:
     """Decode the paintings that tone and style attention take something from.
 
-    A style that only the negative prompt names gives nothing.
+    A style that only the negative prompt names gives nothing. With an encoded prompt, every style counts as named.
 
     Warns with `InstWarning` if a painting is needed, but a style has none.
 
@@ -57,7 +58,8 @@ def read_paintings(styles: Mapping[str, Style], prompts: Sequence[str], tone: st
                 Argument("style_attention"),
                 " above 0",
             )
-        if not used or (style.has_word and not any(name in prompt for prompt in prompts)):
+        named = isinstance(prompts, TextEmbedding) or any(name in prompt for prompt in prompts)
+        if not used or (style.has_word and not named):
             continue
         if not style.paintings:
             warnings.warn(
@@ -146,7 +148,9 @@ def _reference(
     picture = _fit(painting, short_side, area, backbone.size_multiple)
     clean = encode_in_tiles(backbone, picture[None].to(backbone.device))
     noise = draw_noise((clean.shape[1], clean.shape[2], clean.shape[3]), [_SEED], clean.device)
-    text = embed_prompts(backbone, ["[C]" if style.has_word else ""], {"[C]": style}, style_weight)
+    prompt, options = "[C]" if style.has_word else "", backbone.options
+    text = embed_prompts(backbone, [prompt], {"[C]": style}, style_weight, clip_skip=options.clip_skip)
+    text = text.with_images(options.no_images)
     return Reference(lambda t: add_noise(clean, noise, t, backbone.alphas_cumprod), text, share)
 
 
