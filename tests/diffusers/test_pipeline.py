@@ -433,7 +433,7 @@ def test_a_saved_pipeline_is_the_same_when_read_again(
     inversion = pipe.inversion
     pipe.save_pretrained(tmp_path)
     assert pipe.inversion is inversion
-    assert json.loads((tmp_path / "model_index.json").read_text())["inversion"] == [None, None]
+    assert "inversion" not in json.loads((tmp_path / "model_index.json").read_text())  # diffusers would warn of it
     again = quiet(InSTPipeline.from_pretrained(tmp_path))
     painting = to_image(picture(seed=3))
     first, second = (

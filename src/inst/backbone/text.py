@@ -172,8 +172,14 @@ class TextEncoding(Parts):
 
     @property
     def token_table(self) -> Tensor:
-        """The token embeddings, [V, d] float32 on the CPU. Those of two text encoders are side by side."""
-        tables = [encoder.get_input_embeddings().weight.detach().cpu().float() for encoder in self.text_encoders]
+        """The embeddings of the V tokens of the tokenizer, [V, d] float32 on the CPU, without tokens added later.
+
+        Those of two text encoders are side by side.
+        """
+        tables = [
+            encoder.get_input_embeddings().weight.detach()[: tokenizer.vocab_size].cpu().float()
+            for encoder, tokenizer in zip(self.text_encoders, self.tokenizers, strict=True)
+        ]
         return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
 
     def tokenize(

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.loaders import (
+    FromSingleFileMixin,
+    IPAdapterMixin,
+    StableDiffusionLoraLoaderMixin,
+    StableDiffusionXLLoraLoaderMixin,
+    TextualInversionLoaderMixin,
+)
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from huggingface_hub import snapshot_download
 from transformers import (
     CLIPTextModel,
@@ -22,16 +41,31 @@ from inst.backbone.loading.pipeline import parts_of
 from inst.backbone.loading.sources import BUNDLED
 from inst.backbone.model import Backbone
 from inst.backbone.parts import check_fit
+from inst.errors import UsageError
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
-class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
-    """Base class of `inst.diffusers.InSTPipeline`: it loads, moves and saves the components, and makes the backbone."""
+class InSTComponents(
+    DiffusionPipeline,
+    StableDiffusionMixin,
+    TextualInversionLoaderMixin,
+    IPAdapterMixin,
+    StableDiffusionXLLoraLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+    FromSingleFileMixin,
+):
+    """Base class of `inst.diffusers.InSTPipeline`: it loads, moves and saves the components, and makes the backbone.
+
+    The loaders of diffusers load LoRA weights, textual inversions, IP-Adapters and single files. Of the two for LoRA,
+    the one for Stable Diffusion XL also does what the other does; only their `load_lora_weights` differ.
+    """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
-    _optional_components = ["text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor", "inversion"]  # noqa: RUF012
-    _exclude_from_cpu_offload = ["inversion"]  # noqa: RUF012
+    _optional_components = [  # noqa: RUF012
+        *("text_encoder_2", "tokenizer_2", "image_encoder", "feature_extractor", "safety_checker", "inversion")
+    ]
+    _exclude_from_cpu_offload = ["safety_checker", "inversion"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -44,10 +78,17 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
         tokenizer_2: CLIPTokenizer | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         feature_extractor: ImageProcessingMixin | None = None,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
         inversion: AttentionInversion | DirectInversion | None = None,
         force_zeros_for_empty_prompt: bool = True,
+        requires_safety_checker: bool = True,
+        requires_aesthetics_score: bool = False,
     ) -> None:
         super().__init__()
+        if safety_checker is not None and feature_extractor is None:
+            raise UsageError(
+                "The safety_checker needs a feature_extractor", "give both, or safety_checker=None to do without"
+            )
         self.register_modules(
             vae=vae,
             text_encoder=text_encoder,
@@ -58,9 +99,16 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
             tokenizer_2=tokenizer_2,
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
+            safety_checker=safety_checker,
             inversion=inversion,
         )
-        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
+        self.register_to_config(
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            requires_safety_checker=requires_safety_checker,
+            requires_aesthetics_score=requires_aesthetics_score,
+        )
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._backbone_sources: list[Any] = []
 
     @classmethod
@@ -77,6 +125,8 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
         folder = Path(place if Path(place).is_dir() else cls.download(str(place), **kwargs))
         if "inversion" not in kwargs and (folder / "inversion").is_dir():
             kwargs["inversion"] = Inversion.from_pretrained(folder / "inversion")
+        if not (folder / "safety_checker").is_dir():  # many copies of a model leave it out
+            kwargs.setdefault("safety_checker", None)
         pipeline: Self = super().from_pretrained(folder, **kwargs)
         pipeline.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipeline
@@ -126,6 +176,31 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
         finally:
             self.register_modules(inversion=inversion)
 
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the model index, as that of the pipeline of diffusers for this model, so that diffusers reads it."""
+        known = StableDiffusionPipeline if self.text_encoder_2 is None else StableDiffusionXLPipeline
+        taken = inspect.signature(known.__init__).parameters
+        index = {
+            key: value
+            for key, value in json.loads(self.to_json_string()).items()
+            if key in taken or key.startswith("_")
+        }
+        index["_class_name"] = known.__name__
+        Path(json_file_path).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def load_lora_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load LoRA weights for UNet and text encoders, as the pipeline of diffusers for this model does."""
+        one = self.text_encoder_2 is None
+        loader = StableDiffusionLoraLoaderMixin if one else StableDiffusionXLLoraLoaderMixin
+        loader.load_lora_weights(self, *args, **kwargs)
+
+    def unload_ip_adapter(self) -> None:
+        """Remove the IP-Adapters, as diffusers does. The image encoder stays if the inversion module needs it."""
+        needed = {"image_encoder": self.image_encoder, "feature_extractor": self.feature_extractor}
+        super().unload_ip_adapter()
+        if self.inversion is not None:
+            self.register_modules(**needed)
+
     @property
     def backbone(self) -> Backbone:
         """The components as a backbone, for `inst.transfer` and the other functions. They are shared, not copied.
@@ -134,10 +209,11 @@ class InSTComponents(DiffusionPipeline):  # type: ignore[misc]
         is better.
         """
         components, device = self.components, self._execution_device
+        components.pop("safety_checker")
         sources = [*components.values(), device, self.unet.dtype]
         cached = self._backbone_sources
         if len(sources) != len(cached) or any(a is not b for a, b in zip(sources, cached, strict=True)):
-            parts = parts_of(**components, **self.parameters)
+            parts = parts_of(**components, force_zeros_for_empty_prompt=self.config["force_zeros_for_empty_prompt"])
             name = Path(self.config.get("_name_or_path") or "").name or "this pipeline"
             check_fit(parts, name)
             # `Backbone.of` would freeze and move the components, which other code may be using.

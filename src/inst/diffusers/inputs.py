@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inst.arguments import check_type, checked
 from inst.backbone.model import Backbone
+from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, Call, UsageError, first_line, python_wording
 from inst.learning.instant import read_style
 from inst.pictures.given import Mask, to_batch
@@ -124,7 +125,7 @@ def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, nega
     if checked("num_images_per_prompt", copies, "int") < 1:
         raise UsageError(f"num_images_per_prompt is {copies}", "give 1 or more")
     if not (negative_prompt is None or isinstance(negative_prompt, str)):
-        raise UsageError("negative_prompt must be one text for all pictures", "give a string")
+        raise UsageError("negative_prompt must be one text for all pictures", "give one, or negative_prompt_embeds")
 
 
 _NAMES = {
@@ -133,6 +134,7 @@ _NAMES = {
     "guidance": "guidance_scale",
     "mask": "mask_image",
     "seed": "generator",
+    "noise": "latents",
 }
 """Arguments of `inst.transfer` and `inst.generate` that have another name in the pipelines of diffusers."""
 
@@ -157,6 +159,35 @@ def reject_arguments(arguments: Mapping[str, Any], remedy: str) -> None:
             raise UsageError(f"{name} cannot be used here", remedy)
 
 
-def repeated(texts: Sequence[Any], copies: int) -> list[Any]:
-    """Repeat each text `copies` times, one after another."""
-    return [text for text in texts for _ in range(copies)]
+_NO_SUCH = {
+    "timesteps, sigmas": "the timesteps follow from num_inference_steps and strength",
+    "guidance_rescale": "give a lower guidance_scale",
+    "prompt_2, negative_prompt_2": "encode the prompts with a pipeline of diffusers, and give prompt_embeds",
+    "original_size, target_size, crops_coords_top_left, negative_original_size, negative_target_size, "
+    "negative_crops_coords_top_left": "they follow from the size of the picture and its tiles",
+    "denoising_start, denoising_end": "give strength; a refiner can work on the finished picture",
+    "aesthetic_score, negative_aesthetic_score": "only refiners take it, and InST has none",
+    "padding_mask_crop": "crop the photo and the mask_image",
+    "control_image, controlnet_conditioning_scale": "give control, an inst.sampling.control.Control",
+    "callback, callback_steps": "give callback_on_step_end",
+}
+"""Arguments of the pipelines of diffusers that this pipeline does not have, and what to do instead."""
+
+
+def reject_unknown(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for an argument that only the pipelines of diffusers have, TypeError for any other.
+
+    None means not given.
+    """
+    remedies = {name: remedy for names, remedy in _NO_SUCH.items() for name in names.split(", ")}
+    for name, value in arguments.items():
+        if name not in remedies:
+            raise TypeError(f"InSTPipeline.__call__() got an unexpected keyword argument '{name}'")
+        if value is not None:
+            raise UsageError(f"This pipeline has no argument {name}", remedies[name])
+
+
+def repeated(texts: Sequence[Any] | TextEmbedding, copies: int) -> Any:
+    """Repeat each text or encoded prompt `copies` times, one after another."""
+    rows = [row for row in range(len(texts)) for _ in range(copies)]
+    return texts[rows] if isinstance(texts, TextEmbedding) else [texts[row] for row in rows]

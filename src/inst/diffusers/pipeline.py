@@ -11,17 +11,20 @@ Example:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
-from inst.diffusers.components import InSTComponents
+from inst.arguments import checked
+from inst.diffusers.conditioning import InSTConditioning, read_encoded
 from inst.diffusers.inputs import (
     CALLBACK_TENSORS,
     PipelinePicture,
@@ -33,6 +36,7 @@ from inst.diffusers.inputs import (
     read_photos,
     read_styles,
     reject_arguments,
+    reject_unknown,
     repeated,
 )
 from inst.errors import Argument, InstError, UsageError, use_wording
@@ -45,21 +49,25 @@ Callback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Tensor] | N
 """(pipeline, number of the step, timestep, tensors by name) -> the tensors to continue with, or None."""
 
 
-class InSTPipeline(InSTComponents):
+class InSTPipeline(InSTConditioning):
     """Transfer a style to photos, and generate pictures from prompts, in the style of a painting.
 
     The components are those of the Stable Diffusion pipelines of diffusers. So `from_pretrained` reads their folders
-    and repositories. `from_pipe` uses the components of a loaded pipeline, with its LoRA weights and without a copy.
+    and repositories, and a saved folder is one of theirs, with the folder `inversion` in addition. `from_pipe` and
+    `InSTPipeline(**other.components)` use the components of a loaded pipeline, with its LoRA weights, without a copy.
+    LoRA weights, textual inversions, IP-Adapters and single files are loaded as in diffusers.
 
     Args:
         vae, text_encoder, tokenizer, unet: the frozen model.
         scheduler: gives the noise schedule and the kind of prediction. The steps are those of `solver`.
         text_encoder_2, tokenizer_2: for models like Stable Diffusion XL.
         image_encoder, feature_extractor: the image encoder of CLIP, which embeds paintings.
+        safety_checker: looks at the finished pictures, as in diffusers, and blackens some; None is no check.
         inversion: the pretrained inversion module, for instant styles. It is the folder `inversion` next to the other
             components; `from_pretrained` reads it, `save_pretrained` writes it. It stays in float32.
         force_zeros_for_empty_prompt: whether the UNet was trained with zeros as the empty prompt; for models with two
             text encoders.
+        requires_safety_checker, requires_aesthetics_score: only kept, for the pipelines of diffusers.
     """
 
     _callback_tensor_inputs = list(CALLBACK_TENSORS)  # noqa: RUF012
@@ -89,7 +97,17 @@ class InSTPipeline(InSTComponents):
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
+        eta: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: Sequence[Tensor] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        clip_skip: int | None = None,
         height: int | None = None,
         width: int | None = None,
         size: int | None = None,
@@ -109,7 +127,8 @@ class InSTPipeline(InSTComponents):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[Any]:
+        **others: Any,
+    ) -> ImagePipelineOutput | StableDiffusionPipelineOutput | tuple[Any, ...]:
         """Transfer a style to photos (`inst.transfer`); without a photo, generate from prompts (`inst.generate`).
 
         None takes the default of that function. Its documentation describes every argument in more detail.
@@ -123,12 +142,25 @@ class InSTPipeline(InSTComponents):
                 `image`, or its file) or several of one style; or any of these by placeholder,
                 `{"[C1]": one, "[C2]": other}`.
             strength, inversion, query_preservation: for photos only.
-            num_inference_steps, guidance_scale: `steps` and `guidance`.
+            num_inference_steps: `steps`.
+            guidance_scale: `guidance`; as in diffusers, 1 and less is none.
             negative_prompt: one text for all pictures.
             num_images_per_prompt: number of pictures for each prompt, or for each photo.
+            eta: fresh noise in each step of the solver "ddim", 0 (none) to 1. The default solver takes none.
             generator: one generator that draws the noise of all pictures, or one for each. A CPU generator gives the
                 same noise for every device; with the seed s, its noise is that of `seed=s` in `inst.transfer`. None is
                 PyTorch's default generator.
+            latents: the noise to start from, [B, C, h, w], in place of that of the generator; with photos, the noise
+                that is added to them.
+            prompt_embeds, negative_prompt_embeds: encoded prompts, [B, L, D], in place of the texts, such as from
+                `encode_prompt`. No style is added to them: encode them with it, or rely on style attention and tone.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: [B, P]; needed with them for Stable Diffusion XL.
+            ip_adapter_image: a picture for each loaded IP-Adapter, or a list of pictures for each.
+            ip_adapter_image_embeds: their embeddings, as in diffusers: for each IP-Adapter [2, N, ...], first those for
+                the negative prompt; [1, N, ...] at a guidance scale of 1.
+            cross_attention_kwargs: arguments for the attention of the UNet, such as {"scale": 0.5} for LoRA weights,
+                which scales them in the text encoders, too.
+            clip_skip: number of layers at the end of the text encoders that are left out for the prompt.
             height, width: size of generated pictures; both or neither.
             size: short side of the results for photos, in pixels. Photos keep their proportions.
             mask_image: white where the style is applied; it has the size of the photo.
@@ -138,27 +170,38 @@ class InSTPipeline(InSTComponents):
                 (`inst.sampling.control.Control`).
             output_type: "pil", "np" [B, H, W, 3] or "pt" [B, 3, H, W], both in [0, 1]; or "latent" [B, C, h, w], the
                 latents after the last step. "latent" is not possible if a tone or a mask is applied after that step.
-            return_dict: False returns a tuple with the pictures.
+            return_dict: False returns a tuple, as in diffusers: the pictures, and for Stable Diffusion 1.x and 2.x what
+                the safety checker found, or None.
             callback_on_step_end: called after each step with the pipeline, the number of the step, its timestep, and a
                 dict of tensors. If it returns a dict with "latents", sampling continues with these. If it sets
                 `_interrupt`, sampling ends and the current latents are decoded. It is not called in DDIM inversion.
             callback_on_step_end_tensor_inputs: the tensors in that dict: "latents" after the step, and "clean", the z_0
                 predicted in the step. The callback cannot change "clean" or the prompts.
+            others: none; an argument that only the pipelines of diffusers have is refused, with what to do instead.
 
         Raises:
             UsageError: an argument cannot be used. It is a ValueError.
         """
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        reject_unknown(others)
         check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt, negative_prompt)
         if style is None:
             raise UsageError("No style is given", "give ", Argument("style"), ", such as a style file or a painting")
+        encoded = read_encoded("prompt", prompt, prompt_embeds, pooled_prompt_embeds)
+        negative = read_encoded(
+            "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
+        )
+        if negative is not None and len(negative) > 1:
+            negative = repeated(negative, num_images_per_prompt)
         texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompts = texts if encoded is None else encoded
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
-            "guidance": guidance_scale,
-            "negative_prompt": negative_prompt,
+            "negative_prompt": negative_prompt if negative is None else negative,
             "solver": solver,
+            "eta": eta,
+            "noise": latents,
             "tone": tone,
             "style_weight": style_weight,
             "tile": tile,
@@ -177,20 +220,23 @@ class InSTPipeline(InSTComponents):
         }
         if image is None:
             reject_arguments(for_photos, "give a photo as image")
-            if None in texts:
+            if encoded is None and None in texts:
                 raise UsageError("No prompt and no photo is given", "give a prompt, or a photo as image")
             if (height is None) != (width is None):
                 raise UsageError("Only one of height and width is given", "give both, or neither")
             settings["size"] = None if width is None else (width, height)
-            subject: Any = repeated(texts, num_images_per_prompt)
+            subject: Any = repeated(prompts, num_images_per_prompt)
         else:
             reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
             photos = read_photos(image)
-            photos = photos.expand(len(texts), -1, -1, -1) if len(photos) == 1 else photos
+            photos = photos.expand(len(prompts), -1, -1, -1) if len(photos) == 1 else photos
             subject = photos.repeat_interleave(num_images_per_prompt, dim=0)
             settings |= {name: value for name, value in for_photos.items() if name != "mask_image"}
             settings["mask"] = None if mask_image is None else read_mask_image(mask_image)
-            settings["prompt"] = texts[0] if len(texts) == 1 else repeated(texts, num_images_per_prompt)
+            if len(prompts) == 1:
+                settings["prompt"] = texts[0] if encoded is None else encoded
+            else:
+                settings["prompt"] = repeated(prompts, num_images_per_prompt)
         late_tones = ("photo",) if image is not None else ("painting", "adain")
         if output_type == "latent" and (tone in late_tones or mask_image is not None or strength == 0):
             raise UsageError(
@@ -198,23 +244,50 @@ class InSTPipeline(InSTComponents):
                 f"or with a strength of 0",
                 "leave these out, or use another output_type",
             )
-        backbone = self.backbone
-        sampling = (transfer if image is not None else generate)(
+        function: Callable[..., Sampling] = generate if image is None else transfer
+        if guidance_scale is None:
+            guidance_scale = inspect.signature(function).parameters["guidance"].default
+        self._guidance_scale = checked("guidance_scale", guidance_scale, "float")
+        # As in diffusers, less than 1 is no guidance, too.
+        settings["guidance"] = 1.0 if 0 <= self._guidance_scale < 1 else self._guidance_scale
+        self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        options = self.model_options(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs, clip_skip)
+        backbone = replace(self.backbone, options=options)
+        sampling = function(
             backbone,
             subject,
             read_styles(backbone, style),
             seed=read_generators(generator, len(subject)),
             **{name: value for name, value in settings.items() if value is not None},
         )
-        with self._precise_autoencoder():
-            images = self._run_sampling(sampling, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        with self._precise_autoencoder(), self.lora_scaled(options.attention.get("scale")):
+            result = self._run_sampling(sampling, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        if output_type == "latent":
+            images, unsafe = result, None
+        else:
+            images, unsafe = self._finish(result, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        if self.text_encoder_2 is not None:
+            return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return StableDiffusionPipelineOutput(images, unsafe) if return_dict else (images, unsafe)
+
+    def _finish(self, pictures: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
+        """Return finished pictures [B, 3, H, W] in [-1, 1] as `output_type`, and what the safety checker found."""
+        if not pictures.isfinite().all():
+            raise InstError("The pictures hold values that are not finite", "load the pipeline in float32")
+        pictures, unsafe = self.run_safety_checker(pictures, self._execution_device, self.unet.dtype)
+        # The safety checker sets a picture to 0, which is black only if it is not converted from [-1, 1] to [0, 1].
+        convert = None if unsafe is None else [not one for one in unsafe]
+        return self.image_processor.postprocess(pictures, output_type, do_denormalize=convert), unsafe
 
     def _run_sampling(
         self, sampling: Sampling, output_type: str, callback: Callback | None, tensor_inputs: Sequence[str]
-    ) -> Any:
-        """Run the sampling to its end, with a progress bar for each phase and the callback after each sampling step."""
+    ) -> Tensor:
+        """Run the sampling to its end, with a progress bar for each phase and the callback after each sampling step.
+
+        Returns:
+            The pictures, [B, 3, H, W] in [-1, 1]; or the last latents, if the output type is "latent".
+        """
         self._interrupt, changed, bar = False, None, None
         try:
             while True:
@@ -239,9 +312,7 @@ class InSTPipeline(InSTComponents):
             sampling.close()
             if bar is not None:
                 bar.close()
-        if not pictures.isfinite().all():
-            raise InstError("The pictures hold values that are not finite", "load the pipeline in float32")
-        return VaeImageProcessor().postprocess(pictures, output_type)
+        return pictures
 
     def _next_bar(self, bar: Any, total: int) -> Any:
         if bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from inst.errors import InstError, UsageError, first_line
 
 _EXACT = (torch.float16, torch.float32, torch.float64)
 """Precisions that give the same fingerprints as the files, because fingerprints use numbers rounded to fp16."""
+
+_WRAPPERS = re.compile(r"_orig_mod\.|base_layer\.")
+"""What torch.compile and LoRA put into the names of a module's own weights."""
+
+_ADDED = re.compile(r"\.lora_|\.processor\.|^(_orig_mod\.)?encoder_hid_proj\.")
+"""The names of weights that LoRA and IP-Adapters add to a module."""
 
 _TOKEN_TABLE = "embeddings.token_embedding.weight"
 
@@ -109,10 +116,15 @@ def _fingerprint(*encoders: tuple[Any, Any]) -> str:
 
 
 def module_fingerprint(model: Any) -> str:
-    """Return the fingerprint of a UNet or ControlNet of diffusers; "" if it was rounded and its file is missing."""
-    # torch.compile wraps a module, and gives its weights a prefix.
-    weights = {key.replace("_orig_mod.", ""): tensor for key, tensor in model.state_dict().items()}
-    first_rows = {key: tensor[:1] for key, tensor in weights.items() if tensor.dim()}
+    """Return the fingerprint of a UNet or ControlNet of diffusers; "" if it was rounded and its file is missing.
+
+    The weights of LoRA and IP-Adapters that were added to it do not count.
+    """
+    first_rows = {
+        _WRAPPERS.sub("", key): tensor[:1]
+        for key, tensor in model.state_dict().items()
+        if tensor.dim() and not _ADDED.search(key)
+    }
     stored = _as_stored(model, first_rows, "diffusion_pytorch_model")
     return "" if stored is None else denoiser_fingerprint_of(stored)
 
