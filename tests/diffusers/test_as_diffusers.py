@@ -379,7 +379,7 @@ def test_given_latents_are_the_noise_of_a_photo(ours: InSTPipeline) -> None:
     given = {"image": picture(), "style": dog(ours), "size": 64, **SETTINGS}
     expected = ours(generator=generator(), **given).images
     close(ours(latents=torch.randn(1, 4, 8, 8, generator=generator()), **given).images, expected)
-    with pytest.raises(UsageError, match=r"shape \[1, 4, 8, 9\].*of the shape \[1, 4, 8, 8"):
+    with pytest.raises(UsageError, match=r"shape \[1, 4, 8, 9\].*`latents` of the shape \[1, 4, 8, 8"):
         ours(latents=torch.zeros(1, 4, 8, 9), **given)
     with pytest.raises(UsageError, match=r'is deterministic, so an eta of 0.5 cannot be used: use solver="ddim"'):
         ours(eta=0.5, **given)

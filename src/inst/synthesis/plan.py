@@ -12,7 +12,7 @@ from torch import Tensor
 from inst.arguments import check_factor, check_type, checked
 from inst.backbone.model import Backbone
 from inst.backbone.text import Frame, TextEmbedding
-from inst.errors import UsageError
+from inst.errors import Argument, UsageError
 from inst.sampling.attention import StyleAttention
 from inst.sampling.control import Control, with_control_channels, with_controlnet
 from inst.sampling.denoiser import Denoise, guided
@@ -162,6 +162,8 @@ def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
     if noise.shape != shape or not noise.is_floating_point():
         raise UsageError(
             f"Noise of the shape {list(noise.shape)} and the type {noise.dtype} cannot be used",
-            f"give floating point numbers of the shape {list(shape)}",
+            "give ",
+            Argument("noise"),
+            f" of the shape {list(shape)}, in floating point",
         )
     return noise.float()

@@ -24,8 +24,8 @@ _EXACT = (torch.float16, torch.float32, torch.float64)
 _WRAPPERS = re.compile(r"_orig_mod\.|base_layer\.")
 """What torch.compile and LoRA put into the names of a module's own weights."""
 
-_ADDED = re.compile(r"\.lora_|\.processor\.|^(_orig_mod\.)?encoder_hid_proj\.")
-"""The names of weights that LoRA and IP-Adapters add to a module."""
+_ADDED = re.compile(r"\.lora_|\.processor\.|\.to_q?kv\.|^(_orig_mod\.)?encoder_hid_proj\.")
+"""The names of weights that LoRA, IP-Adapters and `fuse_qkv_projections` add to a module."""
 
 _TOKEN_TABLE = "embeddings.token_embedding.weight"
 
@@ -118,7 +118,7 @@ def _fingerprint(*encoders: tuple[Any, Any]) -> str:
 def module_fingerprint(model: Any) -> str:
     """Return the fingerprint of a UNet or ControlNet of diffusers; "" if it was rounded and its file is missing.
 
-    The weights of LoRA and IP-Adapters that were added to it do not count.
+    Weights that LoRA and IP-Adapters added to it do not count.
     """
     first_rows = {
         _WRAPPERS.sub("", key): tensor[:1]
