@@ -84,17 +84,21 @@ def dog(pipe: InSTPipeline) -> Style:
     return Style(backbone.token_table[[row]], backbone.fingerprint, backbone.denoiser_fingerprint, {}, (painting,))
 
 
-def by_ours(pipe: InSTPipeline, prompt: str = "a {} by the river", **settings: Any) -> torch.Tensor:
+def named(prompt: str | list[str], style: str) -> str | list[str]:
+    return prompt.format(style) if isinstance(prompt, str) else [text.format(style) for text in prompt]
+
+
+def by_ours(pipe: InSTPipeline, prompt: str | list[str] = "a {} by the river", **settings: Any) -> torch.Tensor:
     given: dict[str, Any] = {"generator": generator(), **SETTINGS, **WORD, **settings}
     if "prompt_embeds" not in given:
-        given["prompt"] = prompt.format("[C]")
+        given["prompt"] = named(prompt, "[C]")
     return pipe(style=dog(pipe), **given).images
 
 
-def by_theirs(pipe: Any, prompt: str = "a {} by the river", **settings: Any) -> torch.Tensor:
+def by_theirs(pipe: Any, prompt: str | list[str] = "a {} by the river", **settings: Any) -> torch.Tensor:
     given: dict[str, Any] = {"generator": generator(), **SETTINGS, **settings}
     if "prompt_embeds" not in given:
-        given["prompt"] = prompt.format("dog")
+        given["prompt"] = named(prompt, "dog")
     return pipe(**given).images
 
 
@@ -328,6 +332,8 @@ def test_encoded_prompts_are_those_of_diffusers_and_give_the_picture_of_the_text
         for one, other in zip(found, expected, strict=True):
             close(one, other)
     assert ours.encode_prompt("a dog", do_classifier_free_guidance=False)[1] is None
+    given = {"negative_prompt": negative, "num_images_per_prompt": 2}
+    close(by_ours(ours, ["a {}", "a church, {}"], **given), by_theirs(theirs, ["a {}", "a church, {}"], **given))
 
     names = ["prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
     encoded = ours.encode_prompt("a [C] by the river", negative_prompt="a photo", style=dog(ours))

@@ -112,7 +112,7 @@ def read_generators(
     return generator
 
 
-def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, negative_prompt: object) -> None:
+def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int) -> None:
     """Raise UsageError if one of these arguments cannot be used. They do not depend on the other arguments."""
     if output_type not in OUTPUT_TYPES:
         raise UsageError(f'The output_type "{output_type}" is unknown', f"use one of {', '.join(OUTPUT_TYPES)}")
@@ -124,8 +124,6 @@ def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int, nega
         )
     if checked("num_images_per_prompt", copies, "int") < 1:
         raise UsageError(f"num_images_per_prompt is {copies}", "give 1 or more")
-    if not (negative_prompt is None or isinstance(negative_prompt, str)):
-        raise UsageError("negative_prompt must be one text for all pictures", "give one, or negative_prompt_embeds")
 
 
 _NAMES = {

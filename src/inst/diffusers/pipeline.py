@@ -24,6 +24,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
 from inst.arguments import checked
+from inst.backbone.text import TextEmbedding
 from inst.diffusers.conditioning import InSTConditioning, read_encoded
 from inst.diffusers.inputs import (
     CALLBACK_TENSORS,
@@ -95,7 +96,7 @@ class InSTPipeline(InSTConditioning):
         strength: float | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        negative_prompt: str | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -144,7 +145,7 @@ class InSTPipeline(InSTConditioning):
             strength, inversion, query_preservation: for photos only.
             num_inference_steps: `steps`.
             guidance_scale: `guidance`; as in diffusers, 1 and less is none.
-            negative_prompt: one text for all pictures.
+            negative_prompt: one text for all pictures, or one for each prompt.
             num_images_per_prompt: number of pictures for each prompt, or for each photo.
             eta: fresh noise in each step of the solver "ddim", 0 (none) to 1. The default solver takes none.
             generator: one generator that draws the noise of all pictures, or one for each. A CPU generator gives the
@@ -185,20 +186,22 @@ class InSTPipeline(InSTConditioning):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         reject_unknown(others)
-        check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt, negative_prompt)
+        check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt)
         if style is None:
             raise UsageError("No style is given", "give ", Argument("style"), ", such as a style file or a painting")
         encoded = read_encoded("prompt", prompt, prompt_embeds, pooled_prompt_embeds)
-        negative = read_encoded(
+        negative: Any = read_encoded(
             "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
         )
-        if negative is not None and len(negative) > 1:
+        if negative is None:
+            negative = negative_prompt
+        if isinstance(negative, list | tuple | TextEmbedding) and len(negative) > 1:
             negative = repeated(negative, num_images_per_prompt)
         texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         prompts = texts if encoded is None else encoded
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
-            "negative_prompt": negative_prompt if negative is None else negative,
+            "negative_prompt": negative,
             "solver": solver,
             "eta": eta,
             "noise": latents,

@@ -26,7 +26,7 @@ from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size, encode_any_size
 from inst.styles.style import Style
 from inst.synthesis.plan import make_plan
-from inst.synthesis.prompts import Prompts, check_prompts, complete_prompt, embed_both, name_styles, read_prompts
+from inst.synthesis.prompts import check_prompts, complete_prompts, embed_both, name_styles, read_prompts
 from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
 from inst.synthesis.tone import TONES, adain, keep_colours, latent_statistics, match_palette, palette_of
 
@@ -40,7 +40,7 @@ def transfer(
     steps: int = 12,
     guidance: float = 4.0,
     prompt: str | Sequence[str] | TextEmbedding | None = None,
-    negative_prompt: str | TextEmbedding = "",
+    negative_prompt: str | Sequence[str] | TextEmbedding = "",
     seed: Seed = 0,
     inversion: str = "stochastic",
     solver: str = "dpm++",
@@ -76,7 +76,8 @@ def transfer(
             style of [C]" is added, with all styles that the negative prompt does not name. None is "[C]" alone. An
             encoded prompt (`inst.backbone.text.TextEmbedding`) is used as it is: no style is added to it, and tone and
             style attention use the paintings of all styles.
-        negative_prompt: what to steer away from. It may name its own style. It may be encoded, too.
+        negative_prompt: what to steer away from; one text for all prompts, or one for each. It may name its own style.
+            It may be encoded, too.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one photo give several
             results. A picture depends on its own seed only, not on the rest of the batch. PyTorch generators are
             accepted, too (`inst.sampling.noise.Seed`).
@@ -130,13 +131,9 @@ def transfer(
     styles = name_styles(backbone, style)
     attention_settings = AttentionSettings(style_attention, query_preservation, attention_temperature, attention_blocks)
     check_style_scale(style_scale)
-    texts = read_prompts(prompt, negative_prompt)
-    prompts: Prompts = (
-        texts
-        if isinstance(texts, TextEmbedding)
-        else [complete_prompt(text, negative_prompt, styles) for text in texts]
-    )
-    check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
+    texts, negatives = read_prompts(prompt, negative_prompt)
+    prompts = complete_prompts(texts, negatives, styles)
+    check_prompts(backbone, prompts, negatives, styles, style_weight, guidance)
     check_choice("inversion", inversion, INVERSIONS)
     check_choice("tone", tone, TONES)
     paintings = read_paintings(styles, prompts, tone, style_attention)
@@ -154,7 +151,7 @@ def transfer(
 
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
-        text, negative = embed_both(backbone, prompts, negative_prompt, styles, style_weight)
+        text, negative = embed_both(backbone, prompts, negatives, styles, style_weight)
         content = resize(photos.to(backbone.device), (plan.height, plan.width))
         toned = content
         if palette is not None:

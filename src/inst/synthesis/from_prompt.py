@@ -30,7 +30,7 @@ def generate(
     *,
     steps: int = 20,
     guidance: float = 5.0,
-    negative_prompt: str | TextEmbedding = "",
+    negative_prompt: str | Sequence[str] | TextEmbedding = "",
     seed: Seed = 0,
     solver: str = "dpm++",
     tone: str = "none",
@@ -80,9 +80,9 @@ def generate(
     styles = name_styles(backbone, style)
     settings = AttentionSettings(style_attention, 0.0, attention_temperature, attention_blocks)
     check_style_scale(style_scale)
-    texts = read_prompts(prompt, negative_prompt)
+    texts, negatives = read_prompts(prompt, negative_prompt)
     prompts: Prompts = texts if isinstance(texts, TextEmbedding) else [text or "" for text in texts]
-    check_prompts(backbone, prompts, negative_prompt, styles, style_weight, guidance)
+    check_prompts(backbone, prompts, negatives, styles, style_weight, guidance)
     check_choice("tone", tone, ("none", "painting", "adain"))
     paintings = read_paintings(styles, prompts, tone, style_attention)
     palette = palette_of(paintings) if tone == "painting" else None
@@ -94,7 +94,7 @@ def generate(
 
     @torch.no_grad()
     def run() -> Sampling:
-        text, negative = embed_both(backbone, prompts, negative_prompt, styles, style_weight)
+        text, negative = embed_both(backbone, prompts, negatives, styles, style_weight)
         prepared_control = plan.prepare_control(backbone, control, None)
         attention = prepare_attention(backbone, styles, paintings, plan, settings, style_scale, style_weight, None)
         denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from inst.arguments import check_factor, check_type, checked
 from inst.backbone.model import Backbone, check_backbone
@@ -41,18 +42,52 @@ Prompts = list[str] | TextEmbedding
 
 
 def read_prompts(
-    prompt: str | Sequence[str | None] | TextEmbedding | None, negative_prompt: str | TextEmbedding
-) -> list[str | None] | TextEmbedding:
-    """Return the prompts as a list; encoded ones as they are. Raises UsageError if one is neither text nor encoded."""
-    if not isinstance(negative_prompt, TextEmbedding):
-        checked("negative prompt", negative_prompt, "str")
-    if isinstance(prompt, TextEmbedding):
-        return prompt
-    prompts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
-    return [None if text is None else checked("prompt", text, "str") for text in prompts]
+    prompt: str | Sequence[str | None] | TextEmbedding | None, negative_prompt: str | Sequence[str] | TextEmbedding
+) -> tuple[list[str | None] | TextEmbedding, Prompts]:
+    """Return B prompts and B or 1 negative prompts as lists; encoded ones as they are.
+
+    Raises:
+        UsageError: a prompt is neither text nor encoded, or the negative prompts do not fit the prompts.
+    """
+    prompts, negatives = (_listed(given) for given in (prompt, negative_prompt))
+    if not isinstance(negatives, TextEmbedding):
+        negatives = [checked("negative prompt", text, "str") for text in negatives]
+    if not isinstance(prompts, TextEmbedding):
+        prompts = [None if text is None else checked("prompt", text, "str") for text in prompts]
+    if len(prompts) and len(negatives) not in (1, len(prompts)):
+        raise UsageError(
+            f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts",
+            "give one text for all, or one for each",
+        )
+    return prompts, negatives
 
 
-def complete_prompt(prompt: str | None, negative_prompt: str | TextEmbedding, styles: Mapping[str, Style]) -> str:
+def _listed(given: Any) -> Any:
+    return (
+        given
+        if isinstance(given, TextEmbedding) or (isinstance(given, Sequence) and not isinstance(given, str))
+        else [given]
+    )
+
+
+def _each(negatives: Prompts, count: int) -> list[str]:
+    """Return the text of the negative prompt of each of `count` prompts; "" for encoded ones."""
+    if isinstance(negatives, TextEmbedding):
+        return [""] * count
+    return negatives * count if len(negatives) == 1 else negatives
+
+
+def complete_prompts(
+    prompts: list[str | None] | TextEmbedding, negatives: Prompts, styles: Mapping[str, Style]
+) -> Prompts:
+    """Return prompts that name the styles (`complete_prompt`); encoded ones as they are."""
+    if isinstance(prompts, TextEmbedding):
+        return prompts
+    pairs = zip(prompts, _each(negatives, len(prompts)), strict=True)
+    return [complete_prompt(prompt, negative, styles) for prompt, negative in pairs]
+
+
+def complete_prompt(prompt: str | None, negative_prompt: str, styles: Mapping[str, Style]) -> str:
     """Return a prompt that names the styles: `[C]` for `None` or an empty text, else `TEXT in the style of [C]`.
 
     A prompt with a placeholder does not change. A style that the negative prompt names is not added to the prompt, and
@@ -61,19 +96,15 @@ def complete_prompt(prompt: str | None, negative_prompt: str | TextEmbedding, st
     prompt = (prompt or "").strip()
     if PLACEHOLDER.search(read_weights(prompt).text):
         return prompt
-    negative = read_weights(_text_of(negative_prompt)).text
+    negative = read_weights(negative_prompt).text
     names = " and ".join(name for name, style in styles.items() if style.has_word and name not in negative)
     return f"{prompt} in the style of {names}" if prompt and names else prompt or names
-
-
-def _text_of(prompt: str | TextEmbedding) -> str:
-    return "" if isinstance(prompt, TextEmbedding) else prompt
 
 
 def check_prompts(
     backbone: Backbone,
     prompts: Prompts,
-    negative_prompt: str | TextEmbedding,
+    negatives: Prompts,
     styles: Mapping[str, Style],
     style_weight: float,
     guidance: float,
@@ -89,19 +120,21 @@ def check_prompts(
     if not len(prompts):
         raise UsageError("No prompt is given", "give at least one text")
     check_factor("style weight", style_weight, "give 0 (no style), 1 (as learned) or more")
-    _check_encoded(backbone, prompts, negative_prompt)
+    _check_encoded(backbone, prompts, negatives)
     given = [] if isinstance(prompts, TextEmbedding) else prompts
-    negative, *texts = (read_weights(text).text for text in (_text_of(negative_prompt), *given))
+    unwanted = [] if isinstance(negatives, TextEmbedding) else negatives
+    named = [read_weights(text).text for text in (*given, *unwanted)]
     for name, style in styles.items():
-        if not style.has_word and any(name in text for text in (*texts, negative)):
+        if not style.has_word and any(name in text for text in named):
             raise UsageError(
                 f'The style "{style.name}" has no pseudo-word, so {name} cannot stand in a prompt',
                 f"leave {name} out, or learn the style with ",
                 Call("learn"),
             )
     words = [name for name, style in styles.items() if style.has_word]
-    backbone.tokenize([*given, _text_of(negative_prompt)], {name: len(styles[name].vectors) for name in words})
-    for prompt in texts:
+    backbone.tokenize([*given, *unwanted], {name: len(styles[name].vectors) for name in words})
+    for pair in zip(given, _each(negatives, len(given)), strict=True):
+        prompt, negative = (read_weights(text).text for text in pair)
         unused = [name for name in words if name not in prompt and name not in negative]
         if unused:
             example = f"{prompt.strip() or 'a castle'} in the style of {' and '.join(unused)}"
@@ -118,11 +151,11 @@ def check_prompts(
             )
 
 
-def _check_encoded(backbone: Backbone, prompts: Prompts, negative_prompt: str | TextEmbedding) -> None:
+def _check_encoded(backbone: Backbone, prompts: Prompts, negatives: Prompts) -> None:
     """Raise UsageError unless encoded prompts have the shapes that the denoiser takes, and one length."""
     width, encoder_2 = backbone.unet.config["cross_attention_dim"], backbone.text_encoder_2
     lengths = []
-    for text in (prompts, negative_prompt):
+    for text in (prompts, negatives):
         if not isinstance(text, TextEmbedding):
             lengths.append(backbone.tokenizer.model_max_length)
             continue
@@ -138,11 +171,6 @@ def _check_encoded(backbone: Backbone, prompts: Prompts, negative_prompt: str | 
                 f"An encoded prompt with pooled vectors of the shape {pooled} cannot be used",
                 "leave the pooled vectors out" if needed is None else f"give pooled vectors of the shape {needed}",
             )
-    if isinstance(negative_prompt, TextEmbedding) and len(negative_prompt) not in (1, len(prompts)):
-        raise UsageError(
-            f"{len(negative_prompt)} negative prompts do not fit {len(prompts)} prompts",
-            "give one for all, or one for each",
-        )
     if lengths[0] != lengths[1]:
         raise UsageError(
             f"The prompt has {lengths[0]} tokens, and the negative prompt {lengths[1]}",
@@ -153,21 +181,17 @@ def _check_encoded(backbone: Backbone, prompts: Prompts, negative_prompt: str | 
 def embed_both(
     backbone: Backbone,
     prompts: Prompts,
-    negative_prompt: str | TextEmbedding,
+    negatives: Prompts,
     styles: Mapping[str, Style],
     style_weight: float,
 ) -> tuple[TextEmbedding, TextEmbedding]:
-    """Encode the prompts and the negative prompt of a run, with the options of the backbone; encoded ones stay.
-
-    Returns:
-        B prompts, and B or 1 negative prompts.
-    """
+    """Encode the prompts and the negative prompts of a run, with the options of the backbone; encoded ones stay."""
     options = backbone.options
-    text, negative = prompts, negative_prompt
+    text, negative = prompts, negatives
     if not isinstance(text, TextEmbedding):
         text = embed_prompts(backbone, text, styles, style_weight, clip_skip=options.clip_skip)
     if not isinstance(negative, TextEmbedding):
-        negative = embed_prompts(backbone, [negative], styles, style_weight)
+        negative = embed_prompts(backbone, negative, styles, style_weight)
     return text.with_images(options.images), negative.with_images(options.no_images)
 
 
