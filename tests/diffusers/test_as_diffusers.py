@@ -419,6 +419,16 @@ def test_no_guidance_is_one_and_less_as_in_diffusers(ours: InSTPipeline, theirs:
         close(by_ours(ours, guidance_scale=scale), by_theirs(theirs, guidance_scale=scale))
 
 
+def test_fused_projections_change_neither_the_picture_nor_the_denoiser(ours: InSTPipeline) -> None:
+    looking = {"style_attention": 0.8}
+    plain, fingerprint = by_ours(ours, **looking), ours.backbone.denoiser_fingerprint
+    ours.fuse_qkv_projections()
+    close(by_ours(ours, **looking), plain)
+    assert InSTPipeline.from_pipe(ours).backbone.denoiser_fingerprint == fingerprint
+    ours.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert (by_ours(ours, **looking) - plain).abs().max() > 0.001
+
+
 def test_the_components_of_a_pipeline_of_diffusers_make_one(theirs: Any) -> None:
     expected = by_ours(InSTPipeline.from_pipe(theirs))
     xl = isinstance(theirs, StableDiffusionXLPipeline)
@@ -510,6 +520,7 @@ def test_a_safety_checker_is_kept_and_used_as_in_diffusers(checked: Any, tmp_pat
         ({"prompt_embeds": torch.zeros(1, 24, WIDTH), "prompt": "[C]"}, "prompt and prompt_embeds are both given"),
         ({"pooled_prompt_embeds": torch.zeros(1, 8)}, "pooled_prompt_embeds is given without prompt_embeds"),
         ({"negative_prompt": "a", "negative_prompt_embeds": torch.zeros(1, 24, WIDTH)}, "both given: give one of them"),
+        ({"negative_prompt": ["a", "b"], "num_images_per_prompt": 2}, "2 negative prompts do not fit 1 prompts"),
         ({"prompt_embeds": [1.0]}, "of the type list cannot be used: give a tensor"),
         ({"prompt_embeds": torch.zeros(1, 24, 7)}, r"shape \[1, 24, 7\] cannot be used"),
         ({"cross_attention_kwargs": 0.5}, "cross_attention_kwargs of the type float cannot be used: give a dict"),

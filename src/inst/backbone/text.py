@@ -172,15 +172,13 @@ class TextEncoding(Parts):
 
     @property
     def token_table(self) -> Tensor:
-        """The embeddings of the V tokens of the tokenizer, [V, d] float32 on the CPU, without tokens added later.
+        """The token embeddings, [V, d] float32 on the CPU.
 
-        Those of two text encoders are side by side.
+        Those of two text encoders are side by side, without tokens that were added to only one of them.
         """
-        tables = [
-            encoder.get_input_embeddings().weight.detach()[: tokenizer.vocab_size].cpu().float()
-            for encoder, tokenizer in zip(self.text_encoders, self.tokenizers, strict=True)
-        ]
-        return tables[0] if len(tables) == 1 else torch.cat(tables, dim=1)
+        tables = [encoder.get_input_embeddings().weight.detach().cpu().float() for encoder in self.text_encoders]
+        shared = min(map(len, tables))
+        return tables[0] if len(tables) == 1 else torch.cat([table[:shared] for table in tables], dim=1)
 
     def tokenize(
         self, prompts: Sequence[str], lengths: Mapping[str, int] | None = None

@@ -189,3 +189,18 @@ def repeated(texts: Sequence[Any] | TextEmbedding, copies: int) -> Any:
     """Repeat each text or encoded prompt `copies` times, one after another."""
     rows = [row for row in range(len(texts)) for _ in range(copies)]
     return texts[rows] if isinstance(texts, TextEmbedding) else [texts[row] for row in rows]
+
+
+def repeated_negative(negative: Any, prompts: int, copies: int) -> Any:
+    """Repeat negative prompts, texts or encoded, as their prompts are repeated. One for all prompts stays as it is.
+
+    Raises:
+        UsageError: there are several, and not one for each prompt.
+    """
+    if not isinstance(negative, list | tuple | TextEmbedding) or len(negative) == 1:
+        return negative
+    if len(negative) != prompts:
+        raise UsageError(
+            f"{len(negative)} negative prompts do not fit {prompts} prompts", "give one text for all, or one for each"
+        )
+    return repeated(negative, copies)

@@ -24,7 +24,6 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from torch import Tensor
 
 from inst.arguments import checked
-from inst.backbone.text import TextEmbedding
 from inst.diffusers.conditioning import InSTConditioning, read_encoded
 from inst.diffusers.inputs import (
     CALLBACK_TENSORS,
@@ -39,6 +38,7 @@ from inst.diffusers.inputs import (
     reject_arguments,
     reject_unknown,
     repeated,
+    repeated_negative,
 )
 from inst.errors import Argument, InstError, UsageError, use_wording
 from inst.sampling.control import Control
@@ -190,18 +190,15 @@ class InSTPipeline(InSTConditioning):
         if style is None:
             raise UsageError("No style is given", "give ", Argument("style"), ", such as a style file or a painting")
         encoded = read_encoded("prompt", prompt, prompt_embeds, pooled_prompt_embeds)
-        negative: Any = read_encoded(
+        encoded_negative = read_encoded(
             "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
         )
-        if negative is None:
-            negative = negative_prompt
-        if isinstance(negative, list | tuple | TextEmbedding) and len(negative) > 1:
-            negative = repeated(negative, num_images_per_prompt)
         texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         prompts = texts if encoded is None else encoded
+        negative = negative_prompt if encoded_negative is None else encoded_negative
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
-            "negative_prompt": negative,
+            "negative_prompt": repeated_negative(negative, len(prompts), num_images_per_prompt),
             "solver": solver,
             "eta": eta,
             "noise": latents,
