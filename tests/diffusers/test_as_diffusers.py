@@ -27,7 +27,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from inst import InstWarning, Style, UsageError
 from inst.diffusers.pipeline import InSTPipeline
-from inst.pictures.io import encode_painting, to_image
+from inst.pictures.io import encode_painting, to_image, to_tensor
 from original_layout import to_original, write_safetensors
 from tiny import PICTURE_SIZE, WIDTH, save_family
 
@@ -315,6 +315,25 @@ def test_pictures_that_do_not_fit_the_ip_adapters_are_refused(ours: InSTPipeline
     ours.register_modules(image_encoder=None)
     with pytest.raises(UsageError, match="no image_encoder"):
         by_ours(ours, ip_adapter_image=picture())
+
+
+def test_a_photo_with_everything_loaded_becomes_the_picture_of_img2img(
+    ours: InSTPipeline, theirs: Any, lora: Callable[[str, int], Path]
+) -> None:
+    for pipe in (ours, theirs):
+        pipe.load_lora_weights(lora("one", 1))
+        pipe.load_textual_inversion(torch.randn(2, WIDTH, generator=generator(1)), token="<sea>")
+        load_adapter(pipe)
+    xl = isinstance(theirs, StableDiffusionXLPipeline)
+    theirs = (StableDiffusionXLImg2ImgPipeline if xl else StableDiffusionImg2ImgPipeline)(**theirs.components)
+    theirs.set_progress_bar_config(disable=True)
+    given: dict[str, Any] = {"ip_adapter_image": picture(3), "cross_attention_kwargs": {"scale": 0.7}, "strength": 0.5}
+    given |= {"negative_prompt": "a dog", "eta": 0.4}
+    prompt, latents = "a {} by the <sea>", ours.backbone.encode(to_tensor(picture())[None])
+    # Of its 4 steps, diffusers takes the last 2.
+    expected = by_theirs(theirs, prompt, image=latents, num_inference_steps=4, **given)
+    given |= {"size": 64, "inversion": "none", "tone": "none", "num_inference_steps": 2}
+    close(by_ours(ours, prompt, image=picture(), **given), expected)
 
 
 # Text

@@ -113,7 +113,7 @@ class InSTComponents(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a pipeline as diffusers does, and its inversion module if the model has one.
+        """Load a pipeline as diffusers does, and its inversion module and safety checker if the folder has them.
 
         Args:
             pretrained_model_name_or_path: a folder or a repository in the diffusers layout; or "mini", the bundled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from inst.backbone.text import TextEmbedding
 from inst.diffusers.components import InSTComponents
 from inst.diffusers.inputs import StyleInput, pipeline_wording, read_styles
 from inst.errors import UsageError, use_wording
-from inst.synthesis.prompts import complete_prompt, embed_prompts, name_styles
+from inst.synthesis.prompts import complete_prompts, embed_both, name_styles, read_prompts
 
 
 class InSTConditioning(InSTComponents):
@@ -86,7 +87,7 @@ class InSTConditioning(InSTComponents):
 
         Returns:
             The prompts and the negative prompts, [B, L, D]; for Stable Diffusion XL also the pooled vectors of both,
-            [B, P]. Without guidance, the entries for the negative prompts are those given, or None.
+            [B, P]. Without guidance, the entries for the negative prompts are those given as embeddings, or None.
 
         Raises:
             UsageError: an argument cannot be used, such as a prompt that is too long.
@@ -96,26 +97,17 @@ class InSTConditioning(InSTComponents):
         negative = read_encoded(
             "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
         )
+        if prompt is None and positive is None:
+            raise UsageError("No prompt is given", "give a prompt, or prompt_embeds")
+        given = negative_prompt or "" if negative is None else negative
+        texts, negatives = read_prompts(prompt if positive is None else positive, given)
         styles = {} if style is None else name_styles(self.backbone, read_styles(self.backbone, style))
+        backbone = replace(self.backbone, options=ModelOptions(clip_skip=self._read_clip_skip(clip_skip)))
         with self.lora_scaled(lora_scale):
-            if positive is None:
-                if prompt is None:
-                    raise UsageError("No prompt is given", "give a prompt, or prompt_embeds")
-                texts = [prompt] if isinstance(prompt, str) else list(prompt)
-                if styles:
-                    of_all = negative_prompt if isinstance(negative_prompt, str) else ""
-                    texts = [complete_prompt(text, of_all, styles) for text in texts]
-                skip = self._read_clip_skip(clip_skip)
-                positive = embed_prompts(self.backbone, texts, styles, style_weight, clip_skip=skip)
-            if negative is None and do_classifier_free_guidance:
-                given = negative_prompt or ""
-                texts = [given] * len(positive) if isinstance(given, str) else list(given)
-                if len(texts) != len(positive):
-                    raise UsageError(
-                        f"{len(texts)} negative prompts do not fit {len(positive)} prompts",
-                        "give one for all, or one for each",
-                    )
-                negative = embed_prompts(self.backbone, texts, styles, style_weight)
+            prompts = complete_prompts(texts, negatives, styles)
+            positive, unwanted = embed_both(backbone, prompts, negatives, styles, style_weight)
+        if do_classifier_free_guidance or negative is not None:
+            negative = unwanted.expand(len(positive))
         place = self._execution_device if device is None else device
 
         def of(tensor: Tensor | None) -> Tensor | None:
@@ -150,7 +142,7 @@ class InSTConditioning(InSTComponents):
     def _adapter_images(self, image: Any, embeds: Any) -> list[tuple[Tensor, Tensor]]:
         """Return the embeddings for the negative prompt and for the prompt, each [1, N, ...], for each IP-Adapter."""
         hidden = self.unet.encoder_hid_proj
-        adapters = 0 if hidden is None else len(hidden.image_projection_layers)
+        adapters = len(getattr(hidden, "image_projection_layers", ()))
         if image is None and embeds is None:
             if adapters:
                 raise UsageError(

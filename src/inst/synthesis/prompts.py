@@ -167,8 +167,9 @@ def _check_encoded(backbone: Backbone, prompts: Prompts, negatives: Prompts) -> 
         pooled = None if text.pooled is None else list(text.pooled.shape)
         needed = None if encoder_2 is None else [len(text), encoder_2.config.projection_dim]
         if pooled != needed:
+            found = "without pooled vectors" if pooled is None else f"with pooled vectors of the shape {pooled}"
             raise UsageError(
-                f"An encoded prompt with pooled vectors of the shape {pooled} cannot be used",
+                f"An encoded prompt {found} cannot be used",
                 "leave the pooled vectors out" if needed is None else f"give pooled vectors of the shape {needed}",
             )
     if lengths[0] != lengths[1]:
