@@ -29,7 +29,7 @@ from inst import InstWarning, Style, UsageError
 from inst.diffusers.pipeline import InSTPipeline
 from inst.pictures.io import encode_painting, to_image, to_tensor
 from original_layout import to_original, write_safetensors
-from tiny import PICTURE_SIZE, WIDTH, save_family
+from tiny import PICTURE_SIZE, WIDTH, edit_json, save_family
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "pt"}
 WORD = {"solver": "ddim", "style_attention": 0.0}
@@ -312,6 +312,8 @@ def test_pictures_that_do_not_fit_the_ip_adapters_are_refused(ours: InSTPipeline
     ]:
         with pytest.raises(UsageError, match=message):
             by_ours(ours, **given)
+    with pytest.raises(UsageError, match="IP-Adapter, and no picture is given for it: use the pipeline"):
+        ours.backbone.predict_noise(torch.zeros(1, 4, 8, 8), 500, ours.backbone.embed_text(["a dog"]))
     ours.register_modules(image_encoder=None)
     with pytest.raises(UsageError, match="no image_encoder"):
         by_ours(ours, ip_adapter_image=picture())
@@ -528,6 +530,12 @@ def test_a_safety_checker_is_kept_and_used_as_in_diffusers(checked: Any, tmp_pat
     assert found.images.any()
     with pytest.raises(UsageError, match="safety_checker needs a feature_extractor"):
         InSTPipeline(**checked.components | {"feature_extractor": None})
+
+
+def test_a_folder_without_its_safety_checker_is_loaded(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, "sd1")
+    edit_json(folder / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert InSTPipeline.from_pretrained(folder).safety_checker is None
 
 
 # Wrong arguments

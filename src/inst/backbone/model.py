@@ -282,7 +282,7 @@ class Backbone(TextEncoding):
             [B, C, h, w] float32.
 
         Raises:
-            UsageError: a timestep is not an integer in [0, T).
+            UsageError: a timestep is not an integer in [0, T), or the UNet has IP-Adapters and the text no images.
         """
         timesteps = torch.as_tensor(timesteps)
         self._check_timesteps(timesteps)
@@ -292,6 +292,11 @@ class Backbone(TextEncoding):
         added = self.added_conditions(latents, text, frame)
         if text.images:
             added = {**(added or {}), "image_embeds": [self._for_unet(image) for image in text.images]}
+        elif getattr(self.unet, "encoder_hid_proj", None) is not None:
+            raise UsageError(
+                "The UNet has an IP-Adapter, and no picture is given for it",
+                "use the pipeline that loaded it, or remove it with unload_ip_adapter()",
+            )
         more: dict[str, Any] = {"added_cond_kwargs": added}
         if self.options.attention:
             more["cross_attention_kwargs"] = dict(self.options.attention)

@@ -107,7 +107,7 @@ class InSTComponents(
             requires_safety_checker=requires_safety_checker,
             requires_aesthetics_score=requires_aesthetics_score,
         )
-        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._backbone_sources: list[Any] = []
 
