@@ -65,7 +65,8 @@ def check_at_least(least: int, **numbers: int) -> None:
 def check_factor(what: str, value: Any, remedy: str) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `value` is in [0, `LARGEST_FACTOR`]."""
     if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # False for NaN, so NaN is refused
-        raise UsageError(f"A {what} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
+        article = "An" if what[0] in "aeiou" else "A"
+        raise UsageError(f"{article} {what} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
 
 
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:

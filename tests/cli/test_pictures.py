@@ -46,7 +46,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_a_painting_can_be_the_style_and_repeat_gives_the_same_pixels(run: Run, common: list[object]) -> None:
+def test_a_painting_can_be_the_style_and_repeat_gives_the_same_file(run: Run, common: list[object]) -> None:
     picture(Path("photo.png"))
     picture(Path("painting.png"), (64, 64), 1)
     given = ["transfer", "photo.png", "--style", "painting.png", "--steps", "3", "--seed", "5", *common]
@@ -60,7 +60,7 @@ def test_a_painting_can_be_the_style_and_repeat_gives_the_same_pixels(run: Run, 
 
     code, out, err = run("repeat", "made.png", "--backbone", common[1])
     assert (code, out, err) == (0, "outputs/made-again.png\n", "")
-    assert (pixels(Path(out.strip())) == pixels(Path("made.png"))).all()
+    assert Path(out.strip()).read_bytes() == Path("made.png").read_bytes()
 
     older = replace(record, versions=dict(record.versions) | {"torch": "1.0"})
     save_picture(read_picture("made.png"), "older.png", texts=older.texts())

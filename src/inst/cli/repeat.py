@@ -134,8 +134,9 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
         raise InstError(f"{picture} was made by inst demo, which learns first", "run inst demo again")
     function = _MADE_BY.get(record.command)
     defaults = {"transfer": TRANSFER, "generate": GENERATE}.get(function or "", {})
-    defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control")}
+    defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control", "noise")}
     known = {"prompt", *defaults}
+    defaults.pop("eta", None)  # no command has it, so the record of the repeated picture would differ
     if record.format == _OLD_FORMAT:
         defaults |= {"style_attention": 0.0, "strength": 0.5}  # of that format
         if settings.get("tone", defaults["tone"]) == "painting":
@@ -151,7 +152,8 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     what, source = ("photo", record.photo) if function == "transfer" else ("prompt", settings.get("prompt"))
     if source is None:
         raise InstError(f"{picture} does not record its {what}", "make it again in Python")
-    return {name: value for name, value in defaults.items() if name in known} | settings
+    # In the order of the record, so that the picture is the same file again.
+    return settings | {name: value for name, value in defaults.items() if name in known and name not in settings}
 
 
 def _with_old_sizes(model: Backbone) -> Backbone:

@@ -51,12 +51,16 @@ def read_paintings(styles: Mapping[str, Style], prompts: Prompts, tone: str, sty
     paintings = {}
     for name, style in styles.items():
         if not style.has_word and not (used and style.paintings):
+            problem = f'The style "{style.name}" has no pseudo-word, and its painting '
+            if not style.paintings:
+                raise UsageError(problem + "is missing", "give the painting itself as the style")
             raise UsageError(
-                f'The style "{style.name}" has no pseudo-word, and its painting '
-                f"{'takes no part' if style.paintings else 'is missing'}",
-                "give the painting, and leave ",
+                problem + "takes no part",
+                "set ",
                 Argument("style_attention"),
-                " above 0",
+                " above 0, or use the tone of the painting (",
+                Argument("tone", "painting"),
+                ")",
             )
         named = isinstance(prompts, TextEmbedding) or any(name in prompt for prompt in prompts)
         if not used or (style.has_word and not named):
