@@ -230,7 +230,7 @@ def test_without_an_output_name_no_earlier_result_is_overwritten(run: Run, commo
     assert (pixels(Path(names[2])) == first).all()
 
 
-def test_generate_accepts_two_styles_and_repeat_gives_the_same_pixels(run: Run, common: list[object]) -> None:
+def test_generate_accepts_two_styles_and_repeat_gives_the_same_file(run: Run, common: list[object]) -> None:
     for seed in (1, 2):
         picture(Path(f"{seed}.png"), seed=seed)
     styles = ["--style", "A=1.png", "--style", "B=2.png"]
@@ -239,7 +239,7 @@ def test_generate_accepts_two_styles_and_repeat_gives_the_same_pixels(run: Run, 
     assert code == 0, err
     assert pixels(Path("made.png")).shape == (64, 80, 3)
     assert run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])[0] == 0
-    assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()
+    assert Path("again.png").read_bytes() == Path("made.png").read_bytes()
 
 
 def test_transparency_is_kept_in_png_and_removed_by_flatten_or_in_jpeg(run: Run, common: list[object]) -> None:
