@@ -4,13 +4,15 @@
 
 The weights are random (`models.py`), pictures are 512 px. Times are medians of warm runs, and wait for the GPU.
 Launching kernels takes three times as long on one host as on another, so compare only within one report: the rows
-"diffusers" are the same work with diffusers alone (`plain.py`), measured in the same run. --tiny uses a model that is a
-thousand times smaller, to try the program on a CPU.
+"diffusers" are the same work with diffusers alone (`plain.py`), and the rows "not fast" are without CUDA graphs, fused
+kernels and the channels-last layout, both measured in the same run with a copy of the same model. --tiny uses a model
+that is a thousand times smaller, to try the program on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -50,6 +52,7 @@ class Bench:
     Attributes:
         parts: the parts of the model.
         backbone: the model.
+        plain: a copy of the model, loaded without `fast`.
         style: a style with random vectors and a painting.
         photo: [3, S, S] in [-1, 1], S the native size.
         batches: the batch sizes to measure.
@@ -59,6 +62,7 @@ class Bench:
 
     parts: Parts
     backbone: Backbone
+    plain: Backbone
     style: Style
     photo: Tensor
     batches: tuple[int, ...]
@@ -78,14 +82,16 @@ class Bench:
         """Return a batch of photos, [B, 3, S, S]."""
         return self.photo.expand(batch, -1, -1, -1)
 
-    def transfer(self, batch: int = 1, **settings: Any) -> Any:
+    def transfer(self, batch: int = 1, *, backbone: Backbone | None = None, **settings: Any) -> Any:
         """Transfer the style to a batch of photos, as users do it."""
         given: dict[str, Any] = {"strength": PLAIN_STRENGTH, "tone": "none", "style_attention": 0.0, **settings}
-        return complete(transfer(self.backbone, self.photos(batch), self.style, size=self.photo.shape[1], **given))
+        model = backbone or self.backbone
+        return complete(transfer(model, self.photos(batch), self.style, size=self.photo.shape[1], **given))
 
-    def learn(self, batch: int, steps: int, **settings: Any) -> Learning:
-        """Learn a style from the photo without validation."""
-        return learn(self.backbone, [Photo(self.photo)], steps=steps, batch_size=batch, validate_every=0, **settings)
+    def learn(self, batch: int, steps: int, *, backbone: Backbone | None = None, **settings: Any) -> Learning:
+        """Learn a style from the photo, without validation if not asked for."""
+        given = {"validate_every": 0, **settings}
+        return learn(backbone or self.backbone, [Photo(self.photo)], steps=steps, batch_size=batch, **given)
 
 
 def ceiling(bench: Bench) -> None:
@@ -140,12 +146,13 @@ def pictures(bench: Bench) -> None:
 def pictures_of(bench: Bench, batch: int) -> None:
     """Measure transfer and generation for one batch."""
     backbone = bench.backbone
-    with_photo, from_text = plain.image_to_image(backbone), plain.text_to_image(backbone)
+    with_photo, from_text = plain.image_to_image(bench.plain), plain.text_to_image(bench.plain)
     photos, prompts = [to_image(bench.photo)] * batch, ["a painting"] * batch
     given: Mapping[str, Any] = {"guidance_scale": 7.5, "num_inference_steps": PLAIN_STEPS, "strength": PLAIN_STRENGTH}
     same: Mapping[str, Any] = {"guidance": 7.5, "steps": STEPS, "solver": "ddim"}
     end = f", batch {batch}"
     bench.ms(f"diffusers, photo, {STEPS} steps{end}", lambda: with_photo(prompts, photos, **given))
+    bench.ms(f"transfer, {STEPS} steps, not fast{end}", lambda: bench.transfer(batch, backbone=bench.plain, **same))
     bench.ms(f"transfer, {STEPS} steps{end}", lambda: bench.transfer(batch, **same))
     bench.ms(f"transfer, {STEPS} steps, attention{end}", lambda: bench.transfer(batch, style_attention=1.0, **same))
     bench.ms(f"transfer, defaults{end}", lambda: bench.transfer(batch, strength=0.3, style_attention=1.0))
@@ -166,16 +173,24 @@ def learning(bench: Bench) -> None:
     for batch in bench.batches:
         bench.note(
             f"diffusers, learning step, batch {batch}",
-            step_ms(plain.learn(bench.backbone, bench.photo, batch, count), device),
+            step_ms(plain.learn(bench.plain, bench.photo, batch, count), device),
         )
+        before = bench.learn(batch, count, backbone=bench.plain)
+        bench.note(f"learning step, not fast, batch {batch}", step_ms(before, device))
         bench.note(f"learning step, batch {batch}", step_ms(bench.learn(batch, count), device))
     steps = 500 if device.type == "cuda" else 4
     bench.note(f"a style of {steps} steps, batch 1, s", seconds(lambda: complete(bench.learn(1, steps)), device))
+    with_validation: dict[str, Any] = {"validate_every": 25, "patience": steps}
+    whole = seconds(lambda: complete(bench.learn(1, steps, **with_validation)), device)
+    bench.note(f"a style of {steps} steps with validation, batch 1, s", whole)
 
 
 def memory(bench: Bench) -> None:
     """Measure the peak memory of transfer and learning, with and without low memory."""
     backbone = bench.backbone
+    for part in vars(bench.plain).values():
+        if isinstance(part, nn.Module):
+            part.to("cpu")
     # In this order, because the changes of low memory to the parts are permanent.
     for name, low in (("", False), (", low memory", True)):
         bench.backbone = Backbone.of(bench.parts, backbone.device, backbone.dtype, "benchmark", low_memory=low)
@@ -202,18 +217,21 @@ def main() -> None:
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument("--repeats", type=int, default=5, help="runs of which the median is taken (default 5)")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts to measure, from {', '.join(PARTS)}")
+    parser.add_argument("--batches", help="batch sizes (default 1,2,8,32)")
     parser.add_argument("--tiny", action="store_true", help="use a tiny model, to try the program")
     options = parser.parse_args()
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
     name = "tiny" if options.tiny else "Stable Diffusion 1.4"
     parts = build(SIZES[name], dtype)
+    plain_backbone = Backbone.of(copy.deepcopy(parts), device, dtype, name, fast=False)
     backbone = Backbone.of(parts, device, dtype, name)
     picture = (
         torch.rand(3, backbone.native_size, backbone.native_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     )
     style = Style(backbone.token_table[:8], backbone.fingerprint, paintings=(encode_painting(picture),))
-    bench = Bench(parts, backbone, style, picture, (1, 2) if options.tiny else (1, 2, 8, 32), options.repeats)
+    batches = tuple(map(int, (options.batches or ("1,2" if options.tiny else "1,2,8,32")).split(",")))
+    bench = Bench(parts, backbone, plain_backbone, style, picture, batches, options.repeats)
     begin = time.perf_counter()
     for part in options.only.split(","):
         PARTS[part](bench)

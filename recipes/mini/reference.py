@@ -18,11 +18,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from inst.sampling.attention import output, project, self_attention_layers
+from inst.backbone.self_attention import output, project, self_attention_layers
 
 MODES = ("concat", "both")
 BLOCKS = ("up", "all")
-"""Which blocks read the reference, by their names in `inst.sampling.attention.BLOCKS`."""
+"""Which blocks read the reference, by their names in `inst.backbone.self_attention.BLOCKS`."""
 REFERENCE_CROP = (0.6, 1.0)
 """Side of the crop B, as a share of the picture's side."""
 LEAST_SIDE = 0.85

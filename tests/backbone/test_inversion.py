@@ -14,7 +14,6 @@ from inst.backbone.inversion import (
     AttentionInversion,
     CrossAttentionLayer,
     DirectInversion,
-    Dropout,
     Inversion,
     InversionConfig,
     build_inversion,
@@ -105,18 +104,20 @@ def test_evaluation_is_deterministic_and_training_drops_out() -> None:
 
 
 def test_dropout_draws_from_its_own_generator() -> None:
-    dropout, x = Dropout(0.25), torch.ones(4000)
-    dropout.generator = torch.Generator().manual_seed(5)
-    one = dropout(x)
-    assert one.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert (one == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    module = AttentionInversion(replace(CONFIG, dropout=0.25)).train()
+    generator = torch.Generator().manual_seed(5)
+    kept = module.draw_dropout(1, generator)
+    assert kept is not None
+    assert 1 - kept.float().mean().item() == pytest.approx(0.25, abs=0.05)
     before = torch.get_rng_state()
-    other = dropout(x)
-    assert not torch.equal(one, other)
-    dropout.generator.manual_seed(5)
-    assert torch.equal(dropout(x), one)
+    one = module(*picture(1), kept)
+    assert torch.equal(module(*picture(1), kept), one)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(dropout.eval()(x), x)
+    assert not torch.equal(module(*picture(1), module.draw_dropout(1, generator)), one)
+    everything = torch.ones_like(kept)
+    for layer in module.layers:
+        layer.dropout = 0.0
+    torch.testing.assert_close(module(*picture(1), everything), module.eval()(*picture(1)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -350,7 +350,7 @@ def test_an_interrupt_within_a_step_leaves_the_best_style_and_no_state(
     def interrupt(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LearningRun, "_update", interrupt)
+    monkeypatch.setattr("inst.learning.run.denoising_loss", interrupt)
     with pytest.raises(KeyboardInterrupt):
         next(learning)
     assert torch.equal(last.best_style().vectors, expected)
@@ -403,9 +403,9 @@ def test_without_a_deterministic_kernel_learning_goes_on_with_a_warning(
 ) -> None:
     """And gives the style that it would have given, dropout and all. The error is PyTorch's own."""
     expected = finish(short(tiny_backbone, steps=2))[1].vectors
-    update, calls = LearningRun._update, []
+    compute, calls = LearningRun._compute_step, []
 
-    def fail_once(run: LearningRun) -> None:
+    def fail_once(run: LearningRun, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         calls.append(run)
         if len(calls) == 2:
             torch.use_deterministic_algorithms(True)
@@ -413,10 +413,10 @@ def test_without_a_deterministic_kernel_learning_goes_on_with_a_warning(
                 torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
             finally:
                 torch.use_deterministic_algorithms(False)
-        update(run)
+        return compute(run, inputs)
 
     monkeypatch.setattr("inst.backbone.devices._NONDETERMINISTIC", set())
-    monkeypatch.setattr(LearningRun, "_update", fail_once)
+    monkeypatch.setattr(LearningRun, "_compute_step", fail_once)
     with pytest.warns(InstWarning, match="on cpu: put_ has no deterministic kernel"):
         found = finish(short(tiny_backbone, steps=2))[1].vectors
     assert len(calls) == 3

@@ -15,8 +15,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inst import Backbone, UsageError
+from inst.backbone.self_attention import handled, self_attention_layers
 from inst.backbone.text import Frame, TextEmbedding
-from inst.sampling.attention import AttentionSettings, Reference, StyleAttention, attend, handled, self_attention_layers
+from inst.sampling.attention import AttentionSettings, Reference, StyleAttention, attend
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import map_tiles, tiled
 from tiny import FAMILIES, save_family, sharpen

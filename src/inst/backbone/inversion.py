@@ -71,25 +71,6 @@ class InversionConfig:
             )
 
 
-class Dropout(nn.Module):
-    """Dropout that draws from `generator`, a generator on the CPU, if it is set; otherwise PyTorch's dropout.
-
-    So all random numbers of a run come from one seed. They do not depend on the device or on other code that uses
-    PyTorch's default generator, and the generator's state can be saved for an exact resume.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.generator: torch.Generator | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.generator is None or not self.training or self.rate == 0:
-            return F.dropout(x, self.rate, self.training)
-        kept = torch.rand(x.shape, generator=self.generator) >= self.rate
-        return x * kept.to(x) / (1 - self.rate)
-
-
 class CrossAttentionLayer(nn.Module):
     """One layer of eq. 3: the queries v_i attend to the picture tokens, then a feed-forward step; both are residual."""
 
@@ -104,18 +85,27 @@ class CrossAttentionLayer(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout
 
-    def forward(self, v: Tensor, tokens: Tensor) -> Tensor:
-        """Compute the queries of the next layer: v [B, n, d], tokens [B, N, picture_width] -> [B, n, d]."""
+    def forward(self, v: Tensor, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Compute the queries of the next layer: v [B, n, d], tokens [B, N, picture_width] -> [B, n, d].
+
+        `kept` [2, B, n, d] says which entries the dropout after attention and after the feed-forward step keeps.
+        Without it, a module in training draws them from PyTorch's default generator.
+        """
+
+        def drop(x: Tensor, place: int) -> Tensor:
+            if kept is None:
+                return F.dropout(x, self.dropout, self.training)
+            return x * kept[place].to(x) / (1 - self.dropout)
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, length, d / heads]
 
         q, k, w = split(self.to_q(self.query_norm(v))), split(self.to_k(tokens)), split(self.to_v(tokens))
         attended = F.scaled_dot_product_attention(q, k, w).transpose(1, 2).flatten(2)
-        v = v + self.dropout(self.to_out(attended))
-        return v + self.dropout(self.feed_forward(v))
+        v = v + drop(self.to_out(attended), 0)
+        return v + drop(self.feed_forward(v), 1)
 
 
 class Inversion(nn.Module):
@@ -174,11 +164,20 @@ class Inversion(nn.Module):
             base.copy_(own_word * (norm / own_word.norm().clamp_min(1e-8)))
             spread.fill_(norm * len(own_word) ** -0.5)
 
-    def draw_dropout_from(self, generator: torch.Generator) -> None:
-        """Make the dropout of every layer draw from `generator`, a generator on the CPU."""
-        for module in self.modules():
-            if isinstance(module, Dropout):
-                module.generator = generator
+    def draw_dropout(self, pictures: int, generator: torch.Generator) -> Tensor | None:
+        """Draw which entries dropout keeps in a call with B pictures, [layers, 2, B, n, d] on the CPU.
+
+        So all random numbers of a run come from one seed. They do not depend on the device or on other code that uses
+        PyTorch's default generator, and the generator's state can be saved for an exact resume.
+
+        Returns:
+            What `forward` takes; None if there is no dropout.
+        """
+        config = self.config
+        if config.variant == "direct" or config.dropout == 0:
+            return None
+        shape = config.layers, 2, pictures, config.vectors, config.text_width
+        return torch.rand(shape, generator=generator) >= config.dropout
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (in the module's dtype) to `folder`, completely or not at all.
@@ -257,13 +256,14 @@ class AttentionInversion(Inversion):
         nn.init.normal_(self.to_words.weight, std=0.2 * d**-0.5)
         nn.init.zeros_(self.to_words.bias)
 
-    def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, pooled: Tensor, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
         """Compute the pseudo-word of each picture.
 
         Args:
             pooled: [B, pooled_width], the image encoder's projected embedding, of any scale (it is normalised).
             tokens: [B, N, picture_width], its patch tokens (last hidden state without the class token); ignored by the
                 variant "pooled".
+            kept: from `draw_dropout`. Without it, a module in training draws its dropout from the default generator.
 
         Returns:
             [B, n, text_width], vectors for the text encoder's input embeddings.
@@ -271,8 +271,8 @@ class AttentionInversion(Inversion):
         start = F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5
         v = self.to_query(start).unsqueeze(1) + self.offsets
         tokens = self.picture_norm(start.unsqueeze(1) if self.config.variant == "pooled" else tokens)
-        for layer in self.layers:
-            v = layer(v, tokens)
+        for number, layer in enumerate(self.layers):
+            v = layer(v, tokens, None if kept is None else kept[number])
         words = self.to_words(self.words_norm(v))
         return self.base + self.spread * (words if self.moved is None else words + self.moved)
 
@@ -282,7 +282,7 @@ class DirectInversion(Inversion):
 
     moved: nn.Parameter
 
-    def forward(self, pooled: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, pooled: Tensor, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
         """Return the same vectors for each of B pictures, [B, n, d]. Only the batch size of the arguments is used."""
         return (self.base + self.spread * self.moved).expand(len(pooled), -1, -1)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,13 +13,19 @@ from torch import Tensor, nn
 
 from inst.arguments import check_path, check_type
 from inst.backbone.devices import choose_device, choose_dtype
+from inst.backbone.fused import Fused, kernels
+from inst.backbone.graphs import Graphs, cuda_graphs, signature
 from inst.backbone.offload import Offload
 from inst.backbone.options import ModelOptions
 from inst.backbone.parts import Parts, check_fit
+from inst.backbone.self_attention import Finished, TensorHandler, replaced, running_handler
 from inst.backbone.text import Frame, TextEmbedding, TextEncoding
 from inst.errors import Argument, InstError, UsageError
 
 _SMALLEST_DEFAULT = 512  # pixels
+_LARGEST_GRAPH = 32 * 64**2  # latent positions of all samples; with more, the GPU needs longer than the launches
+
+_LARGEST_GRAPHED_PICTURE = 512**2  # pixels of all pictures; a graph keeps its memory, and the autoencoder needs much
 
 ControlResiduals = tuple[Sequence[Tensor], Tensor]
 """The tensors that a ControlNet adds inside the UNet: one per skip connection of the down blocks, and one for the mid
@@ -37,11 +44,14 @@ class Backbone(TextEncoding):
         dtype: the precision of the parts; the autoencoder may differ (see `inst.backbone.devices.autoencoder_dtype`).
         name: the name of a bundled model or of a model on the hub, or the base name of the folder or file.
         low_memory: whether it was loaded with `low_memory` (see `load`).
+        fast: whether it was loaded with `fast` (see `load`); always False without a CUDA device.
+        graphs: the CUDA graphs of its calls; None unless `fast`, and None with `low_memory`.
         options: how it computes in a run; `dataclasses.replace(backbone, options=...)` is the same model with others.
         latent_channels: C, channels of the latents.
         downscale: number of pixels per latent position, along each side.
         native_size: (short) side in pixels of the pictures that the UNet was trained with.
         alphas_cumprod: abar, [T] float32 on `device`, at least 2^-24.
+        schedule: the same on the CPU, for solvers, which compute their coefficients without waiting for the device.
         default_size: (short) side in pixels of results, if the user gives no size. It is twice the native size for a
             model that was trained with small pictures: its strokes are finer then, and faces can be read.
         size_multiple: pictures whose sides are multiples of this, in pixels, need no padding for autoencoder and UNet.
@@ -55,6 +65,8 @@ class Backbone(TextEncoding):
     dtype: torch.dtype
     name: str = ""
     low_memory: bool = False
+    fast: bool = False
+    graphs: Graphs | None = field(default=None, repr=False)
     options: ModelOptions = field(default_factory=ModelOptions, repr=False)
     latent_channels: int = field(init=False)
     downscale: int = field(init=False)
@@ -62,6 +74,7 @@ class Backbone(TextEncoding):
     default_size: int = field(init=False)
     size_multiple: int = field(init=False)
     alphas_cumprod: Tensor = field(init=False, repr=False)
+    schedule: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.latent_channels = self.vae.config["latent_channels"]
@@ -71,7 +84,8 @@ class Backbone(TextEncoding):
         self.default_size = max(self.native_size, min(2 * self.native_size, _SMALLEST_DEFAULT))
         self.size_multiple = self.downscale * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
         # A schedule with zero terminal SNR (Lin et al. 2024) ends in 0, and clean latents cannot be computed from 0.
-        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device, torch.float32).clamp_min(2**-24)
+        self.schedule = self.scheduler.alphas_cumprod.to("cpu", torch.float32).clamp_min(2**-24)
+        self.alphas_cumprod = self.schedule.to(self.device)
 
     @classmethod
     def load(
@@ -84,6 +98,7 @@ class Backbone(TextEncoding):
         image_encoder: str | Path | Literal[False] | None = None,
         download: bool = False,
         low_memory: bool = False,
+        fast: bool = True,
     ) -> Self:
         """Load a model of the families Stable Diffusion 1.x, 2.x (which predicts noise or v) or XL, with frozen parts.
 
@@ -107,6 +122,9 @@ class Backbone(TextEncoding):
                 runs, the autoencoder processes one picture (or one smaller tile of it) at a time, and learning computes
                 the UNet's activations twice and does not store them. Only one thread may use the backbone then;
                 otherwise any number.
+            fast: on a CUDA device, compute with CUDA graphs (not with `low_memory`), fused kernels and the
+                channels-last layout (docs/performance.md). The results are the same up to rounding. False is for
+                comparisons.
 
         Raises:
             UsageError: the device or precision is not available, or a configuration is given but not needed.
@@ -143,7 +161,7 @@ class Backbone(TextEncoding):
                 image_encoder_replaced=image_encoder is not None,
                 inversion=None,
             )
-        return cls.of(parts, device, dtype, display_name(name, source), source, low_memory=low_memory)
+        return cls.of(parts, device, dtype, display_name(name, source), source, low_memory=low_memory, fast=fast)
 
     @classmethod
     def of(
@@ -155,6 +173,7 @@ class Backbone(TextEncoding):
         source: str | Path | None = None,
         *,
         low_memory: bool = False,
+        fast: bool = True,
     ) -> Self:
         """Check that parts fit together, freeze them, and make a backbone from them.
 
@@ -165,6 +184,7 @@ class Backbone(TextEncoding):
             name: the backbone's name.
             source: the model's name in messages; None means `name`.
             low_memory: see `Backbone.load`.
+            fast: see `Backbone.load`.
 
         Raises:
             InstError: the parts do not fit together.
@@ -173,6 +193,10 @@ class Backbone(TextEncoding):
         models = {name: part for name, part in vars(parts).items() if isinstance(part, nn.Module)}
         for model in models.values():
             model.requires_grad_(False).eval()
+        fast = fast and device.type == "cuda"
+        if fast:
+            for network in (parts.unet, parts.vae):
+                network.to(memory_format=torch.channels_last)
         if low_memory:
             parts.vae.enable_slicing()
             parts.unet.enable_gradient_checkpointing()
@@ -182,7 +206,9 @@ class Backbone(TextEncoding):
             Offload([model for kind, model in models.items() if kind in offloaded], device)
             for kind in models.keys() - offloaded:
                 models[kind].to(device)
-        return cls(**vars(parts), device=device, dtype=dtype, name=name, low_memory=low_memory)
+        graphs = cuda_graphs(device) if fast and not low_memory else None
+        about: dict[str, Any] = {"name": name, "low_memory": low_memory, "fast": fast, "graphs": graphs}
+        return cls(**vars(parts), device=device, dtype=dtype, **about)
 
     def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode pictures into latents.
@@ -215,14 +241,25 @@ class Backbone(TextEncoding):
                 f"A picture of {width} x {height} pixels cannot be encoded",
                 f"crop or resize it to multiples of {self.downscale}",
             )
-        posterior: Any = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist
-        scale = self.vae.config["scaling_factor"]
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+        def moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            with self._fused():
+                posterior: Any = self.vae.encode(inputs[0]).latent_dist
+            scale = self.vae.config["scaling_factor"]
+            return posterior.mean.float() * scale, posterior.std.float() * scale
+
+        inputs = [pictures.to(self.device, self.vae.dtype, non_blocking=True)]
+        if self.graphs is None or torch.is_grad_enabled() or pictures[:, 0].numel() > _LARGEST_GRAPHED_PICTURE:
+            return moments(inputs)
+        places = signature(self.vae)
+        mean, std = moments(inputs) if places is None else self.graphs(("encoder", places), moments, inputs)
+        return mean, std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] into pictures [B, 3, H, W], clamped to [-1, 1]."""
         latents = latents.to(self.device) / self.vae.config["scaling_factor"]
-        decoded: Any = self.vae.decode(latents.to(self.vae.dtype))
+        with self._fused():
+            decoded: Any = self.vae.decode(latents.to(self.vae.dtype))
         pictures: Tensor = decoded.sample
         return pictures.float().clamp(-1, 1)
 
@@ -284,42 +321,92 @@ class Backbone(TextEncoding):
         Raises:
             UsageError: a timestep is not an integer in [0, T), or the UNet has IP-Adapters and the text no images.
         """
-        timesteps = torch.as_tensor(timesteps)
-        self._check_timesteps(timesteps)
         latents = latents.to(self.device)
-        timesteps = timesteps.to(self.device).expand(len(latents))
+        given = torch.as_tensor(timesteps)
+        self._check_timesteps(given)
+        if isinstance(timesteps, int):  # a copy to the device would wait for it
+            steps = torch.full((len(latents),), timesteps, device=self.device)
+        else:
+            steps = given.to(self.device, non_blocking=True).expand(len(latents))
         text = text.expand(len(latents))
-        added = self.added_conditions(latents, text, frame)
+        inputs: dict[str, Tensor | list[Tensor]] = {
+            "sample": self._for_unet(latents),
+            "timestep": steps,
+            "encoder_hidden_states": self._for_unet(text.tokens),
+            **(self.added_conditions(latents, text, frame) or {}),
+        }
         if text.images:
-            added = {**(added or {}), "image_embeds": [self._for_unet(image) for image in text.images]}
+            inputs["image_embeds"] = [self._for_unet(image) for image in text.images]
         elif getattr(self.unet, "encoder_hid_proj", None) is not None:
             raise UsageError(
                 "The UNet has an IP-Adapter, and no picture is given for it",
                 "use the pipeline that loaded it, or remove it with unload_ip_adapter()",
             )
-        more: dict[str, Any] = {"added_cond_kwargs": added}
-        if self.options.attention:
-            more["cross_attention_kwargs"] = dict(self.options.attention)
         if residuals is not None:
             down, mid = residuals
-            more["down_block_additional_residuals"] = tuple(map(self._for_unet, down))
-            more["mid_block_additional_residual"] = self._for_unet(mid)
-        predicted: Tensor = self.unet(
-            self._for_unet(latents),
-            timesteps,
-            encoder_hidden_states=self._for_unet(text.tokens),
-            return_dict=False,
-            **more,
-        )[0]
+            inputs["down_block_additional_residuals"] = [self._for_unet(part) for part in down]
+            inputs["mid_block_additional_residual"] = self._for_unet(mid)
+        predicted = self._call_unet(inputs)
         predicted = predicted.float()
         if self.scheduler.config["prediction_type"] == "epsilon":
             return predicted
-        alpha = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha = self.alphas_cumprod[steps].view(-1, 1, 1, 1)
         return alpha.sqrt() * predicted + (1 - alpha).sqrt() * latents.float()
+
+    def _call_unet(self, inputs: Mapping[str, Tensor | list[Tensor]]) -> Tensor:
+        """Call the UNet, by a CUDA graph if that is possible, also inside of `handled`.
+
+        The result has no meaning if a handler has `Finished` the call.
+        """
+
+        def call(tensors: Sequence[Tensor]) -> Tensor:
+            given = _unflatten(tensors, inputs)
+            added = {name: given.pop(name) for name in _ADDED if name in given}
+            if self.options.attention:
+                given["cross_attention_kwargs"] = dict(self.options.attention)
+            sample, timestep = given.pop("sample"), given.pop("timestep")
+            predicted: Tensor = sample
+            with self._fused(), suppress(Finished):
+                predicted = self.unet(sample, timestep, **given, added_cond_kwargs=added or None, return_dict=False)[0]
+            return predicted
+
+        flat = _flatten(inputs)
+        handler = None if (running := running_handler()) is None else running[1]
+        structure = tuple((name, len(part) if isinstance(part, list) else 1) for name, part in inputs.items())
+        sample = flat[0]
+        if (
+            self.graphs is None
+            or torch.is_grad_enabled()
+            or self.options.attention
+            or sample.shape[0] * sample.shape[2] * sample.shape[3] > _LARGEST_GRAPH
+            or not (handler is None or isinstance(handler, TensorHandler))
+            or (places := signature(self.unet)) is None
+        ):
+            return call(flat)
+        if handler is None:
+            return self.graphs(("UNet", places, structure), lambda tensors: [call(tensors)], flat)[0]
+
+        def call_handled(tensors: Sequence[Tensor]) -> list[Tensor]:
+            own = handler.with_inputs(tensors[len(flat) :])
+            with replaced(own):
+                return [call(tensors[: len(flat)]), *own.outputs()]
+
+        results = self.graphs(("UNet", places, structure, handler.key), call_handled, [*flat, *handler.inputs])
+        handler.take(results[1:])
+        return results[0]
+
+    def _fused(self) -> AbstractContextManager[Any]:
+        """Use fused kernels inside the block, if they are available.
+
+        With low memory, the backward pass computes the activations again, outside of the block.
+        """
+        if not self.fast or kernels() is None or (self.low_memory and torch.is_grad_enabled()):
+            return nullcontext()
+        return Fused()
 
     def added_conditions(
         self, latents: Tensor, text: TextEmbedding, frame: Frame | None = None
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, Tensor] | None:
         """Return the inputs of a UNet or ControlNet besides timestep and text, by diffusers' names, or None.
 
         Stable Diffusion XL (sec. 2.2) takes the pooled text and, in pixels, the original size of the picture, the
@@ -336,7 +423,7 @@ class Backbone(TextEncoding):
         height, width = latents.shape[-2:]
         whole = Frame(height, width) if frame is None else frame
         sizes = [whole.height, whole.width, whole.top, whole.left, height, width]
-        size_ids = latents.new_tensor(sizes, dtype=torch.float32) * self.downscale
+        size_ids = torch.tensor(sizes, dtype=torch.float32).to(latents.device, non_blocking=True) * self.downscale
         return {"text_embeds": self._for_unet(text.pooled), "time_ids": size_ids.expand(len(latents), -1)}
 
     def _for_unet(self, tensor: Tensor) -> Tensor:
@@ -351,6 +438,19 @@ class Backbone(TextEncoding):
                 f"The timesteps {timesteps.tolist()} are not all in this model's range",
                 f"give timesteps from 0 to {last}",
             )
+
+
+_ADDED = ("text_embeds", "time_ids", "image_embeds")
+"""Names of the inputs of a UNet that diffusers takes as `added_cond_kwargs`."""
+
+
+def _flatten(inputs: Mapping[str, Tensor | list[Tensor]]) -> list[Tensor]:
+    return [tensor for part in inputs.values() for tensor in (part if isinstance(part, list) else [part])]
+
+
+def _unflatten(tensors: Sequence[Tensor], like: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Any]:
+    given = iter(tensors)
+    return {name: [next(given) for _ in part] if isinstance(part, list) else next(given) for name, part in like.items()}
 
 
 def check_backbone(backbone: object) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from inst.backbone.graphs import Graphs, signature
 from inst.backbone.parts import Parts
 from inst.backbone.tokens import TokenizedPrompts, check_placeholders, tokenize
 from inst.errors import InstError, UsageError
@@ -149,6 +150,7 @@ class TextEncoding(Parts):
     """
 
     device: torch.device
+    graphs: Graphs | None
 
     @property
     def text_encoders(self) -> tuple[CLIPTextModel | CLIPTextModelWithProjection, ...]:
@@ -245,12 +247,26 @@ class TextEncoding(Parts):
     ) -> tuple[Tensor, Tensor]:
         two = self.text_encoder_2 is not None
         layer: dict[str, Any] = {"skip": clip_skip + two, "norm": not two}
-        hidden, pooled = encode_text(encoder, tokens.ids, tokens.slots, vectors, **layer)
+        hidden, pooled = self._run_encoder(encoder, tokens, vectors, layer)
         if tokens.weights is None:
             return hidden, pooled
         plain = tokenize(tokenizer, [""]).to(self.device)
-        empty, _ = encode_text(encoder, plain.ids, plain.slots, None, **layer)
+        empty, _ = self._run_encoder(encoder, plain, None, layer)
         return torch.lerp(empty, hidden, tokens.weights[..., None].to(hidden.dtype)), pooled
+
+    def _run_encoder(
+        self, encoder: Any, tokens: TokenizedPrompts, vectors: Tensor | None, layer: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Call `encode_text`, by a CUDA graph if that is possible."""
+
+        def encode(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            return encode_text(encoder, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, **layer)
+
+        inputs = [tokens.ids, tokens.slots, *([] if vectors is None else [vectors])]
+        if self.graphs is None or torch.is_grad_enabled() or (places := signature(encoder)) is None:
+            return encode(inputs)
+        hidden, pooled = self.graphs(("text", places, tuple(layer.items())), encode, inputs)
+        return hidden, pooled
 
     def embed_caption(self, prompts: Sequence[str]) -> Tensor:
         """Project prompts into the shared space of CLIP's text and image encoder: [B, P], not normalised.
@@ -287,7 +303,7 @@ class TextEncoding(Parts):
                     f"[{batch}, n, {width}]",
                     "use a style that was learned with this backbone",
                 )
-            vectors.append(style.to(self.device).expand(batch, -1, -1))
+            vectors.append(style.to(self.device, non_blocking=True).expand(batch, -1, -1))
         tokens = self.tokenize(prompts, {name: style.shape[-2] for name, style in styles.items()})
         return tokens, torch.cat(vectors, dim=1) if vectors else None
 

@@ -36,8 +36,9 @@ class TokenizedPrompts:
 
     def to(self, device: torch.device) -> "TokenizedPrompts":
         """Return a copy on a device."""
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
         return TokenizedPrompts(
-            self.ids.to(device), self.slots.to(device), None if self.weights is None else self.weights.to(device)
+            self.ids.to(device, non_blocking=True), self.slots.to(device, non_blocking=True), weights
         )
 
 

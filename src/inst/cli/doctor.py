@@ -48,6 +48,8 @@ def doctor(session: Session) -> None:
             report["backbone"] = {"load_seconds": time.perf_counter() - start, **_describe_backbone(backbone)}
             with session.waiting("measuring the speed"):
                 report["speed"] = _measure_speed(backbone)
+            if backbone.fast:
+                report["fast"] = _describe_fast(backbone)
     except InstError as error:
         failure = error
         report["error"] = str(error)
@@ -87,6 +89,19 @@ def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
         if getattr(backbone, name) is not None
     }
     return {"fingerprint": backbone.fingerprint, "parameters": parts}
+
+
+def _describe_fast(backbone: Backbone) -> str:
+    """Say what makes the backbone fast on a GPU, or why that is not possible. The speed was measured before."""
+    from inst.backbone.fused import kernels
+
+    if backbone.graphs is None:
+        graphs = "no CUDA graphs (not with low memory)"
+    elif backbone.graphs.problem is not None:
+        graphs = f"no CUDA graphs ({backbone.graphs.problem})"
+    else:
+        graphs = "CUDA graphs"
+    return f"{graphs}, {'no fused kernels (Triton is not installed)' if kernels() is None else 'fused kernels'}"
 
 
 def _measure_speed(backbone: Backbone) -> dict[str, float]:
@@ -140,4 +155,6 @@ def _lines(report: dict[str, Any]) -> list[str]:
                 f"encode {speed['encode'] * 1e3:.1f} ms, decode {speed['decode'] * 1e3:.1f} ms",
             ),
         ]
+    if "fast" in report:
+        lines.append(("fast", report["fast"]))
     return [f"{label:<10} {text}" for label, text in lines]

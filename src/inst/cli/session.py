@@ -120,7 +120,7 @@ class Session:
             if self._hides_progress:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
-            arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
+            arguments = {name: getattr(self, name) for name in _LOAD if name not in ("name", "fast")}
             if not find_image_encoder and self.image_encoder is None:
                 arguments["image_encoder"] = False
             self._loaded = Backbone.load(self.backbone, **arguments)

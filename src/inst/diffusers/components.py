@@ -36,6 +36,7 @@ from transformers import (
     ImageProcessingMixin,
 )
 
+from inst.backbone.graphs import cuda_graphs
 from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion
 from inst.backbone.loading.pipeline import parts_of
 from inst.backbone.loading.sources import BUNDLED
@@ -217,6 +218,9 @@ class InSTComponents(
             name = Path(self.config.get("_name_or_path") or "").name or "this pipeline"
             check_fit(parts, name)
             # `Backbone.of` would freeze and move the components, which other code may be using.
-            self._backbone = Backbone(**vars(parts), device=device, dtype=self.unet.dtype, name=name)
+            fast = device.type == "cuda"
+            graphs = cuda_graphs(device) if fast else None
+            about: dict[str, Any] = {"name": name, "fast": fast, "graphs": graphs}
+            self._backbone = Backbone(**vars(parts), device=device, dtype=self.unet.dtype, **about)
             self._backbone_sources = sources
         return self._backbone

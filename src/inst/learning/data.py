@@ -97,21 +97,22 @@ def denoising_loss(backbone: Backbone, text: TextEmbedding, clean: Tensor, noise
         text: text embedding of B prompts, or of one prompt for all.
         clean: z_0, [B, C, h, w].
         noise: eps, [B, C, h, w].
-        timesteps: t, [B], on the CPU.
+        timesteps: t, [B]. Those on an accelerator are not checked.
     """
     noisy = add_noise(clean, noise, timesteps, backbone.alphas_cumprod)
     return (backbone.predict_noise(noisy, timesteps, text) - noise).square().mean(dim=(1, 2, 3))
 
 
-def mean_word(inversion: Callable[[Tensor, Tensor], Any], pooled: Tensor, tokens: Tensor) -> Tensor:
+def mean_word(inversion: Callable[..., Any], pooled: Tensor, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
     """Compute the pseudo-word [n, d] of several views: the mean of their words.
 
     Args:
         inversion: the inversion module, or a function with the same inputs and outputs.
         pooled: [V, P], pooled embeddings of the views.
         tokens: [V, N, W], patch tokens of the views.
+        kept: what dropout keeps (`Inversion.draw_dropout`).
     """
-    words: Tensor = inversion(pooled, tokens)
+    words: Tensor = inversion(pooled, tokens, kept)
     return words.mean(dim=0)
 
 
@@ -139,12 +140,11 @@ class LearningData:
         crops = crops.to(self.mean.device)
         return self.mean[crops] + self.std[crops] * noise.to(self.mean)
 
-    def random_views(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the pooled embeddings and patch tokens of 4 random views, or of all views if there are 4 or fewer."""
+    def draw_views(self, generator: torch.Generator) -> Tensor:
+        """Draw the indices of 4 random views, or return those of all views if there are 4 or fewer; on the CPU."""
         if len(self.pooled) <= _VIEWS_PER_STEP:
-            return self.pooled, self.tokens
-        chosen = torch.randperm(len(self.pooled), generator=generator)[:_VIEWS_PER_STEP].to(self.pooled.device)
-        return self.pooled[chosen], self.tokens[chosen]
+            return torch.arange(len(self.pooled))
+        return torch.randperm(len(self.pooled), generator=generator)[:_VIEWS_PER_STEP]
 
     def embed_captions(self, backbone: Backbone, word: Tensor, captions: Tensor) -> TextEmbedding:
         """Encode `captions` [B] (indices of `CAPTIONS`) with the word's vectors [n, d]. Gradients flow to the word."""

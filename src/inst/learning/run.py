@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from inst.backbone.devices import allow_nondeterminism, deterministic
+from inst.backbone.graphs import Graphs, cuda_graphs, signature
 from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
 from inst.errors import Argument, InstError, RemedyPiece
@@ -47,6 +48,20 @@ class LearningDiverged(InstError):
         return partial(type(self), step=self.step, last_good=self.last_good), self.args, vars(self)
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """The random numbers of a step.
+
+    Attributes:
+        inputs: on the device: crops [B], captions [B], the noises for z_t and for the posteriors [B, C, h, w],
+            timesteps [B], views [V], and what dropout keeps, if there is dropout.
+        generator: the state of the generator before they were drawn.
+    """
+
+    inputs: list[Tensor]
+    generator: Tensor
+
+
 class LearningRun:
     """The module, optimiser, generator and progress of a learning, and its best parameters so far.
 
@@ -77,7 +92,6 @@ class LearningRun:
         # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.module = start_module(backbone, settings, self.generator, begin).train()
-        self.module.draw_dropout_from(self.generator)
         with torch.no_grad(), deterministic(backbone.device):
             self.data, self.validation = prepare(backbone, paintings, self.module, settings.crops, self.generator)
         self.timestep_offset = torch.rand((), generator=self.generator).item()
@@ -85,8 +99,16 @@ class LearningRun:
         free = [value for key, value in self.parameters.items() if key == "moved"]
         network = [value for key, value in self.parameters.items() if key != "moved"]
         groups = [{"params": group, "speed": speed} for group, speed in ((network, 1.0), (free, FREE_RATE)) if group]
-        self.adam = torch.optim.Adam(groups, lr=settings.lr, betas=(0.9, 0.99), fused=True)
-        self.best = _copy_tensors(self.parameters)
+        self.graphs = None if backbone.graphs is None else cuda_graphs(backbone.device)
+        if self.graphs is not None:  # a graph reads the learning rates from tensors
+            for group in groups:
+                group["lr"] = torch.tensor(settings.lr, device=backbone.device)
+        self.adam = torch.optim.Adam(
+            groups, lr=settings.lr, betas=(0.9, 0.99), fused=True, capturable=self.graphs is not None
+        )
+        self.best, self.before = _copy_tensors(self.parameters), _copy_tensors(self.parameters)
+        self.next: _Batch | None = None
+        self.places, self.rehearsed = self._find_places(), cast(Hashable, None)
         self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
@@ -110,39 +132,103 @@ class LearningRun:
             LearningDiverged: the loss or its gradient is not finite.
         """
         self.between_steps = False
-        state = self.generator.get_state()
         try:
             value = self._take_step()
         except RuntimeError as error:
             if not allow_nondeterminism(self.backbone.device, error):
                 raise
-            self.generator.set_state(state)
             value = self._take_step()
         self.progress = self.progress.after_step(value)
         self.between_steps = True
         return value
 
     def _take_step(self) -> float:
-        """Draw a batch, update the parameters with the gradient of its loss, and return the loss."""
-        step, data = self.progress.step, self.data
-        crops, captions, noise, sampling_noise = self._draw()
-        timesteps = spread_timesteps(
-            step * len(crops), len(crops), len(self.backbone.alphas_cumprod), self.timestep_offset
-        )
-        with deterministic(self.backbone.device):
-            word = mean_word(self.module, *data.random_views(self.generator))
-            text = data.embed_captions(self.backbone, word, captions)
-            clean = data.latents(crops, sampling_noise)
-            loss = denoising_loss(self.backbone, text, clean, noise.to(clean), timesteps).mean()
-            value = loss.item()
-            if not math.isfinite(value):
+        """Update the parameters with the gradient of the loss of a batch, and return the loss."""
+        step, device = self.progress.step, self.backbone.device
+        batch = self.next = self.next or self._draw(step)
+        if not self.settings.validate_every:
+            torch._foreach_copy_(list(self.before.values()), list(self.parameters.values()))
+        for group in self.adam.param_groups:
+            rate = self.rate * group["speed"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        with deterministic(device), torch.enable_grad():
+            results = self._run_step(batch.inputs, torch.full((), self.progress.loss_scale, device=device))
+        self.next, self.places = self._draw(step + 1), self._find_places()  # while an accelerator computes
+        value, overflow = results.tolist()
+        if not math.isfinite(value):
+            raise self._diverged()
+        if not self.settings.validate_every:
+            self.best, self.before = self.before, self.best  # these parameters gave a finite loss
+        if overflow:  # float16 overflows sometimes: the gradient of this step is lost.
+            self.progress = self.progress.after_overflow()
+            if self.progress.loss_scale < 1:
                 raise self._diverged()
-            if not self.settings.validate_every:
-                self.best = _copy_tensors(self.parameters)  # these parameters gave a finite loss
-            self.adam.zero_grad(set_to_none=True)
-            (loss * self.progress.loss_scale).backward()
-            self._update()
+        else:
+            self.progress = self.progress.after_finite_gradient(self.largest_scale)
         return value
+
+    def _run_step(self, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
+        """Call `_compute_step`, by a CUDA graph if that is possible."""
+        given, places = [scale, *inputs], self.places
+        if self.graphs is None or places is None:
+            return self._compute_step(given)[0]
+        self._rehearse(self.graphs, places, given)
+        return self.graphs(places, self._compute_step, given)[0]
+
+    def _find_places(self) -> Hashable:
+        """Return what a graph of a step depends on; None if there can be no graph."""
+        places = tuple(signature(network) for network in (self.backbone.unet, *self.backbone.text_encoders))
+        return None if None in places else places
+
+    def _rehearse(self, graphs: Graphs, key: Hashable, inputs: Sequence[Tensor]) -> None:
+        """Prepare the graph. Then every step is a replay, and a resumed run gives what the first one would give."""
+        if self.rehearsed == key:
+            return
+        self.rehearsed = key
+        # Recording runs on a stream of its own, which makes PyTorch warn that this might be slow.
+        if (warn := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)) is not None:
+            warn(False)
+        parameters = _copy_tensors(self.parameters)
+        moments = {parameter: _copy_tensors(state) for parameter, state in self.adam.state.items()}
+        graphs.rehearse(key, self._compute_step, inputs)
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(parameters[name])
+            for parameter, state in self.adam.state.items():
+                for name, value in state.items():
+                    before = moments.get(parameter)
+                    value.zero_() if before is None else value.copy_(before[name])
+
+    def _compute_step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Update the parameters with a batch of `_draw`, all on the device. A CUDA graph can hold this.
+
+        Args:
+            inputs: the scale of the loss, [], and the inputs of the batch.
+
+        Returns:
+            One tensor, [2]: the loss, and 1 if the loss or its gradient is not finite, otherwise 0. There is no update
+            if it is 1.
+        """
+        scale, crops, captions, noise, sampling_noise, timesteps, views, *kept = inputs
+        data = self.data
+        word = mean_word(self.module, data.pooled[views], data.tokens[views], *kept)
+        text = data.embed_captions(self.backbone, word, captions)
+        clean = data.latents(crops, sampling_noise)
+        loss = denoising_loss(self.backbone, text, clean, noise, timesteps).mean()
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        found = [gradient for gradient in gradients if gradient is not None]
+        overflow = 1 - (torch.nn.utils.get_total_norm(found) * loss.detach()).isfinite().float()
+        for gradient in found:
+            gradient /= scale
+        self.adam.found_inf = overflow  # type: ignore[attr-defined]  # Adam skips the step then; see GradScaler
+        self.adam.step()
+        return [torch.stack([loss.detach(), overflow])]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -188,7 +274,7 @@ class LearningRun:
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
         for index, moments in self.adam.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{key}": value for key, value in moments.items()}
-        tensors["generator"] = self.generator.get_state()
+        tensors["generator"] = self.generator.get_state() if self.next is None else self.next.generator
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
         about = resume_requirements(self.backbone, self.paintings, self.settings.variant)
         return LearningState(self.progress, asdict(self.settings), about, tensors)
@@ -220,32 +306,20 @@ class LearningRun:
         self.adam.load_state_dict({"state": moments, "param_groups": self.adam.state_dict()["param_groups"]})
         self.generator.set_state(state.tensors["generator"])
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw crops [B], captions [B], and the noises for z_t and for the posteriors, [B, C, h, w]; all on the CPU."""
-        batch, shape = self.settings.batch_size, self.data.mean.shape
-        return (
+    def _draw(self, step: int) -> _Batch:
+        """Draw the batch of a step on the CPU, and copy it to the device."""
+        batch, shape, before = self.settings.batch_size, self.data.mean.shape, self.generator.get_state()
+        drawn = [
             torch.randint(shape[0], (batch,), generator=self.generator),
             draw_captions(batch, self.generator),
             torch.randn(batch, *shape[1:], generator=self.generator),
             torch.randn(batch, *shape[1:], generator=self.generator),
-        )
-
-    def _update(self) -> None:
-        """Update the parameters with Adam. The gradients are those of the scaled loss."""
-        scale = self.progress.loss_scale
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            # float16 overflows sometimes: the gradient of this step is lost.
-            self.progress = self.progress.after_overflow()
-            if self.progress.loss_scale < 1:
-                raise self._diverged()
-            return
-        for gradient in gradients:
-            gradient /= scale
-        for group in self.adam.param_groups:
-            group["lr"] = self.rate * group["speed"]
-        self.adam.step()
-        self.progress = self.progress.after_finite_gradient(self.largest_scale)
+            spread_timesteps(step * batch, batch, len(self.backbone.alphas_cumprod), self.timestep_offset),
+            self.data.draw_views(self.generator),
+        ]
+        if (kept := self.module.draw_dropout(len(drawn[-1]), self.generator)) is not None:
+            drawn.append(kept)
+        return _Batch([part.to(self.backbone.device, non_blocking=True) for part in drawn], before)
 
     def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Compute the word [n, d] of all views with these parameters, without dropout."""

@@ -11,34 +11,24 @@ Notation: Q, K and V are queries, keys and values of one self-attention layer, [
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 from inst.arguments import check_choice, check_factor, checked
 from inst.backbone.model import Backbone
+from inst.backbone.self_attention import BLOCKS, Finished, handled, output, project, self_attention_layers
 from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import UsageError
 from inst.sampling.denoiser import Denoise
 
-BLOCKS: Mapping[str, Callable[[str, int], bool]] = {
-    "up": lambda name, levels: "up_blocks." in name,
-    "fine": lambda name, levels: any(f"up_blocks.{level}." in name for level in (levels - 2, levels - 1)),
-    "all": lambda name, levels: True,
-}
-"""Which self-attention layers look at the painting: those of the upward blocks, of the two finest upward levels (as in
-StyleID), or all. Each value says whether a layer belongs to it, by the name of the layer and the number of levels."""
-
 _AHEAD = 8
-"""Number of timesteps whose keys and values are computed at once on an accelerator."""
+"""Largest number of timesteps whose keys and values are computed at once on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +151,10 @@ class StyleAttention:
         self.timesteps = list(timesteps)
         self.content_at = content_at
         self._layers = self_attention_layers(backbone.unet, settings.blocks)
-        self._ahead = 1 if backbone.low_memory or backbone.device.type == "cpu" else _AHEAD
+        ahead = 1 if backbone.low_memory or backbone.device.type == "cpu" else _AHEAD
+        # Calls of one size, if possible: each size needs its own CUDA graph.
+        calls = max(1, math.ceil(len(self.timesteps) / ahead))
+        self._ahead = math.ceil(len(self.timesteps) / calls)
         self._memory: dict[int, list[dict[str, KeysValues]]] = {}
 
     def with_content(self, denoise: Denoise) -> Denoise:
@@ -180,14 +173,15 @@ class StyleAttention:
         With query preservation, it takes the extra channels of `with_content`, directly behind the latents.
         """
         channels = self.backbone.latent_channels
+        shares = [reference.share for reference in self.references]
 
         def predict(extended: Tensor, timestep: int, text: TextEmbedding, *, frame: Frame | None = None) -> Tensor:
-            latents, queries = extended, None
+            latents, queries = extended, {}
             if self.content_at is not None:
                 content, latents = extended[:, channels : 2 * channels], _without(extended, channels, 2 * channels)
-                queries = self._record(content, timestep, text, frame).queries
+                queries = self._record(content, timestep, text, frame, queries=True).queries
             paintings = self._keys_values(timestep)
-            with handled(self._layers, _Injection(self, paintings, queries)):
+            with handled(self._layers, _Injection(self.settings, shares, paintings, queries)):
                 return predict_noise(latents, timestep, text, frame=frame)
 
         return predict
@@ -209,151 +203,102 @@ class StyleAttention:
         return self._record(latents, torch.tensor(timesteps), reference.text).keys_values
 
     def _record(
-        self, latents: Tensor, timesteps: Tensor | int, text: TextEmbedding, frame: Frame | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor | int,
+        text: TextEmbedding,
+        frame: Frame | None = None,
+        *,
+        queries: bool = False,
     ) -> _Recording:
-        recording = _Recording()
+        recording = _Recording(tuple(self._layers), queries)
         with handled(self._layers, recording):
             self.backbone.predict_noise(latents, timesteps, text, frame=frame)
         return recording
 
 
-class Handler(Protocol):
-    """What happens in a self-attention layer, in the calls that it is `handled` in."""
-
-    def __call__(self, name: str, layer: Attention, hidden: Tensor, plain: Callable[[], Tensor]) -> Tensor:
-        """Return the output of a layer, [B, N, C].
-
-        Args:
-            name: the name of the layer in the UNet.
-            layer: the layer.
-            hidden: its input, [B, N, C].
-            plain: computes its output without the handler.
-        """
-
-
 @dataclass
 class _Recording:
-    """Keeps queries, keys and values of every layer. The outputs do not change."""
+    """Keeps the keys and values of these layers, or their queries. What comes after the last one does not run."""
 
+    layers: Sequence[str]
+    of_queries: bool
     queries: dict[str, Tensor] = field(default_factory=dict)
     keys_values: dict[str, KeysValues] = field(default_factory=dict)
+    inputs: Sequence[Tensor] = ()
 
     def __call__(self, name: str, layer: Attention, hidden: Tensor, plain: Callable[[], Tensor]) -> Tensor:
-        self.queries[name], *pair = project(layer, hidden)
-        self.keys_values[name] = (pair[0], pair[1])
+        query, key, value = project(layer, hidden)
+        if self.of_queries:
+            self.queries[name] = query
+        else:
+            self.keys_values[name] = (key, value)
+        if len(self.queries) + len(self.keys_values) == len(self.layers):
+            raise Finished
         return plain()
+
+    @property
+    def key(self) -> Any:
+        return "recording", self.of_queries, self.layers
+
+    def with_inputs(self, inputs: Sequence[Tensor]) -> Self:
+        return type(self)(self.layers, self.of_queries)
+
+    def outputs(self) -> list[Tensor]:
+        if self.of_queries:
+            return [self.queries[name] for name in self.layers]
+        return [tensor for name in self.layers for tensor in self.keys_values[name]]
+
+    def take(self, outputs: Sequence[Tensor]) -> None:
+        if self.of_queries:
+            self.queries = dict(zip(self.layers, outputs, strict=True))
+        else:
+            self.keys_values = dict(zip(self.layers, zip(outputs[::2], outputs[1::2], strict=True), strict=True))
 
 
 @dataclass(frozen=True)
 class _Injection:
-    """Lets the paintings take part in the self-attention."""
+    """Lets the paintings take part in the self-attention.
 
-    attention: StyleAttention
+    Attributes:
+        settings: the settings of style attention.
+        shares: the share of each painting.
+        paintings: K and V of each painting by layer.
+        queries: the queries of the photos by layer, for query preservation; {} without.
+    """
+
+    settings: AttentionSettings
+    shares: Sequence[float]
     paintings: Sequence[Mapping[str, KeysValues]]
-    queries: Mapping[str, Tensor] | None
+    queries: Mapping[str, Tensor]
 
     def __call__(self, name: str, layer: Attention, hidden: Tensor, plain: Callable[[], Tensor]) -> Tensor:
-        settings = self.attention.settings
+        settings = self.settings
         query, key, value = project(layer, hidden)
-        if self.queries is not None:
+        if self.queries:
             query = query.lerp(self.queries[name], settings.query_preservation)
-        shares = [reference.share for reference in self.attention.references]
-        paintings = [(layers[name], share) for layers, share in zip(self.paintings, shares, strict=True)]
+        paintings = [(layers[name], share) for layers, share in zip(self.paintings, self.shares, strict=True)]
         return output(layer, attend(query, (key, value), paintings, settings.weight, settings.temperature), hidden)
 
+    @property
+    def key(self) -> Any:
+        return "injection", self.settings, tuple(self.shares), tuple(map(tuple, self.paintings)), tuple(self.queries)
 
-def project(layer: Attention, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Q, K and V of a self-attention layer, each [B, heads, N, d], for its input [B, N, C]."""
-    query, key, value = (
-        linear(hidden).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
-        for linear in (layer.to_q, layer.to_k, layer.to_v)
-    )
-    query = query if layer.norm_q is None else layer.norm_q(query)
-    return query, key if layer.norm_k is None else layer.norm_k(key), value
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        pairs = [tensor for layers in self.paintings for pair in layers.values() for tensor in pair]
+        return [*pairs, *self.queries.values()]
 
+    def with_inputs(self, inputs: Sequence[Tensor]) -> Self:
+        given = iter(inputs)
+        paintings = [{name: (next(given), next(given)) for name in layers} for layers in self.paintings]
+        return replace(self, paintings=paintings, queries={name: next(given) for name in self.queries})
 
-def output(layer: Attention, attended: Tensor, hidden: Tensor) -> Tensor:
-    """Return the output [B, N, C] of a self-attention layer from what it attended to, [B, heads, N, d]."""
-    project_out, dropout = layer.to_out
-    out: Tensor = dropout(project_out(attended.transpose(1, 2).flatten(2).to(hidden.dtype)))
-    if layer.residual_connection:
-        out = out + hidden
-    return out / layer.rescale_output_factor
+    def outputs(self) -> list[Tensor]:
+        return []
 
-
-_HANDLER: ContextVar[tuple[Collection[Attention], Handler] | None] = ContextVar("handler", default=None)
-"""The layers and the handler of the call that runs in this thread or task."""
-
-_LOCK = threading.Lock()
-
-
-class _Processor:
-    """A processor of diffusers that asks the handler of the running call. Without one, it does what `plain` does.
-
-    Several threads and pipelines may share a UNet. A call without style attention gets exactly what it would get
-    without this processor, also while another call has style attention.
-    """
-
-    def __init__(self, name: str, plain: Any) -> None:
-        self.name, self.plain = name, plain
-        self.users = 0
-        # diffusers passes a processor those arguments that the signature of its `__call__` names. A call without style
-        # attention must keep its own. Calls themselves go to the method of the class.
-        self.__call__ = plain.__call__  # type: ignore[method-assign]
-
-    def __call__(
-        self,
-        layer: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        def plain() -> Tensor:
-            out: Tensor = self.plain(layer, hidden_states, encoder_hidden_states, *args, **kwargs)
-            return out
-
-        layers, handler = _HANDLER.get() or ((), None)
-        if handler is None or encoder_hidden_states is not None or layer not in layers:
-            return plain()
-        return handler(self.name, layer, hidden_states, plain)
-
-
-@contextmanager
-def handled(layers: Mapping[str, Attention], handler: Handler) -> Iterator[None]:
-    """Let `handler` compute self-attention layers, in the calls of this thread and inside of the block only.
-
-    Args:
-        layers: from `self_attention_layers`. Their processors are replaced, and put back at the end of the block.
-        handler: computes them.
-    """
-    with _LOCK:
-        for name, layer in layers.items():
-            if not isinstance(layer.processor, _Processor):
-                layer.set_processor(_Processor(name, layer.processor))
-            layer.processor.users += 1
-        processors = [layer.processor for layer in layers.values()]
-    token = _HANDLER.set((set(layers.values()), handler))
-    try:
-        yield
-    finally:
-        _HANDLER.reset(token)
-        with _LOCK:
-            for layer, processor in zip(layers.values(), processors, strict=True):
-                processor.users -= 1
-                if processor.users == 0 and layer.processor is processor:
-                    layer.set_processor(processor.plain)
-
-
-def self_attention_layers(unet: nn.Module, blocks: str) -> dict[str, Attention]:
-    """Return the self-attention layers of these blocks (a name in `BLOCKS`), by name."""
-    levels = len(unet.config["block_out_channels"])  # type: ignore[index]
-    belongs = BLOCKS[blocks]
-    return {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, Attention) and name.endswith(".attn1") and belongs(name, levels)
-    }
+    def take(self, outputs: Sequence[Tensor]) -> None:
+        pass
 
 
 def _without(tensor: Tensor, start: int, stop: int) -> Tensor:

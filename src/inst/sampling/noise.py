@@ -67,7 +67,7 @@ def draw_noise(
     """
     return torch.stack(
         [
-            torch.randn(shape, generator=generator, device=generator.device).to(device)
+            torch.randn(shape, generator=generator, device=generator.device).to(device, non_blocking=True)
             for generator in as_generators(seeds)
         ]
     )
@@ -101,7 +101,9 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: int | Tensor, alphas_cumpr
         raise UsageError(
             f"The timestep {timesteps.tolist()} is not in the noise schedule", f"give 0 to {len(alphas_cumprod) - 1}"
         )
-    abar = alphas_cumprod[timesteps.to(alphas_cumprod.device)].view(-1, 1, 1, 1).to(clean.device)
+    # An integer selects a value without waiting for the device; a tensor has to be copied to it.
+    chosen = timestep if isinstance(timestep, int) else timesteps.to(alphas_cumprod.device, non_blocking=True)
+    abar = alphas_cumprod[chosen].view(-1, 1, 1, 1).to(clean.device, non_blocking=True)
     return abar.sqrt() * clean + (1 - abar).sqrt() * noise
 
 

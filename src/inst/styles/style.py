@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,14 +280,16 @@ class Style:
         """Decode the paintings with the largest shares, at most `MOST_PAINTINGS`, for tone and style attention.
 
         Returns:
-            Each painting, [3, H, W] in [-1, 1], with its share. These shares sum to 1.
+            Each painting, [3, H, W] in [-1, 1], with its share. These shares sum to 1. The tensors are shared between
+            calls, and must not be changed.
 
         Raises:
             InstError: a painting is damaged.
         """
         kept = self._main()
         total = sum(self.shares[index] for index in kept)
-        return [(self.painting(index), self.shares[index] / total) for index in kept]
+        name = f'The painting of the style "{self.name}"'
+        return [(_decode(self.paintings[index], name), self.shares[index] / total) for index in kept]
 
     def _main(self) -> list[int]:
         falling = sorted(range(len(self.shares)), key=lambda index: -self.shares[index])
@@ -362,6 +365,12 @@ class Style:
             shares=tuple(part / total_share for _, part in paintings),
             widths=first.widths,
         )
+
+
+@lru_cache(maxsize=8)
+def _decode(painting: bytes, name: str) -> Tensor:
+    """Decode a painting, which takes longer than some of the steps that it takes part in."""
+    return decode_picture(painting, name)
 
 
 def check_style_name(path: str | Path) -> None:

@@ -152,7 +152,7 @@ def transfer(
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
         text, negative = embed_both(backbone, prompts, negatives, styles, style_weight)
-        content = resize(photos.to(backbone.device), (plan.height, plan.width))
+        content = resize(photos.to(backbone.device, non_blocking=True), (plan.height, plan.width))
         toned = content
         if palette is not None:
             # A small strength leaves the photo nearly as it is, so its colours must change little, too.
@@ -180,14 +180,12 @@ def transfer(
         )
         prepared_control = plan.prepare_control(backbone, control, content)
         unguided = plan.denoiser(backbone, text, None, 1, prepared_control if inversion == "ddim" else None)
-        start = yield from invert_content(
-            inversion, unguided, target, plan.timesteps, backbone.alphas_cumprod, plan.noise
-        )
+        start = yield from invert_content(inversion, unguided, target, plan.timesteps, backbone.schedule, plan.noise)
 
         denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)
         if latent_mask is not None:
             denoise = masked(denoise, latent_mask, clean, backbone.alphas_cumprod)
-        latents = yield from allow_early_stop(plan.solve(denoise, start, plan.timesteps, backbone.alphas_cumprod))
+        latents = yield from allow_early_stop(plan.solve(denoise, start, plan.timesteps, backbone.schedule))
 
         result = decode_any_size(backbone, latents, plan.height, plan.width)
         if tone == "photo":

@@ -98,7 +98,7 @@ def generate(
         prepared_control = plan.prepare_control(backbone, control, None)
         attention = prepare_attention(backbone, styles, paintings, plan, settings, style_scale, style_weight, None)
         denoise = plan.denoiser(backbone, text, negative, guidance, prepared_control, attention)
-        latents = yield from allow_early_stop(plan.solve(denoise, plan.noise, plan.timesteps, backbone.alphas_cumprod))
+        latents = yield from allow_early_stop(plan.solve(denoise, plan.noise, plan.timesteps, backbone.schedule))
         if tone == "adain" and paintings:
             latents = adain(latents, *latent_statistics(backbone, paintings))
         result = decode_any_size(backbone, latents, plan.height, plan.width)

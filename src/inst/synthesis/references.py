@@ -149,8 +149,8 @@ def _reference(
     share: float,
     style_weight: float,
 ) -> Reference:
-    picture = _fit(painting, short_side, area, backbone.size_multiple)
-    clean = encode_in_tiles(backbone, picture[None].to(backbone.device))
+    picture = _fit(painting.to(backbone.device, non_blocking=True), short_side, area, backbone.size_multiple)
+    clean = encode_in_tiles(backbone, picture[None])
     noise = draw_noise((clean.shape[1], clean.shape[2], clean.shape[3]), [_SEED], clean.device)
     prompt, options = "[C]" if style.has_word else "", backbone.options
     text = embed_prompts(backbone, [prompt], {"[C]": style}, style_weight, clip_skip=options.clip_skip)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from inst.backbone.model import Backbone
 from inst.pictures.io import fit_size, resize
@@ -48,6 +49,10 @@ def adain(latents: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (latents - own_mean) / own_std * std + mean
 
 
+_KNOWN = WeakTensorKeyDictionary()
+"""The colour statistics of paintings that are in use."""
+
+
 @dataclass(frozen=True, eq=False)
 class Palette:
     """The colours that pictures are moved to: mean [3] and covariance [3, 3] of sRGB values, in float64 on the CPU.
@@ -61,7 +66,7 @@ class Palette:
     @classmethod
     def of(cls, pictures: Sequence[Tensor], shares: Sequence[float] = (1.0,)) -> Palette:
         """Compute the palette of pictures, each [3, H, W] in [-1, 1]: the mean of their palettes by shares."""
-        means, covariances = zip(*(_colour_statistics(picture) for picture in pictures), strict=True)
+        means, covariances = zip(*map(_known_statistics, pictures), strict=True)
         weights = torch.tensor(shares, dtype=torch.float64) / sum(shares)
         return cls(
             torch.einsum("n,nc->c", weights, torch.stack(means)),
@@ -97,8 +102,17 @@ def match_palette(pictures: Tensor, palette: Palette) -> Tensor:
     root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
     matrix = inverse @ _power(root @ palette.covariance @ root, 0.5) @ inverse
     offset = palette.mean - (matrix @ mean[..., None])[..., 0]
-    colours = matrix.to(pictures) @ pictures.flatten(2) + offset.to(pictures)[..., None]
+    matrix, offset = (part.to(pictures.device, pictures.dtype, non_blocking=True) for part in (matrix, offset))
+    colours = matrix @ pictures.flatten(2) + offset[..., None]
     return colours.view_as(pictures).clamp(-1, 1)
+
+
+def _known_statistics(painting: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the `_colour_statistics` of a painting, which does not change; for many photos they are computed once."""
+    found: tuple[Tensor, Tensor] | None = _KNOWN.get(painting)
+    if found is None:
+        found = _KNOWN[painting] = _colour_statistics(painting)
+    return found
 
 
 def _colour_statistics(pictures: Tensor) -> tuple[Tensor, Tensor]:
