@@ -14,16 +14,16 @@ from threading import Lock
 from typing import Any
 
 import torch
-from diffusers.models import attention_processor
 from torch import Tensor, nn
 
+from inst.backbone.libraries import AttnProcessor, AttnProcessor2_0
 from inst.backbone.self_attention import HandledProcessor
 
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """A function of tensors. Whatever else it depends on belongs to the key that it is called with."""
 
 _LARGEST = 16  # graphs; the least recently used one is dropped
-_PLAIN_PROCESSORS = (attention_processor.AttnProcessor, attention_processor.AttnProcessor2_0)
+_PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
 _LIBRARIES = ("torch", "diffusers", "transformers")
 _PATCHES = frozenset({"forward", "_compiled_call_impl", "s1", "s2", "b1", "b2"})
 """Attributes of a module that say that its call is another one: hooks of accelerate, `torch.compile`, FreeU."""

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, Self, runtime_checkable
 
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+
+from inst.backbone.libraries import Attention
 
 BLOCKS: Mapping[str, Callable[[str, int], bool]] = {
     "up": lambda name, levels: "up_blocks." in name,

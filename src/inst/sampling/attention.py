@@ -17,10 +17,10 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from inst.arguments import check_choice, check_factor, checked
+from inst.backbone.libraries import Attention
 from inst.backbone.model import Backbone
 from inst.backbone.self_attention import BLOCKS, Finished, handled, output, project, self_attention_layers
 from inst.backbone.text import Frame, TextEmbedding

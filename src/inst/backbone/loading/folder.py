@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
 from inst.backbone.inversion import AttentionInversion
+from inst.backbone.libraries import (
+    AutoencoderKL,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    DDIMScheduler,
+    UNet2DConditionModel,
+)
 from inst.backbone.loading.image_encoder import read_image_encoder
 from inst.backbone.loading.part import load_weights, read_json, read_keys, silence_libraries, weight_files
 from inst.backbone.loading.schedule import ScheduleError, noise_schedule

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
+from inst.backbone.libraries import CLIPModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
 from inst.backbone.loading.hub import find_clip, is_hub_name
 from inst.backbone.loading.part import (
     build_model,

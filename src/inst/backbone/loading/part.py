@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
+from inst.backbone.libraries import ModelMixin
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, InstWarning, first_line
 from inst.files.git_lfs import refuse_pointer
@@ -226,11 +227,8 @@ def build_model(
     """
     name = model_class.__name__
     problem = f"{source} has a configuration that is not valid for {name}"
-    with _translate_library_errors(problem, FITTING_CONFIGURATION), init_empty_weights():
-        if issubclass(model_class, ModelMixin):
-            model = model_class.from_config(dict(config))
-        else:
-            model = model_class(model_class.config_class.from_dict(dict(config)))
+    with _translate_library_errors(problem, FITTING_CONFIGURATION):
+        model = _empty_model(model_class, config)
 
     available = {_without_prefix(key): tensor for key, tensor in tensors.items()}
     wanted: dict[str, Tensor] = model.state_dict()
@@ -254,6 +252,25 @@ def build_model(
         weights[key] = tensor.to(dtype)
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+class _WithoutRandomNumbers(TorchFunctionMode):
+    """Initialises no weight at random: the weights are read from files. On the device "meta", random numbers also
+    import PyTorch's compiler, which takes half a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__name__", "").endswith(("normal_", "uniform_")):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
+    """Return a model without weights, from the content of its `config.json`."""
+    with init_empty_weights(), _WithoutRandomNumbers():
+        if issubclass(model_class, ModelMixin):
+            return model_class.from_config(dict(config))
+        return model_class(model_class.config_class.from_dict(dict(config)))
 
 
 def _without_prefix(key: str) -> str:
@@ -297,15 +314,19 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     warn_of_variants(folder, stem)
     keys = read_keys(files)
     with _translate_library_errors(f"{folder}: config.json or the weights are not valid for {expected}", COPY_AGAIN):
-        model, report = model_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # reported below
-            output_loading_info=True,
-        )
+        if from_diffusers:
+            model, report = model_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # reported below
+                output_loading_info=True,
+            )
+        else:
+            model, report = _load_transformers_model(model_class, config, keys, dtype)
+            model.config.name_or_path = str(folder)
     for key, in_file, in_config in report["mismatched_keys"]:
         raise InstError(
             f"{folder}: {key} has the shape {list(in_file)}, but config.json says {list(in_config)}", COPY_AGAIN
@@ -319,6 +340,31 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     if report["missing_keys"]:
         raise InstError(f"{files[0]} is incomplete (it has no {_some(sorted(report['missing_keys']))})", COPY_AGAIN)
     return model
+
+
+def _load_transformers_model(
+    model_class: Any, config: Mapping[str, Any], keys: Mapping[str, Path], dtype: torch.dtype
+) -> tuple[Any, dict[str, list[Any]]]:
+    """Do what `from_pretrained` does for a model of transformers, which imports distributed checkpoints and peft.
+
+    Returns the model, and the report that diffusers' `from_pretrained` gives.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in set(keys.values()):
+        with safe_open(path, "pt") as weights:
+            tensors |= {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
+    model = _empty_model(model_class, config)
+    names = {_without_prefix(key): key for key in model.state_dict()}
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    found = {names[_without_prefix(key)]: tensor for key, tensor in tensors.items() if _without_prefix(key) in names}
+    report: dict[str, list[Any]] = {
+        "missing_keys": [key for key in shapes if key not in found],
+        "unexpected_keys": [key for key in tensors if _without_prefix(key) not in names],
+        "mismatched_keys": [(k, found[k].shape, shapes[k]) for k in found if found[k].shape != shapes[k]],
+    }
+    if not report["missing_keys"] and not report["mismatched_keys"]:
+        model.load_state_dict({key: tensor.to(dtype) for key, tensor in found.items()}, assign=True)
+    return model.eval(), report
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from safetensors import safe_open
 from torch import Tensor
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
+from inst.backbone.libraries import DDIMScheduler
 from inst.backbone.loading.part import read_keys, silence_libraries, weight_files
 from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.parts import FeatureExtractor, Parts, check_autoencoder

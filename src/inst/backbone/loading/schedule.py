@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
-from diffusers import DDIMScheduler
+
+from inst.backbone.libraries import DDIMScheduler
 
 PREDICTIONS = ("epsilon", "v_prediction")
 """What a denoiser may predict."""
@@ -44,5 +45,10 @@ def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise ScheduleError(f'has the prediction type "{prediction}", and not one of {", ".join(PREDICTIONS)}')
+    own = inspect.signature(DDIMScheduler).parameters
+    if all(key in own or key.startswith("_") for key in config):
+        # `from_config` would import every other scheduler, and SciPy, to look for keys that are theirs.
+        unset = config.get("_use_default_values", ())
+        return DDIMScheduler(**{key: value for key, value in config.items() if key in own and key not in unset})
     scheduler: DDIMScheduler = DDIMScheduler.from_config(config)
     return scheduler

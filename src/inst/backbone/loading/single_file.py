@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from inst import models
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
+from inst.backbone.libraries import (
+    AutoencoderKL,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    DDIMScheduler,
+    UNet2DConditionModel,
+)
 from inst.backbone.loading.checkpoint import Checkpoint, read_checkpoint
 from inst.backbone.loading.folder import load_scheduler
 from inst.backbone.loading.original_layout import convert, find_layout, use_average

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 from inst import models
+from inst.backbone.libraries import CLIPTokenizer, bytes_to_unicode
 from inst.backbone.loading.part import read_json, silence_libraries
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, first_line
