@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,16 @@ def test_a_precision_is_taken_by_name_or_type_and_others_are_refused() -> None:
     for wrong in ("fp8", "int8", torch.int8, torch.float64):
         with pytest.raises(UsageError, match="use one of float32, bfloat16, float16"):
             choose_dtype(CPU, wrong)
+
+
+@pytest.mark.parametrize("given", ["float16", torch.float16])
+def test_float16_on_a_cpu_is_used_with_a_warning(given: str | torch.dtype) -> None:
+    with pytest.warns(InstWarning, match="float16 on a CPU is 5 to 12 times slower than float32: leave out `dtype`"):
+        assert choose_dtype(CPU, given) == torch.float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_dtype(CUDA, given) == torch.float16
+        assert choose_dtype(CPU, "bfloat16") == torch.bfloat16
 
 
 def test_the_autoencoder_never_runs_in_float16() -> None:
