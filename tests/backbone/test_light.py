@@ -12,7 +12,6 @@ HEAVY = [
     "scipy",
     "peft",
     "diffusers.hooks",
-    "transformers.models",
 ]
 
 USE_INST = """

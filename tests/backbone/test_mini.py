@@ -89,6 +89,19 @@ def test_the_autoencoder_reproduces_a_smooth_picture_with_psnr_above_25_db(mini:
     assert 10 * torch.log10(4 / error) > 25  # PSNR in dB of a smooth picture
 
 
+def test_the_order_of_the_weights_on_a_cpu_changes_pictures_by_rounding_only() -> None:
+    """The autoencoder of a backbone on a CPU is in the order "channels last"."""
+    latents = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        backbone = Backbone.load("mini", "cpu", dtype, image_encoder=False)
+        assert backbone.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            found = backbone.decode(latents)
+            backbone.vae.to(memory_format=torch.contiguous_format)
+            expected = backbone.decode(latents)
+        assert (found - expected).square().mean().sqrt() < limit
+
+
 def test_latents_have_about_unit_variance(mini: Backbone) -> None:
     """Of noise, edges and gradients: far from the training data, hence the wide bounds."""
     generator = torch.Generator().manual_seed(0)

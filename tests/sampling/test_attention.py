@@ -453,6 +453,17 @@ def test_keys_are_computed_once_for_a_batch_and_its_tiles(backbone: Backbone, ah
     assert [shape for shape in calls if shape[-1] != 12] == [(3, 4, 8, 8)] * 3 * len(TIMESTEPS)
 
 
+def test_the_painting_runs_to_the_last_layer_and_not_further(backbone: Backbone, text: TextEmbedding) -> None:
+    ends: list[int] = []
+    attention = style_attention(backbone)
+    hook = backbone.unet.conv_out.register_forward_hook(lambda module, args, output: ends.append(len(output)))
+    try:
+        attention.with_painting(backbone.predict_noise)(draw_noise((4, 8, 8), [0, 1]), 500, text)
+    finally:
+        hook.remove()
+    assert ends == [2]  # the pictures, and not the painting
+
+
 def test_low_memory_and_the_cpu_keep_one_timestep(backbone: Backbone, tiny_backbone_folder: Path) -> None:
     lean = Backbone.load(tiny_backbone_folder, "cpu", "float32", low_memory=True)
     with torch.no_grad():

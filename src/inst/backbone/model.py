@@ -149,6 +149,11 @@ class Backbone(TextEncoding):
         # Find the image encoder first: a wrong name should fail before the slow reading of the model.
         encoder = find_image_encoder(image_encoder, download) if image_encoder else None
         parts = read_parts(source, dtype, config)
+        if device.type == "cpu":
+            # The convolutions of oneDNN then need no other order of the numbers. Measured with mini in bfloat16, CPU
+            # time: encode 19 to 26 % less, decode 11 to 22 % less. The UNet gains at most 3 %, so it stays as it is.
+            # diffusers' own `to` would import its hooks, peft and PyTorch's compiler.
+            nn.Module.to(parts.vae, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not annotated
         if image_encoder is None and parts.image_encoder is None:
             encoder = find_matching_image_encoder(parts.text_encoder.config, download)
         if encoder is not None:
