@@ -177,6 +177,24 @@ def test_file_names_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wr
             call()
 
 
+def test_an_empty_path_is_not_the_current_folder(
+    tiny_backbone: inst.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inst.save_picture(torch.zeros(3, 8, 8), "painting.png")
+    for call in (
+        lambda: inst.read_photo(""),
+        lambda: inst.read_style(tiny_backbone, ""),
+        lambda: inst.instant_style(tiny_backbone, ""),
+        lambda: inst.learn(tiny_backbone, ""),
+        lambda: transfer(tiny_backbone, mask=""),
+        lambda: style(tiny_backbone).save(""),
+        lambda: inst.Backbone.load(""),
+    ):
+        with pytest.raises(UsageError, match="cannot be used: the path is empty: give"):
+            call()
+
+
 @pytest.mark.parametrize("wrong", [1.5, ["cpu"], torch.zeros(2, 2), Path("cpu")])
 def test_devices_and_precisions_of_a_wrong_type_are_refused(wrong: Any) -> None:
     for given in ({"device": wrong}, {"dtype": wrong}):

@@ -62,11 +62,15 @@ def check_at_least(least: int, **numbers: int) -> None:
             raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
+def with_article(what: str) -> str:
+    """Return the name of one thing as the beginning of a sentence: "A photo", "An image"."""
+    return f"{'An' if what[0] in 'aeiou' else 'A'} {what}"
+
+
 def check_factor(what: str, value: Any, remedy: str) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `value` is in [0, `LARGEST_FACTOR`]."""
     if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # False for NaN, so NaN is refused
-        article = "An" if what[0] in "aeiou" else "A"
-        raise UsageError(f"{article} {what} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
+        raise UsageError(f"{with_article(what)} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
 
 
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
@@ -78,6 +82,8 @@ def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
 def check_path(what: str, value: Any) -> None:
     """Raise UsageError unless `value` can name a file or folder. `what` is its name in messages, such as "A mask"."""
     check_type(what, value, (str, os.PathLike), "give its path as a text or a pathlib.Path")
+    if not os.fspath(value):  # which Python takes for the current folder
+        raise UsageError(f"{what} cannot be used: the path is empty", "give its path")
     try:
         usable = b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:

@@ -680,7 +680,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"photo": torch.zeros(3, 64, 64, dtype=torch.int32)}, "from -1 to 1"),
     ({"prompt": "[B] and [C]"}, r"\[B\], which has no style \(known: \[C\]\)"),
     ({"prompt": "[C] " + "river dog " * 20}, '"dog river dog .*" does not fit: shorten'),
-    ({"negative_prompt": "river " * 40}, "shorten the prompt"),
+    ({"negative_prompt": "river " * 40}, "shorten the negative prompt"),
     ({"negative_prompt": "[B]"}, "which has no style"),
     ({"prompt": "a dog in the style of [D]"}, r"has the placeholder \[D\], which has no style"),
     (

@@ -183,10 +183,10 @@ class TextEncoding(Parts):
         return tables[0] if len(tables) == 1 else torch.cat([table[:shared] for table in tables], dim=1)
 
     def tokenize(
-        self, prompts: Sequence[str], lengths: Mapping[str, int] | None = None
+        self, prompts: Sequence[str], lengths: Mapping[str, int] | None = None, *, what: str = "prompt"
     ) -> tuple[TokenizedPrompts, ...]:
         """Tokenise prompts for each text encoder. Arguments and errors as `inst.backbone.tokens.tokenize`."""
-        return tuple(tokenize(tokenizer, prompts, lengths) for tokenizer in self.tokenizers)
+        return tuple(tokenize(tokenizer, prompts, lengths, what=what) for tokenizer in self.tokenizers)
 
     def embed_text(
         self, prompts: Sequence[str], styles: Mapping[str, Tensor] | None = None, *, clip_skip: int = 0

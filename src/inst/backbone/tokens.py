@@ -52,7 +52,9 @@ class _Item:
     end: int
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] | None = None) -> TokenizedPrompts:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] | None = None, *, what: str = "prompt"
+) -> TokenizedPrompts:
     """Tokenise prompts. Each placeholder takes as many positions as its style has vectors.
 
     Args:
@@ -62,6 +64,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
             positions as that has vectors.
         lengths: number of vectors of each placeholder, for example `{"[C]": 4}`. The slots number the vectors of all
             placeholders in this order.
+        what: the prompts' name in messages.
 
     Raises:
         UsageError: a placeholder is not in `lengths`, or a prompt does not fit into L positions; the message names the
@@ -89,7 +92,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
             if name not in lengths:
                 known = f"known: {', '.join(lengths)}" if lengths else "no style is given"
                 raise UsageError(
-                    f'The prompt "{prompt}" has the placeholder {name}, which has no style ({known})',
+                    f'The {what} "{prompt}" has the placeholder {name}, which has no style ({known})',
                     "give a style for it, or remove the square brackets if it is an ordinary word",
                 )
             items += _words(tokenizer, groups, prompt, position, match.start())
@@ -98,7 +101,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], lengths: Mapping[str, int] 
             position = match.end()
         items += _words(tokenizer, groups, prompt, position, len(prompt))
         if len(items) > room - 2:
-            raise _too_long(prompt, items, room - 2)
+            raise _too_long(what, prompt, items, room - 2)
 
         tokens = [tokenizer.bos_token_id, *(item.token for item in items), tokenizer.eos_token_id]
         ids[row, : len(tokens)] = torch.tensor(tokens)
@@ -140,11 +143,11 @@ def _ordinary_token(tokenizer: Any) -> int:
     return next(token for token in range(len(tokenizer)) if token not in special)
 
 
-def _too_long(prompt: str, items: Sequence[_Item], room: int) -> UsageError:
+def _too_long(what: str, prompt: str, items: Sequence[_Item], room: int) -> UsageError:
     cut, is_vector = items[room].start, items[room].slot >= 0
     while cut > 0 and not prompt[cut - 1].isspace() and not is_vector:
         cut -= 1  # name whole words, not the end of a word
     return UsageError(
-        f'The prompt takes {len(items)} of at most {room} tokens, and the part "{prompt[cut:].strip()}" does not fit',
-        f"shorten the prompt{', or use fewer vectors for the style' if is_vector else ''}",
+        f'The {what} takes {len(items)} of at most {room} tokens, and the part "{prompt[cut:].strip()}" does not fit',
+        f"shorten the {what}{', or use fewer vectors for the style' if is_vector else ''}",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from inst.arguments import checked
+from inst.arguments import check_path, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import UsageError
 from inst.learning.data import embed_paintings, mean_word, painting_size
@@ -68,6 +68,7 @@ def read_style(backbone: Backbone, given: Style | Picture | Sequence[Picture]) -
     if isinstance(given, Style):
         return given
     if isinstance(given, str | os.PathLike):
+        check_path("A style", given)
         place = Path(given)
         if place.suffix.lower() in _NO_PICTURES:
             return Style.load(place)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from inst.arguments import check_type
+from inst.arguments import check_path, check_type, with_article
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
 from inst.pictures.io import (
@@ -63,10 +63,12 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
         return read_image(given, f"The {what}")
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
-    check_type(f"A {what}", given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")
+    check_type(with_article(what), given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")
     picture = _read_tensor(given, what)
     if picture.dim() != 3:
-        raise UsageError(f"A {what} of the shape {list(given.shape)} cannot be used", "give one picture [3, H, W]")
+        raise UsageError(
+            f"{with_article(what)} of the shape {list(given.shape)} cannot be used", "give one picture [3, H, W]"
+        )
     return Photo(picture)
 
 
@@ -115,7 +117,10 @@ def to_paintings(
     Raises:
         UsageError, InstError: as `to_photos`; a folder contains no picture.
     """
-    files = pictures_of([Path(given)]) if isinstance(given, str | os.PathLike) else given
+    files: Any = given
+    if isinstance(given, str | os.PathLike):
+        check_path("A painting", given)
+        files = pictures_of([Path(given)])
     return [_to_painting(picture, short_side, keep) for picture in _to_list(files, "painting")]
 
 
@@ -158,7 +163,7 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     if isinstance(given, str | os.PathLike):
-        given = read_mask(Path(given), size)
+        given = read_mask(given, size)
     elif isinstance(given, Image.Image):
         with translate_errors("The mask"):
             given = fit_mask("The mask", mask_of(upright(given)), size)
@@ -191,7 +196,9 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
 def _read_tensor(picture: Tensor, what: str) -> Tensor:
     """Convert a picture [3, H, W] or a batch [B, 3, H, W] to float32 in [-1, 1]. Raises UsageError if it is neither."""
     if picture.dim() not in (3, 4) or picture.shape[-3] != 3 or 0 in picture.shape:
-        raise UsageError(f"A {what} of the shape {list(picture.shape)} cannot be used", "give a picture [3, H, W]")
+        raise UsageError(
+            f"{with_article(what)} of the shape {list(picture.shape)} cannot be used", "give a picture [3, H, W]"
+        )
     if picture.dtype == torch.uint8:
         return picture.float() / 127.5 - 1
     if not picture.is_floating_point() or not (picture.abs() <= 1).all():  # False for NaN, so NaN is refused
@@ -204,7 +211,7 @@ def _read_tensor(picture: Tensor, what: str) -> Tensor:
 def _read_array(given: np.ndarray[Any, Any], what: str) -> Tensor:
     if given.ndim not in (2, 3) or (given.ndim == 3 and given.shape[2] not in (1, 3, 4)) or 0 in given.shape:
         raise UsageError(
-            f"A {what} of the shape {list(given.shape)} cannot be used",
+            f"{with_article(what)} of the shape {list(given.shape)} cannot be used",
             "give an array [H, W, 3], or a tensor [3, H, W]",
         )
     if given.dtype != np.uint8 and not (given.dtype.kind == "f" and ((given >= 0) & (given <= 1)).all()):

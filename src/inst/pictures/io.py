@@ -116,7 +116,7 @@ def open_picture(path: str | Path) -> Image.Image:
         return flatten(*to_srgb(image))
 
 
-def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Tensor:
     """Read a mask: [H, W] float32 in [0, 1]. The style is applied where it is 1 (white).
 
     The stored grey levels are used, without colour management. A picture with transparency is laid over black. If all
@@ -136,7 +136,7 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     return read_mask_file(path, size)[0]
 
 
-def read_mask_file(path: str | Path, size: tuple[int, int] | None = None) -> tuple[Tensor, SourceFile]:
+def read_mask_file(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> tuple[Tensor, SourceFile]:
     """Read a mask as `read_mask` does, and return it with the record of its file."""
     check_path("A mask", path)
     path = Path(path)

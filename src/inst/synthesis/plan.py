@@ -134,12 +134,15 @@ def make_plan(
     pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
     draw = _drawer(shape, seed, pictures, backbone.device)
     solve = choose_solver(solver, eta, draw)
+    multiple = backbone.size_multiple
+    padded = width % multiple or height % multiple
+    padding = f": {width} x {height} pixels are padded to multiples of {multiple}" if padded else ""
     return Plan(
         height=height,
         width=width,
         timesteps=timesteps,
         solve=solve,
-        noise=draw() if noise is None else _check_noise(noise, (pictures, *shape)).to(backbone.device),
+        noise=draw() if noise is None else _check_noise(noise, (pictures, *shape), padding).to(backbone.device),
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
     )
 
@@ -156,14 +159,19 @@ def _drawer(shape: tuple[int, int, int], seed: Seed, pictures: int, device: torc
     return lambda: draw_noise(shape, generators, device).expand(pictures, -1, -1, -1)
 
 
-def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return given noise as float32. Raises UsageError unless it is a finite tensor of this shape."""
+def _check_noise(noise: Tensor, shape: tuple[int, ...], padding: str) -> Tensor:
+    """Return given noise as float32. Raises UsageError unless it is a finite tensor of this shape.
+
+    `padding` says why the shape is larger than that of the pictures; "" if it is not.
+    """
     check_type("Noise", noise, Tensor, "give a tensor")
     if noise.shape != shape or not noise.is_floating_point():
         raise UsageError(
             f"Noise of the shape {list(noise.shape)} and the type {noise.dtype} cannot be used",
             "give ",
             Argument("noise"),
-            f" of the shape {list(shape)}, in floating point",
+            f" of the shape {list(shape)}, in floating point{padding}",
         )
+    if not noise.isfinite().all():
+        raise UsageError("Noise with values that are not finite cannot be used", "give other ", Argument("noise"))
     return noise.float()

@@ -132,7 +132,9 @@ def check_prompts(
                 Call("learn"),
             )
     words = [name for name, style in styles.items() if style.has_word]
-    backbone.tokenize([*given, *unwanted], {name: len(styles[name].vectors) for name in words})
+    lengths = {name: len(styles[name].vectors) for name in words}
+    backbone.tokenize(given, lengths)
+    backbone.tokenize(unwanted, lengths, what="negative prompt")
     for pair in zip(given, _each(negatives, len(given)), strict=True):
         prompt, negative = (read_weights(text).text for text in pair)
         unused = [name for name in words if name not in prompt and name not in negative]
