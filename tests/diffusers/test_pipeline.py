@@ -565,6 +565,40 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"prompt": "[C]", "negative_prompt": ["a", "b"]}, "one text for all"),
         ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "use latents and clean only"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": [3]}, "use latents and clean only"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": None}, "give a list of latents and clean"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": 3}, "give a list of latents and clean"),
+        ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": "latents"}, "give a list of latents and clean"),
+        ({"prompt": "[C]", "callback_on_step_end": 3}, "callback_on_step_end of the type int .*: give a function"),
+        ({"prompt": 3}, "prompt 3 cannot be used: give a text"),
+        ({"image": "photo", "prompt": True}, "prompt True cannot be used: give a text"),
+        ({"prompt": "[C]", "generator": 3}, "generator of the type int cannot be used: give a torch.Generator"),
+        ({"prompt": "[C]", "generator": [3]}, "generator of the type int cannot be used"),
+        ({"prompt": "[C]", "generator": iter([generator(0)])}, "generator of the type list_iterator cannot be used"),
+        ({"prompt": "[C]", "generator": np.random.default_rng(0)}, "generator of the type Generator cannot be used"),
+        ({"prompt": "[C]", "cross_attention_kwargs": {1: 2}}, 'give texts as names, such as "scale"'),
+        ({"prompt": "[C]", "cross_attention_kwargs": {"gligen": 1}}, "no layers for gligen"),
+        ({"prompt": "[C]", "cross_attention_kwargs": {"scale": "a"}}, "scale of the LoRA weights 'a' cannot be used"),
+        ({"image": "photo", "mask_image": np.zeros((64, 64), object)}, "mask_image cannot be used"),
+        ({"image": torch.zeros(3, 64, 64, dtype=torch.int64)}, "image's values .* numbers from 0 to 1, or uint8"),
+        ({"image": torch.zeros(3, 64, 64, dtype=torch.bool)}, "image's values .* numbers from 0 to 1, or uint8"),
+        ({"image": torch.zeros(3, 64, 64, dtype=torch.complex64)}, "image's values .* numbers from 0 to 1, or uint8"),
+        ({"prompt": "[C]", "style": torch.ones(3, 64, 64, dtype=torch.int64)}, "painting's values .* from 0 to 1"),
+        ({"prompt": "[C]", "style": ""}, "A style cannot be used: the path is empty"),
+        ({"image": torch.zeros(3, 0, 64)}, "An image of the shape"),
+        (
+            {"prompt": "[C]", "negative_prompt": "a " * 50},
+            "The negative prompt takes 50 .* shorten the negative prompt",
+        ),
+        (
+            {"prompt": "[C]", "height": 60, "width": 90, "latents": torch.zeros(1, 4, 7, 11)},
+            "60 pixels are padded to mult",
+        ),
+        (
+            {"prompt": "[C]", "latents": torch.full((1, 4, 8, 8), torch.nan)},
+            "not finite cannot be used: give other `latents`",
+        ),
+        ({"prompt_embeds": torch.zeros(24, 32)}, r"prompt_embeds of the shape \[24, 32\] .* give \[B, L, D\]"),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_reason(
@@ -577,6 +611,94 @@ def test_wrong_arguments_are_refused_with_the_reason(
     }
     with pytest.raises(ValueError, match=message):
         pipe(**{"style": style, **settings})
+
+
+@pytest.mark.parametrize("answer", [3, {"latents": 3}, {"latents": torch.zeros(1)}])
+def test_a_callback_that_returns_something_else_is_told_what_to_return(
+    pipe: InSTPipeline, style: Style, answer: Any
+) -> None:
+    with pytest.raises(UsageError, match=r"callback_on_step_end of the .* cannot be used: let it return"):
+        pipe("[C]", style=style, callback_on_step_end=lambda *_: answer, **FEW)
+
+
+def test_a_stop_iteration_of_a_callback_reaches_the_caller(pipe: InSTPipeline, style: Style) -> None:
+    def callback(*_: Any) -> None:
+        raise StopIteration("of the callback")
+
+    with pytest.raises(StopIteration, match="of the callback"):
+        pipe("[C]", style=style, callback_on_step_end=callback, **FEW)
+
+
+def test_values_that_are_not_finite_have_a_remedy_that_helps(tiny_backbone_folder: Path, style: Style) -> None:
+    for dtype, remedy in (
+        (torch.float32, "give other prompt_embeds"),
+        (torch.bfloat16, "load the pipeline in float32"),
+    ):
+        pipe = quiet(InSTPipeline.from_pretrained(tiny_backbone_folder, dtype=dtype))
+        with pytest.raises(InstError, match=remedy):
+            pipe(prompt_embeds=torch.full((1, 24, 32), torch.nan), style=style, **FEW)
+
+
+def test_latents_are_returned_in_the_precision_of_the_pipeline(tiny_backbone_folder: Path, style: Style) -> None:
+    pipe = quiet(InSTPipeline.from_pretrained(tiny_backbone_folder, dtype=torch.bfloat16))
+    assert pipe("[C]", style=style, output_type="latent", **FEW).images.dtype == torch.bfloat16
+
+
+def test_encode_prompt_checks_what_a_call_checks(pipe: InSTPipeline) -> None:
+    for wrong, message in (
+        ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"prompt_embeds": torch.zeros(3)}, "give .B, L, D."),
+        ({"prompt_embeds": torch.zeros(1, 24, 5)}, "give .B, L, 32."),
+        ({"prompt": "a", "negative_prompt": "a " * 50}, "The negative prompt takes"),
+        ({"prompt": "a", "device": "nowhere"}, "no such device"),
+        ({"prompt": "a", "lora_scale": "a"}, "scale of the LoRA weights"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            pipe.encode_prompt(**wrong)
+
+
+@pytest.mark.parametrize("name", ["vae", "text_encoder", "tokenizer", "unet", "scheduler"])
+def test_a_missing_part_is_named(diffusers_pipe: StableDiffusionPipeline, style: Style, name: str) -> None:
+    parts = {key: part for key, part in diffusers_pipe.components.items() if key != "safety_checker"}
+    pipe = quiet(InSTPipeline(**{**parts, name: None}))
+    embeds = torch.zeros(1, 24, 32)
+    for call in (lambda: pipe(prompt_embeds=embeds, style=style, **FEW), lambda: pipe.encode_prompt("a")):
+        with pytest.raises(UsageError, match=f"The pipeline has no {name}: load it with all parts"):
+            call()
+
+
+def test_an_error_of_a_part_is_not_hidden(pipe: InSTPipeline, style: Style) -> None:
+    pipe.scheduler = Path()
+    with pytest.raises(UsageError, match="Path' object has no attribute 'config'"):
+        pipe("[C]", style=style)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "x"])
+def test_from_pipe_takes_a_pipeline(wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"A pipeline of the type .* cannot be used"):
+        InSTPipeline.from_pipe(wrong)
+
+
+def test_a_pipeline_saved_over_another_one_leaves_no_part_of_it(
+    pipe: InSTPipeline, diffusers_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    pipe.save_pretrained(tmp_path)
+    plain = InSTPipeline.from_pipe(diffusers_pipe, image_encoder=None, feature_extractor=None)
+    plain.save_pretrained(tmp_path)
+    assert not (tmp_path / "inversion").exists()
+    assert InSTPipeline.from_pretrained(tmp_path).inversion is None
+    backbone = Backbone.load(tmp_path, "cpu", image_encoder=False)
+    assert backbone.inversion is None
+    assert backbone.image_encoder is None
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "config.json"])
+def test_a_pipeline_removes_no_other_file(diffusers_pipe: StableDiffusionPipeline, tmp_path: Path, other: str) -> None:
+    (tmp_path / "inversion").mkdir()
+    (tmp_path / "inversion" / other).write_text('{"something": "else"}')
+    with pytest.raises(InstError, match="move it away, or choose another folder"):
+        InSTPipeline.from_pipe(diffusers_pipe).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["inversion", other]
 
 
 def test_noise_drawn_as_diffusers_does_equals_noise_of_the_same_seed() -> None:

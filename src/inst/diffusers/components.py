@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,14 +37,17 @@ from transformers import (
     ImageProcessingMixin,
 )
 
+from inst.arguments import check_path, check_type
 from inst.backbone.graphs import cuda_graphs
-from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion
+from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig
 from inst.backbone.loading.pipeline import parts_of
 from inst.backbone.loading.sources import BUNDLED
 from inst.backbone.model import Backbone
 from inst.backbone.parts import check_fit
-from inst.errors import UsageError
+from inst.errors import InstError, UsageError, first_line
 
+_NEEDED = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_INVERSION_FILES = {"config.json", "model.safetensors"}
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 
 
@@ -121,6 +125,7 @@ class InSTComponents(
                 model.
             kwargs: options of diffusers, such as `dtype`. `use_safetensors` is True by default, so no pickle is read.
         """
+        check_path("A model", pretrained_model_name_or_path)
         place = BUNDLED.get(str(pretrained_model_name_or_path), pretrained_model_name_or_path)
         kwargs.setdefault("use_safetensors", True)
         folder = Path(place if Path(place).is_dir() else cls.download(str(place), **kwargs))
@@ -147,8 +152,10 @@ class InSTComponents(
 
         The components keep their precision. Without `dtype`, diffusers would convert them to float32 in both pipelines.
         """
+        check_type("A pipeline", pipeline, DiffusionPipeline, "give a loaded pipeline of diffusers")
         if not kwargs.keys() & {"torch_dtype", "dtype"}:
-            kwargs["dtype"] = pipeline.unet.dtype
+            unet = pipeline.components.get("unet")
+            kwargs["dtype"] = pipeline.dtype if unet is None else unet.dtype
         shared: Self = super().from_pipe(pipeline, **kwargs)
         return shared
 
@@ -161,10 +168,20 @@ class InSTComponents(
         return self
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Write the components of the pipeline to a folder, as diffusers does, with the inversion module."""
+        """Write the components of the pipeline to a folder, as diffusers does, with the inversion module.
+
+        A pipeline without such a module removes that of a pipeline that was saved there before: it would be read again.
+
+        Raises:
+            InstError: it would have to remove other files.
+        """
+        check_path("A folder", save_directory)
+        folder = Path(save_directory) / "inversion"
         with self._without_inversion() as inversion:
             if inversion is not None:
-                inversion.save_pretrained(Path(save_directory) / "inversion")
+                inversion.save_pretrained(folder)
+            elif folder.exists():
+                _remove_inversion(folder)
             super().save_pretrained(save_directory, *args, **kwargs)
 
     @contextmanager
@@ -209,7 +226,20 @@ class InSTComponents(
         The components are not frozen, because other code may be training them. To learn styles, `inst.Backbone.load`
         is better.
         """
+        try:
+            return self._share_components()
+        except AttributeError as error:  # the __getattr__ of diffusers would hide it, and say that there is no backbone
+            raise UsageError(
+                f"The components of the pipeline cannot be used ({first_line(error)})",
+                "give those of a Stable Diffusion 1.x, 2.x or XL model",
+            ) from error
+
+    def _share_components(self) -> Backbone:
         components, device = self.components, self._execution_device
+        needed = _NEEDED if self.text_encoder_2 is None else (*_NEEDED, "tokenizer_2")
+        missing = [name for name in needed if components[name] is None]
+        if missing:
+            raise UsageError(f"The pipeline has no {' and no '.join(missing)}", "load it with all parts of its model")
         components.pop("safety_checker")
         sources = [*components.values(), device, self.unet.dtype]
         cached = self._backbone_sources
@@ -224,3 +254,21 @@ class InSTComponents(
             self._backbone = Backbone(**vars(parts), device=device, dtype=self.unet.dtype, **about)
             self._backbone_sources = sources
         return self._backbone
+
+
+def _remove_inversion(folder: Path) -> None:
+    """Remove an inversion module that was saved before. Raises InstError if the folder holds anything else."""
+    try:
+        known = {name.name for name in fields(InversionConfig)}
+        ours = json.loads((folder / "config.json").read_text(encoding="utf-8")).keys() <= known
+        ours = ours and not folder.is_symlink() and {file.name for file in folder.iterdir()} == _INVERSION_FILES
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise InstError(
+            f"{folder} would be read as an inversion module, which the pipeline does not have",
+            "move it away, or choose another folder",
+        )
+    for name in _INVERSION_FILES:
+        (folder / name).unlink()
+    folder.rmdir()

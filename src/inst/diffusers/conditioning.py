@@ -13,12 +13,13 @@ from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_la
 from torch import Tensor
 
 from inst.arguments import check_type, checked
+from inst.backbone.devices import choose_device
 from inst.backbone.options import ModelOptions
 from inst.backbone.text import TextEmbedding
 from inst.diffusers.components import InSTComponents
-from inst.diffusers.inputs import StyleInput, pipeline_wording, read_styles
+from inst.diffusers.inputs import StyleInput, pipeline_wording, read_copies, read_styles
 from inst.errors import UsageError, use_wording
-from inst.synthesis.prompts import complete_prompts, embed_both, name_styles, read_prompts
+from inst.synthesis.prompts import check_prompts, complete_prompts, embed_both, name_styles, read_prompts
 
 
 class InSTConditioning(InSTComponents):
@@ -92,7 +93,8 @@ class InSTConditioning(InSTComponents):
         Raises:
             UsageError: an argument cannot be used, such as a prompt that is too long.
         """
-        copies = checked("num_images_per_prompt", num_images_per_prompt, "int")
+        copies = read_copies(num_images_per_prompt)
+        place = self._execution_device if device is None else choose_device(device)
         positive = read_encoded("prompt", prompt, prompt_embeds, pooled_prompt_embeds)
         negative = read_encoded(
             "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
@@ -103,12 +105,14 @@ class InSTConditioning(InSTComponents):
         texts, negatives = read_prompts(prompt if positive is None else positive, given)
         styles = {} if style is None else name_styles(self.backbone, read_styles(self.backbone, style))
         backbone = replace(self.backbone, options=ModelOptions(clip_skip=self._read_clip_skip(clip_skip)))
+        prompts = complete_prompts(texts, negatives, styles)
+        guided = do_classifier_free_guidance or negative is not None
+        # The guidance of the later call is not known: with any, the negative prompt may name a style alone.
+        check_prompts(backbone, prompts, negatives if guided else prompts, styles, style_weight, guidance=2.0)
         with self.lora_scaled(lora_scale):
-            prompts = complete_prompts(texts, negatives, styles)
             positive, unwanted = embed_both(backbone, prompts, negatives, styles, style_weight)
-        if do_classifier_free_guidance or negative is not None:
+        if guided:
             negative = unwanted.expand(len(positive))
-        place = self._execution_device if device is None else device
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(place).repeat_interleave(copies, dim=0)
@@ -124,6 +128,10 @@ class InSTConditioning(InSTComponents):
         """Return the options of the backbone for these arguments of a call. Raises UsageError if one cannot be used."""
         if cross_attention_kwargs is not None:
             check_type("cross_attention_kwargs", cross_attention_kwargs, Mapping, "give a dict")
+            for name in cross_attention_kwargs:
+                check_type("A name in cross_attention_kwargs", name, str, 'give texts as names, such as "scale"')
+            if "gligen" in cross_attention_kwargs and not hasattr(self.unet, "position_net"):
+                raise UsageError("The UNet has no layers for gligen", "leave gligen out of cross_attention_kwargs")
         images = self._adapter_images(ip_adapter_image, ip_adapter_image_embeds)
         return ModelOptions(
             attention=cross_attention_kwargs or {},
@@ -180,6 +188,7 @@ class InSTConditioning(InSTComponents):
     @contextmanager
     def lora_scaled(self, scale: float | None) -> Iterator[None]:
         """Scale the LoRA weights in the text encoders. Those in the UNet are scaled in each of its calls."""
+        scale = None if scale is None else checked("scale of the LoRA weights", scale, "float")
         if scale is None or not USE_PEFT_BACKEND:
             yield
             return
@@ -203,7 +212,8 @@ def read_encoded(name: str, text: object, embeds: Tensor | None, pooled: Tensor 
         pooled: the pooled vectors that go with them, [B, P].
 
     Raises:
-        UsageError: text and encoded prompt are both given, only the pooled vectors are given, or one is not a tensor.
+        UsageError: text and encoded prompt are both given, only the pooled vectors are given, or one is not a tensor of
+            so many dimensions.
     """
     long = {"prompt": "pooled_prompt_embeds", "negative_prompt": "negative_pooled_prompt_embeds"}[name]
     if embeds is None:
@@ -212,7 +222,13 @@ def read_encoded(name: str, text: object, embeds: Tensor | None, pooled: Tensor 
         return None
     if text is not None:
         raise UsageError(f"{name} and {name}_embeds are both given", "give one of them")
-    for tensor in (embeds, pooled):
-        if tensor is not None:
-            check_type(f"An argument {name}_embeds or {long}", tensor, Tensor, "give a tensor, as from encode_prompt")
+    for argument, tensor, form in ((f"{name}_embeds", embeds, "[B, L, D]"), (long, pooled, "[B, P]")):
+        if tensor is None:
+            continue
+        check_type(argument, tensor, Tensor, "give a tensor, as from encode_prompt")
+        if tensor.dim() != form.count(",") + 1 or len(tensor) != len(embeds):
+            raise UsageError(
+                f"{argument} of the shape {list(tensor.shape)} cannot be used",
+                f"give {form}" if tensor is embeds else f"give {form} for the {len(embeds)} of {name}_embeds",
+            )
     return TextEmbedding(embeds, pooled)

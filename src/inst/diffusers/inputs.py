@@ -50,14 +50,19 @@ def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
 
 
 def _read_photo(image: Any) -> PipelinePicture:
-    """Check one image. Tensors from 0 to 1, as in diffusers, are converted to this package's, from -1 to 1."""
+    """Check one image, and convert a tensor (`_read_tensor`)."""
     check_type("An image", image, (Image.Image, np.ndarray, Tensor), "give a PIL image, an array or a tensor")
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    return _read_tensor(image, "image") if isinstance(image, Tensor) else image
+
+
+def _read_tensor(image: Tensor, what: str) -> Tensor:
+    """Convert a tensor from 0 to 1, as in diffusers, to this package's, from -1 to 1; uint8 stays."""
+    if image.dtype == torch.uint8:
         return image
     # diffusers guesses that a tensor with a negative value is from -1 to 1, and misreads a bright one.
-    if not ((image >= 0) & (image <= 1)).all():  # False for NaN, so NaN is refused
+    if not image.is_floating_point() or not ((image >= 0) & (image <= 1)).all():  # False for NaN, so NaN is refused
         raise UsageError(
-            "The image's values cannot be used", "give floating point numbers from 0 to 1, or uint8 from 0 to 255"
+            f"The {what}'s values cannot be used", "give floating point numbers from 0 to 1, or uint8 from 0 to 255"
         )
     return image.float() * 2 - 1
 
@@ -72,7 +77,7 @@ def read_mask_image(mask: PipelinePicture) -> Mask:
         return mask
     try:
         tensor: Tensor = _MASKS.preprocess(mask)
-    except (ValueError, RuntimeError, IndexError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise UsageError(f"The mask_image cannot be used ({first_line(error)})", "give one picture") from None
     if tensor.shape[:2] != (1, 1):
         raise UsageError(f"A mask_image of the shape {list(tensor.shape)} cannot be used", "give one grey picture")
@@ -90,7 +95,7 @@ def _read_paintings(style: Any) -> Any:
     """Convert the tensors in the input for one style as those of photos; all else stays."""
     if isinstance(style, list | tuple):
         return [_read_paintings(one) for one in style]
-    return _read_photo(style) if isinstance(style, Tensor) else style
+    return _read_tensor(style, "painting") if isinstance(style, Tensor) else style
 
 
 def read_generators(
@@ -101,10 +106,12 @@ def read_generators(
     None is PyTorch's default generator on the CPU, so that every device gets the same noise.
 
     Raises:
-        UsageError: the number of generators is wrong.
+        UsageError: they are something else, or the number of generators is wrong.
     """
     if generator is None:
         return torch.default_generator
+    for one in generator if isinstance(generator, Sequence) else [generator]:
+        check_type("A generator", one, torch.Generator, "give a torch.Generator, or a list of them")
     if not isinstance(generator, torch.Generator) and len(generator) != pictures:
         raise UsageError(
             f"{len(generator)} generators do not fit {pictures} pictures", "give one generator for all, or one for each"
@@ -112,18 +119,57 @@ def read_generators(
     return generator
 
 
-def check_call(output_type: str, tensor_inputs: Sequence[str], copies: int) -> None:
+def check_call(output_type: str, callback: object, tensor_inputs: Sequence[str]) -> None:
     """Raise UsageError if one of these arguments cannot be used. They do not depend on the other arguments."""
     if output_type not in OUTPUT_TYPES:
         raise UsageError(f'The output_type "{output_type}" is unknown', f"use one of {', '.join(OUTPUT_TYPES)}")
+    if callback is not None and not callable(callback):
+        raise UsageError(
+            f"A callback_on_step_end of the type {type(callback).__name__} cannot be used", "give a function"
+        )
+    names = " and ".join(CALLBACK_TENSORS)
+    if not isinstance(tensor_inputs, Sequence) or isinstance(tensor_inputs, str):
+        raise UsageError(
+            f"callback_on_step_end_tensor_inputs of the type {type(tensor_inputs).__name__} cannot be used",
+            f"give a list of {names}",
+        )
     unknown = [name for name in tensor_inputs if name not in CALLBACK_TENSORS]
     if unknown:
         raise UsageError(
-            f"callback_on_step_end_tensor_inputs has unknown names: {', '.join(unknown)}",
-            f"use {' and '.join(CALLBACK_TENSORS)} only",
+            f"callback_on_step_end_tensor_inputs has unknown names: {', '.join(map(str, unknown))}",
+            f"use {names} only",
         )
-    if checked("num_images_per_prompt", copies, "int") < 1:
+
+
+def read_copies(number: Any) -> int:
+    """Return `num_images_per_prompt`. Raises UsageError unless it is a whole number of 1 or more."""
+    copies: int = checked("num_images_per_prompt", number, "int")
+    if copies < 1:
         raise UsageError(f"num_images_per_prompt is {copies}", "give 1 or more")
+    return copies
+
+
+def read_answer(answer: Any, latents: Tensor) -> Tensor | None:
+    """Return the latents with which a callback wants to continue, or None. Raises UsageError if they cannot be used.
+
+    Args:
+        answer: what the callback returned.
+        latents: those of the step.
+    """
+    if answer is None:
+        return None
+    remedy = 'let it return None, or a dict such as {"latents": ...}'
+    check_type("A result of callback_on_step_end", answer, Mapping, remedy)
+    changed = answer.get("latents")
+    if changed is not None:
+        check_type("latents from callback_on_step_end", changed, Tensor, remedy)
+        if changed.shape != latents.shape or not changed.is_floating_point():
+            raise UsageError(
+                f"latents from callback_on_step_end of the shape {list(changed.shape)} and the type {changed.dtype} "
+                "cannot be used",
+                f"let it return the shape {list(latents.shape)}, in floating point",
+            )
+    return changed
 
 
 _NAMES = {

@@ -31,6 +31,8 @@ from inst.diffusers.inputs import (
     StyleInput,
     check_call,
     pipeline_wording,
+    read_answer,
+    read_copies,
     read_generators,
     read_mask_image,
     read_photos,
@@ -186,19 +188,20 @@ class InSTPipeline(InSTConditioning):
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         reject_unknown(others)
-        check_call(output_type, callback_on_step_end_tensor_inputs, num_images_per_prompt)
+        check_call(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        copies = read_copies(num_images_per_prompt)
         if style is None:
             raise UsageError("No style is given", "give ", Argument("style"), ", such as a style file or a painting")
         encoded = read_encoded("prompt", prompt, prompt_embeds, pooled_prompt_embeds)
         encoded_negative = read_encoded(
             "negative_prompt", negative_prompt, negative_prompt_embeds, negative_pooled_prompt_embeds
         )
-        texts = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
+        texts = list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
         prompts = texts if encoded is None else encoded
         negative = negative_prompt if encoded_negative is None else encoded_negative
         settings: dict[str, Any] = {
             "steps": num_inference_steps,
-            "negative_prompt": repeated_negative(negative, len(prompts), num_images_per_prompt),
+            "negative_prompt": repeated_negative(negative, len(prompts), copies),
             "solver": solver,
             "eta": eta,
             "noise": latents,
@@ -225,18 +228,18 @@ class InSTPipeline(InSTConditioning):
             if (height is None) != (width is None):
                 raise UsageError("Only one of height and width is given", "give both, or neither")
             settings["size"] = None if width is None else (width, height)
-            subject: Any = repeated(prompts, num_images_per_prompt)
+            subject: Any = repeated(prompts, copies)
         else:
             reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
             photos = read_photos(image)
             photos = photos.expand(len(prompts), -1, -1, -1) if len(photos) == 1 else photos
-            subject = photos.repeat_interleave(num_images_per_prompt, dim=0)
+            subject = photos.repeat_interleave(copies, dim=0)
             settings |= {name: value for name, value in for_photos.items() if name != "mask_image"}
             settings["mask"] = None if mask_image is None else read_mask_image(mask_image)
             if len(prompts) == 1:
                 settings["prompt"] = texts[0] if encoded is None else encoded
             else:
-                settings["prompt"] = repeated(prompts, num_images_per_prompt)
+                settings["prompt"] = repeated(prompts, copies)
         late_tones = ("photo",) if image is not None else ("painting", "adain")
         if output_type == "latent" and (tone in late_tones or mask_image is not None or strength == 0):
             raise UsageError(
@@ -251,8 +254,9 @@ class InSTPipeline(InSTConditioning):
         # As in diffusers, less than 1 is no guidance, too.
         settings["guidance"] = 1.0 if 0 <= self._guidance_scale < 1 else self._guidance_scale
         self._clip_skip, self._cross_attention_kwargs = clip_skip, cross_attention_kwargs
+        backbone = self.backbone
         options = self.model_options(ip_adapter_image, ip_adapter_image_embeds, cross_attention_kwargs, clip_skip)
-        backbone = replace(self.backbone, options=options)
+        backbone = replace(backbone, options=options)
         sampling = function(
             backbone,
             subject,
@@ -263,7 +267,7 @@ class InSTPipeline(InSTConditioning):
         with self._precise_autoencoder(), self.lora_scaled(options.attention.get("scale")):
             result = self._run_sampling(sampling, output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         if output_type == "latent":
-            images, unsafe = result, None
+            images, unsafe = result.to(self.unet.dtype), None
         else:
             images, unsafe = self._finish(result, output_type)
         self.maybe_free_model_hooks()
@@ -274,7 +278,13 @@ class InSTPipeline(InSTConditioning):
     def _finish(self, pictures: Tensor, output_type: str) -> tuple[Any, list[bool] | None]:
         """Return finished pictures [B, 3, H, W] in [-1, 1] as `output_type`, and what the safety checker found."""
         if not pictures.isfinite().all():
-            raise InstError("The pictures hold values that are not finite", "load the pipeline in float32")
+            precise = self.unet.dtype == torch.float32
+            raise InstError(
+                "The pictures hold values that are not finite",
+                "give other prompt_embeds, or other latents in the callback"
+                if precise
+                else "load the pipeline in float32",
+            )
         pictures, unsafe = self.run_safety_checker(pictures, self._execution_device, self.unet.dtype)
         # The safety checker sets a picture to 0, which is black only if it is not converted from [-1, 1] to [0, 1].
         convert = None if unsafe is None else [not one for one in unsafe]
@@ -289,9 +299,14 @@ class InSTPipeline(InSTConditioning):
             The pictures, [B, 3, H, W] in [-1, 1]; or the last latents, if the output type is "latent".
         """
         self._interrupt, changed, bar = False, None, None
+        stop: StopSampling | None = None
         try:
             while True:
-                step = sampling.send(changed)
+                try:  # around this alone: a StopIteration of the callback is not the end of the sampling
+                    step = sampling.send(changed) if stop is None else sampling.throw(stop)
+                except StopIteration as end:
+                    pictures: Tensor = end.value
+                    return pictures
                 if bar is None or step.index == 0:
                     bar = self._next_bar(bar, step.total)
                 bar.update()
@@ -300,19 +315,16 @@ class InSTPipeline(InSTConditioning):
                 self._num_timesteps, latents = step.total, step.latents
                 if callback is not None:
                     tensors = {name: getattr(step, name) for name in tensor_inputs}
-                    changed = (callback(self, step.index, step.timestep, tensors) or {}).get("latents")
+                    changed = read_answer(callback(self, step.index, step.timestep, tensors), latents)
                     latents = latents if changed is None else changed
                 if output_type == "latent" and (self._interrupt or step.index + 1 == step.total):
                     return latents
                 if self._interrupt:
-                    sampling.throw(StopSampling(latents))
-        except StopIteration as end:
-            pictures: Tensor = end.value
+                    stop = StopSampling(latents)
         finally:
             sampling.close()
             if bar is not None:
                 bar.close()
-        return pictures
 
     def _next_bar(self, bar: Any, total: int) -> Any:
         if bar is not None:

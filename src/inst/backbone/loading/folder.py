@@ -43,17 +43,18 @@ def read_folder(folder: Path, dtype: torch.dtype, vae_dtype: torch.dtype) -> Par
     """
     check_kind(folder)
     image_encoder = feature_extractor = None
-    if (folder / "image_encoder").is_dir():
+    index = read_json(folder / "model_index.json")
+    # A model that is saved over another one may leave folders of parts that it does not have.
+    if (folder / "image_encoder").is_dir() and index.get("image_encoder") != [None, None]:
         image_encoder, feature_extractor = read_image_encoder(folder / "image_encoder", dtype)
     unet, denoiser_fingerprint = load_denoiser(folder / "unet", dtype)
     text_encoder, table = load_text_encoder(folder / "text_encoder", dtype)
     tokenizer = load_tokenizer(folder / "tokenizer", text_encoder.config)
     more: dict[str, Any] = {}
     tables = [table[: tokenizer.vocab_size]]
-    if (folder / "text_encoder_2").is_dir():
+    if (folder / "text_encoder_2").is_dir() and index.get("text_encoder_2") not in (None, [None, None]):
         more["text_encoder_2"], table = load_text_encoder(folder / "text_encoder_2", dtype, projected=True)
         more["tokenizer_2"] = load_tokenizer(folder / "tokenizer_2", more["text_encoder_2"].config)
-        index = read_json(folder / "model_index.json")
         more["force_zeros_for_empty_prompt"] = bool(index.get("force_zeros_for_empty_prompt", True))
         tables.append(table[: more["tokenizer_2"].vocab_size])
     has_inversion = (folder / "inversion").is_dir()
