@@ -365,6 +365,8 @@ def test_an_interrupt_within_a_step_leaves_the_best_style_and_no_state(
         ({"batch_size": 1}, "has batch size 2, not 1"),
         ({"seed": 1}, "has seed 0, not 1"),
         ({"variant": "direct", "lr": 0.001}, "not direct"),
+        ({"vectors": 2}, "has vectors 3, not 2"),  # and then layers and pretrained differ, too
+        ({"layers": 2}, "has layers 1, not 2"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(

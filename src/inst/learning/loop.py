@@ -179,6 +179,8 @@ def learn(
                 stacklevel=2,
             )
     check_choice("variant", variant, VARIANTS)
+    if resume is not None:
+        resume.check_given(variant=variant, layers=layers, vectors=vectors, pretrained=pretrained)
     if variant == "direct" and layers:
         raise UsageError(f"The variant direct has no layers, but {layers} are given", "leave out ", Argument("layers"))
     preview_every = checked("steps between previews", preview_every, "int")

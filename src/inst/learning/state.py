@@ -31,6 +31,15 @@ _KEY = "inst_learning"
 _MAY_CHANGE = frozenset({"steps", "patience"})
 
 
+def is_state(path: str | Path) -> bool:
+    """Return whether a file is a state that `LearningState.save` wrote. Only its header is read."""
+    try:
+        with readable_path(Path(path)) as place, safe_open(place, "pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 @dataclass(frozen=True)
 class Progress:
     """The progress of learning, as plain numbers, which the file stores exactly.
@@ -118,15 +127,16 @@ class LearningState:
         start = f"{name}."
         return {key.removeprefix(start): value for key, value in self.tensors.items() if key.startswith(start)}
 
+    def check_given(self, **given: Any) -> None:
+        """Raise UsageError if a setting that the caller gave (not None) differs from that of the state.
+
+        Other settings follow from these, so `check` alone could name one that was not given.
+        """
+        self._compare({name: value for name, value in given.items() if value is not None})
+
     def check(self, settings: LearningSettings, about: Mapping[str, Any]) -> None:
         """Raise UsageError if the settings or `about` differ from those of the state. Steps and patience may change."""
-        for key, value in asdict(settings).items():
-            before = self.settings.get(key)
-            if key not in _MAY_CHANGE and before != value:
-                raise UsageError(
-                    f"The learning to resume has {key.replace('_', ' ')} {before}, not {value}",
-                    "give the same value, or start again",
-                )
+        self._compare(asdict(settings))
         for key, value in about.items():
             before = self.about.get(key)
             if before != value:
@@ -134,6 +144,15 @@ class LearningState:
                 raise UsageError(
                     f"The learning to resume was started with a different {key}{difference}",
                     f"give the same {key}, or start again",
+                )
+
+    def _compare(self, settings: Mapping[str, Any]) -> None:
+        for key, value in settings.items():
+            before = self.settings.get(key)
+            if key not in _MAY_CHANGE and before != value:
+                raise UsageError(
+                    f"The learning to resume has {key.replace('_', ' ')} {before}, not {value}",
+                    "give the same value, or start again",
                 )
 
     def save(self, path: str | Path) -> Path:

@@ -374,10 +374,15 @@ def _decode(painting: bytes, name: str) -> Tensor:
 
 
 def check_style_name(path: str | Path) -> None:
-    """Raise UsageError unless the file name of a style ends in .safetensors."""
+    """Raise UsageError unless the file name of a style ends in .safetensors, and is not that of a learning state."""
     check_path("A style file", path)
     if Path(path).suffix.lower() != ".safetensors":
         raise UsageError(f"{path} cannot be a style file", "give a name that ends in .safetensors")
+    if Path(path).name.lower().endswith(".state.safetensors"):
+        raise UsageError(
+            f"{path} cannot be a style file: .state.safetensors is the ending of interrupted learnings",
+            "give another name",
+        )
 
 
 def _check_start(name: str, start: bytes) -> None:
