@@ -313,7 +313,10 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_words_that_do_not_fit(
     prompt = " ".join(["dog"] * 22 + ["river", "mountain"])
     said = fails(2, *into(TRANSFER), option, f"[C] {prompt}")
     left = 22 + 2 - (22 - 3)  # words that find no room
-    assert f'the part "{" ".join(prompt.split()[-left:])}" does not fit: shorten the prompt.' in said
+    assert (
+        f'the part "{" ".join(prompt.split()[-left:])}" does not fit: shorten the {option[2:].replace("-", " ")}.'
+        in said
+    )
 
 
 @pytest.mark.parametrize(("command", "out"), [(TRANSFER, "nowhere/made.png"), (LEARN, "nowhere/made.safetensors")])

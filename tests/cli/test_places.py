@@ -221,3 +221,87 @@ def test_names_that_are_not_utf_8_are_compared_evaluated_and_shown_to_people(run
     )
     assert (code, err.count("Error")) == (0, 0), err
     assert json.loads(out)["pairs"] == {"inst-instant": 2, "their%FB": 2}
+
+
+# Names that were not meant
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("transfer", "photo.png", "-s", ""),
+        ("transfer", "photo.png", "-s", "A=", "--prompt", "[A]"),
+        ("transfer", "", "-s", "photo.png"),
+        ("transfer", "photo.png", "-s", "photo.png", "--mask", ""),
+        ("transfer", "photo.png", "-s", "photo.png", "-o", ""),
+        ("sheet", "photo.png", "-s", ""),
+        ("learn", ""),
+        ("learn", "photo.png", "--begin="),
+        ("repeat", ""),
+        ("style", "info", ""),
+        ("style", "mix", "=2"),
+        ("evaluate", ""),
+        ("compare", "--photos", "", "--paintings", "photo.png"),
+        ("study", "create", "--from", "", "-o", "study.db"),
+        ("weights", "get", "vgg19", "--from", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(run: Run, command: tuple[str, ...]) -> None:
+    before = files(".")
+    code, out, err = run(*command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cannot be used: the path is empty: give" in err
+    assert files(".") == before
+
+
+def test_control_characters_of_a_name_are_escaped_in_messages(run: Run) -> None:
+    code, _, err = run("transfer", "a\x1b[31m\nb\x9b.png", "-s", "photo.png")
+    assert (code, err) == (1, "Error: a\\x1b[31m\\nb\\x9b.png: no such file: check the path.\n")
+
+
+def test_files_of_derived_names_are_not_overwritten(run: Run, common: list[object]) -> None:
+    Path("made-2.png").write_bytes(b"precious")
+    code, _, err = run("transfer", "photo.png", "-s", "photo.png", *common, "--count", 2, "-o", "made.png")
+    assert (code, err) == (
+        1,
+        "Error: made-2.png is there already and would be overwritten: give another name with -o.\n",
+    )
+    assert Path("made-2.png").read_bytes() == b"precious"
+    assert not Path("made-1.png").exists()
+
+
+def test_saved_styles_are_only_overwritten_if_the_user_says_so(run: Run, common: list[object]) -> None:
+    Path("s-000001.safetensors").write_bytes(b"precious")
+    command = ("learn", "photo.png", *LEARN, *common, "--save-every", 1, "-o", "s.safetensors")
+    code, _, err = run(*command)
+    assert code == 1
+    assert "s-000001.safetensors is there already and would be overwritten" in err
+    assert Path("s-000001.safetensors").read_bytes() == b"precious"
+    assert run(*command, "--overwrite")[0] == 0
+    assert Style.load("s-000001.safetensors").has_word
+
+
+def test_a_file_that_is_no_learning_state_is_kept(run: Run, common: list[object]) -> None:
+    Path("s.state.safetensors").write_bytes(Path("one.safetensors").read_bytes())
+    for more in ((), ("--overwrite",), ("--resume",)):
+        code, _, err = run("learn", "photo.png", *LEARN, *common, "-o", "s.safetensors", *more)
+        assert code == 1
+        assert "s.state.safetensors is not the state of an interrupted command" in err
+    assert Path("s.state.safetensors").read_bytes() == Path("one.safetensors").read_bytes()
+
+
+def test_a_style_does_not_get_the_name_of_a_learning_state(run: Run, common: list[object]) -> None:
+    for command in (("learn", "photo.png", *LEARN, *common), ("style", "mix", "one.safetensors")):
+        code, _, err = run(*command, "-o", "s.state.safetensors")
+        assert code == 2
+        assert ".state.safetensors is the ending of interrupted learnings: give another name" in err
+    assert not Path("s.state.safetensors").exists()
+
+
+def test_a_link_into_a_folder_that_is_missing_names_that_folder(run: Run, tmp_path: Path) -> None:
+    Path("made.png").symlink_to(tmp_path / "gone" / "made.png")
+    code, _, err = run("transfer", "photo.png", "-s", "photo.png", "-o", "made.png")
+    assert code == 1
+    assert (
+        err == f"Error: made.png cannot be written: the folder {tmp_path / 'gone'} does not exist: create it first.\n"
+    )

@@ -82,7 +82,7 @@ def test_a_protected_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     path.chmod(0o444)
     if os.geteuid() == 0:  # whom no permission binds
         monkeypatch.setattr(os, "access", lambda path, mode: False)
-    refuse(path, "write-protected")
+    refuse(path, "write-protected: choose another name")
     assert path.read_bytes() == b"old"
 
 

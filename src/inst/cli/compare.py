@@ -150,7 +150,7 @@ def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
     empty: list[str] = []
     for text in outputs:
         name, equals, folder = text.partition("=")
-        if not equals or not name or not Path(folder).is_dir():
+        if not equals or not name or not folder or not Path(folder).is_dir():
             raise UsageError(
                 f'"{text}" is not NAME=FOLDER with an existing folder',
                 "give --outputs NAME=FOLDER, such as stytr2=made/stytr2",

@@ -88,12 +88,20 @@ def learn(
     save_every: Annotated[
         int,
         typer.Option(
-            "--save-every", min=0, help="Steps between two saved styles (NAME-000100.safetensors); 0 is none."
+            "--save-every",
+            min=0,
+            help="Steps between two saved styles (NAME-000100.safetensors); 0 is none. No file of such a name is "
+            "overwritten without --overwrite or --resume.",
         ),
     ] = 0,
     preview_every: Annotated[
         int,
-        typer.Option("--preview-every", min=0, help="Steps between two preview pictures (NAME-000100.png); 0 is none."),
+        typer.Option(
+            "--preview-every",
+            min=0,
+            help="Steps between two preview pictures (NAME-000100.png); 0 is none. They are overwritten as those of "
+            "--save-every.",
+        ),
     ] = LEARN["preview_every"],
     resume: Annotated[
         bool,
@@ -108,7 +116,12 @@ def learn(
         typer.Option("--begin", help="Style file to learn on from. Its steps count: --steps must be more."),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin again, even if an interrupted command could be continued.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Begin again, even if an interrupted command could be continued. Its saved styles and previews are "
+            "overwritten.",
+        ),
     ] = False,
     no_painting: NoPaintingOption = False,
     seed: SeedOption = LEARN["seed"],
@@ -119,6 +132,7 @@ def learn(
 ) -> None:
     """Learn a style from one painting, or from several paintings of one style."""
     from inst.learning.settings import PRESETS
+    from inst.learning.state import is_state
     from inst.styles.style import check_style_name
 
     sources = pictures_of(paintings)
@@ -160,16 +174,19 @@ def learn(
             *(_at_step(path, step, ".png") for step in previews),
             *(_at_step(path, step, ".safetensors") for step in saves),
         ]
-        check_output(Output(path, is_folder=False), inputs, check_style_name, intermediate)
-        if not (resume or overwrite) and _state_file(path).exists():
+        named = out is not None and not out.is_folder
+        again = named and (resume or overwrite)
+        check_output(Output(path, is_folder=False), inputs, check_style_name, intermediate, replace=again)
+        state_file = _state_file(path)
+        if state_file.exists() and not is_state(state_file):
             raise InstError(
-                f"{_state_file(path)} is the state of an interrupted command, which would be lost",
-                "continue it with --resume, give another name with -o, or begin again with --overwrite",
+                f"{state_file} is not the state of an interrupted command and would be overwritten",
+                "give another name with -o, or move the file away",
             )
-        existing = next((file for file in intermediate if file.exists()), None)
-        if existing is not None and (out is None or out.is_folder):
+        if not (resume or overwrite) and state_file.exists():
             raise InstError(
-                f"{existing} is there already and would be overwritten", "give the style another name with -o"
+                f"{state_file} is the state of an interrupted command, which would be lost",
+                "continue it with --resume, give another name with -o, or begin again with --overwrite",
             )
         _learn(session, sources, path, settings, resume, begin, save_every)
 

@@ -16,7 +16,7 @@ from inst.cli.control import (
 )
 from inst.cli.defaults import defaults_of
 from inst.cli.maker import PictureMaker
-from inst.cli.places import Output, check_output, numbered_path, output_option
+from inst.cli.places import Output, check_output, numbered_path, output_option, read_path
 from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_paths, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
@@ -29,8 +29,7 @@ OutOption = Annotated[Output | None, output_option("Picture file to write (.png,
 PhotoArgument = Annotated[
     Path,
     typer.Argument(
-        parser=lambda text: Path("/dev/stdin" if text == "-" else text),
-        metavar="{photo}",
+        parser=lambda text: read_path("/dev/stdin" if text == "-" else text),
         help="The photo to repaint; - reads it from the standard input.",
         show_default=False,
     ),
@@ -57,7 +56,15 @@ GuidanceOption = Annotated[
 NegativeOption = Annotated[
     str, typer.Option("--negative-prompt", help="Text that describes what to steer away from. By default empty.")
 ]
-CountOption = Annotated[int, typer.Option("--count", min=1, help="Number of pictures. Each has the next higher seed.")]
+CountOption = Annotated[
+    int,
+    typer.Option(
+        "--count",
+        min=1,
+        help="Number of pictures. Each has the next higher seed. With -o, they are numbered (NAME-1.png), and no file "
+        "of such a name is overwritten.",
+    ),
+]
 SolverOption = Annotated[str, typer.Option("--solver", help="Sampling method: dpm++ or ddim.")]
 WeightOption = Annotated[
     float,

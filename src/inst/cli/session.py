@@ -17,8 +17,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from inst.arguments import check_path
 from inst.cli.console import print_message
 from inst.cli.defaults import defaults_of
+from inst.cli.places import with_read_path
 from inst.errors import UsageError
 
 if TYPE_CHECKING:
@@ -193,6 +195,8 @@ class Session:
 def with_session(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `Session` to a command, and pass their values as its argument `session`.
 
+    Empty paths are refused (`inst.cli.places.read_path`).
+
     An option that the command declares itself is not replaced: its own default and help stay.
     """
     own = inspect.signature(command, eval_str=True)
@@ -202,7 +206,7 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=option.default,
-            annotation=_in_panel(hints[option.name]),
+            annotation=with_read_path(_in_panel(hints[option.name])),
         )
         for option in fields(Session)
         if option.init and option.name not in own.parameters
@@ -212,7 +216,11 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         command(session=Session(**{option.name: values.pop(option.name) for option in shared}), **values)
 
-    kept = [parameter for name, parameter in own.parameters.items() if name != "session"]
+    kept = [
+        parameter.replace(annotation=with_read_path(parameter.annotation))
+        for name, parameter in own.parameters.items()
+        if name != "session"
+    ]
     signature = own.replace(parameters=[*kept, *shared])
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
@@ -230,7 +238,7 @@ def read_styles(backbone: Backbone, values: Sequence[str]) -> dict[str, Style]:
     """Read the styles of `--style`, by placeholder.
 
     Raises:
-        UsageError: two styles have the same name.
+        UsageError: two styles have the same name, or a path is empty.
         InstError: a file cannot be used.
     """
     from inst.learning.instant import read_style
@@ -241,7 +249,7 @@ def read_styles(backbone: Backbone, values: Sequence[str]) -> dict[str, Style]:
 def style_paths(values: Sequence[str]) -> dict[str, Path]:
     """Return the paths of `--style` by placeholder: FILE is `[C]`, and C1=FILE is `[C1]`.
 
-    Raises UsageError if two styles have the same name.
+    Raises UsageError if two styles have the same name, or a path is empty.
     """
     paths: dict[str, Path] = {}
     for text in values:
@@ -250,5 +258,6 @@ def style_paths(values: Sequence[str]) -> dict[str, Path]:
             name, path = "C", text
         if f"[{name}]" in paths:
             raise UsageError(f"Two styles are called [{name}]", "give names, such as --style C1=FILE --style C2=FILE")
+        check_path("A style", path)
         paths[f"[{name}]"] = Path(path)
     return paths

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.defaults import defaults_of
-from inst.cli.places import OUTPUTS, Output, new_file, output_option
+from inst.cli.places import OUTPUTS, Output, checks_paths, new_file, output_option
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.errors import InstError, UsageError
-from inst.files.writing import make_folder
+from inst.files.writing import folder_of, make_folder
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -31,6 +31,7 @@ StudyArgument = Annotated[Path, typer.Argument(help="The study file.", show_defa
 
 
 @app.command()
+@checks_paths
 def create(
     folder: Annotated[
         Path,
@@ -126,6 +127,7 @@ def create(
 
 
 @app.command()
+@checks_paths
 def serve(
     study: StudyArgument,
     host: Annotated[
@@ -156,6 +158,7 @@ def serve(
 
 
 @app.command()
+@checks_paths
 def report(
     study: StudyArgument,
     out: Annotated[
@@ -210,6 +213,7 @@ def report(
 
 
 @app.command()
+@checks_paths
 def simulate(
     study: StudyArgument,
     participants: Annotated[int, typer.Option("--participants", help="Number of simulated participants.")] = _SIMULATE[
@@ -241,8 +245,8 @@ def simulate(
     kept = None if out is None else new_file(out)
     if kept is not None and kept.exists():
         raise UsageError(f"{kept} exists already", "give another name with -o")
-    if kept is not None and not kept.parent.is_dir():
-        raise InstError(f"{kept} cannot be written: the folder {kept.parent} does not exist", "create it first")
+    if kept is not None and not folder_of(kept).is_dir():
+        raise InstError(f"{kept} cannot be written: the folder {folder_of(kept)} does not exist", "create it first")
     with _open(study) as database:
         if database.value("SELECT count(*) FROM participants"):
             raise UsageError(f"{study} has participants already", "simulate with a new study")

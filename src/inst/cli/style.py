@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inst.cli.learn import NoPaintingOption, StyleFileOption
-from inst.cli.places import Output, check_output, output_option, output_path
+from inst.cli.places import Output, check_output, output_option, output_path, read_path
 from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
 
@@ -228,9 +228,9 @@ def _check_fit(session: Session, backbone: str | None, styles: Sequence[Style]) 
 def _path_and_weight(text: str) -> tuple[Path, float]:
     path, equals, weight = text.rpartition("=")
     if not equals or Path(text).exists():
-        return Path(text), 1.0
+        return read_path(text), 1.0
     try:
-        return Path(path), float(weight)
+        return read_path(path), float(weight)
     except ValueError:
         raise UsageError(
             f'The weight "{weight}" of {path} is not a number', "give FILE=WEIGHT, such as a.safetensors=0.5"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from inst.cli.places import checks_paths
 from inst.cli.session import JsonOption, QuietOption, Session
 from inst.errors import InstError
 
@@ -45,6 +46,7 @@ def list_weights(quiet: QuietOption = False, as_json: JsonOption = False) -> Non
 
 
 @app.command()
+@checks_paths
 def get(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names from `inst weights list`, or all.")],
     given: Annotated[
@@ -79,4 +81,4 @@ def get(
         [f"{path}" for path in paths.values()], weights={name: str(path) for name, path in paths.items()}
     )
     if failed:
-        raise InstError("\n".join(dict.fromkeys(map(str, failed))))
+        raise InstError(" ".join(dict.fromkeys(map(str, failed))))

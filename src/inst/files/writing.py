@@ -43,7 +43,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
                 raise InstError(f"{path} cannot be written: it is {kind}", "choose another name")
             if not os.access(target, os.W_OK):
                 # Renaming needs only the folder's permission and would ignore the permission of the file.
-                raise PermissionError(errno.EACCES, "the file is write-protected")
+                raise InstError(f"{path} cannot be written: it is write-protected", "choose another name")
         unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with unfinished.open("xb") as file:
@@ -59,11 +59,17 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
             raise
     except FileNotFoundError:
         raise InstError(
-            f"{path} cannot be written: the folder {path.parent} does not exist", "create it, or choose another folder"
+            f"{path} cannot be written: the folder {folder_of(path)} does not exist",
+            "create it, or choose another folder",
         ) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
     return path
+
+
+def folder_of(path: Path) -> Path:
+    """Return the folder in which a file is written: for a link, that of its target."""
+    return Path(os.path.realpath(path) if path.is_symlink() else path).parent
 
 
 def make_folder(path: str | Path) -> Path:

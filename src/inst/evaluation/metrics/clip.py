@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inst.arguments import check_path
 from inst.backbone.devices import choose_device
 from inst.backbone.model import Backbone
 from inst.backbone.tokens import PLACEHOLDER
@@ -89,6 +90,7 @@ class PictureTextEncoder:
         # Imported here because importing transformers takes seconds.
         from inst.backbone.loading.image_encoder import read_clip
 
+        check_path("A CLIP model", name)
         device = choose_device(device)
         model, tokenizer, extractor = read_clip(name, download)
         model = model.eval().requires_grad_(False).to(device)
