@@ -185,7 +185,9 @@ def test_learning_without_validation_keeps_the_last_finite_parameters(
 ) -> None:
     learning = inst.learn(tiny_backbone, inst.Photo(picture(0)), steps=5, validate_every=0, crops=4)
     next(learning)
-    good = next(learning).style().vectors
+    second = next(learning)
+    good = second.style().vectors
+    assert not any(value.requires_grad for value in second._run.before.values())
     compute = LearningRun._compute_step
 
     def spoil(run: LearningRun, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +108,8 @@ class LearningRun:
         )
         self.best, self.before = _copy_tensors(self.parameters), _copy_tensors(self.parameters)
         self.next: _Batch | None = None
-        self.places, self.rehearsed = self._find_places(), cast(Hashable, None)
+        self.places = self._find_places()
+        self.rehearsed: Hashable = None
         self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
@@ -147,7 +148,8 @@ class LearningRun:
         step, device = self.progress.step, self.backbone.device
         batch = self.next = self.next or self._draw(step)
         if not self.settings.validate_every:
-            torch._foreach_copy_(list(self.before.values()), list(self.parameters.values()))
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.before.values()), list(self.parameters.values()))
         for group in self.adam.param_groups:
             rate = self.rate * group["speed"]
             if isinstance(group["lr"], Tensor):
