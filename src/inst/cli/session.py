@@ -34,6 +34,7 @@ PANEL = "Backbone and output"
 Result = TypeVar("Result")
 
 _LOAD = defaults_of("inst.backbone.model", "Backbone.load")
+del _LOAD["fast"]  # for comparisons in Python
 _NOTES = {"inversion": "DDIM inversion of the photo"}
 """Notes beside the progress bar, by sampling phase."""
 
@@ -122,7 +123,7 @@ class Session:
             if self._hides_progress:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
-            arguments = {name: getattr(self, name) for name in _LOAD if name not in ("name", "fast")}
+            arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
             if not find_image_encoder and self.image_encoder is None:
                 arguments["image_encoder"] = False
             self._loaded = Backbone.load(self.backbone, **arguments)
