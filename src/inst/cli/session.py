@@ -33,8 +33,11 @@ PANEL = "Backbone and output"
 
 Result = TypeVar("Result")
 
-_LOAD = defaults_of("inst.backbone.model", "Backbone.load")
-del _LOAD["fast"]  # for comparisons in Python
+_LOAD = {
+    name: default
+    for name, default in defaults_of("inst.backbone.model", "Backbone.load").items()
+    if name != "fast"  # for comparisons in Python
+}
 _NOTES = {"inversion": "DDIM inversion of the photo"}
 """Notes beside the progress bar, by sampling phase."""
 
