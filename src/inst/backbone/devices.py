@@ -11,6 +11,7 @@ from functools import cache
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 from inst.arguments import check_type
 from inst.errors import Argument, InstWarning, UsageError, first_line
@@ -121,6 +122,15 @@ def autoencoder_dtype(dtype: torch.dtype) -> torch.dtype:
     do. bfloat16 has the range of float32.
     """
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def copy_to(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy a tensor to a device, and convert it, without waiting for the device.
+
+    CUDA has read the memory of a tensor on the CPU when the call returns. Other devices may read it later, when it has
+    another use, so there the copy waits.
+    """
+    return tensor.to(device, tensor.dtype if dtype is None else dtype, non_blocking=device.type == "cuda")
 
 
 @cache

@@ -109,6 +109,18 @@ class Graphs:
             self.problem = str(error).partition("\n")[0]
 
 
+def call_by_graph(
+    graphs: Graphs | None, key: Hashable, model: nn.Module, function: Function, inputs: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """Return `function(inputs)`, by a graph unless there are no graphs, or gradients, or the model has no `signature`.
+
+    `function` calls `model`. The other arguments are those of `Graphs`.
+    """
+    if graphs is None or torch.is_grad_enabled() or (places := signature(model)) is None:
+        return function(inputs)
+    return graphs((key, places), function, inputs)
+
+
 def cuda_graphs(device: torch.device) -> Graphs:
     """Return the `Graphs` of a CUDA device. They share their memory, because they never run at the same time."""
     with torch.cuda.device(device):

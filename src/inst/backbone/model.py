@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from inst.arguments import check_path, check_type
-from inst.backbone.devices import choose_device, choose_dtype
+from inst.backbone.devices import choose_device, choose_dtype, copy_to
 from inst.backbone.fused import Fused, kernels
-from inst.backbone.graphs import Graphs, cuda_graphs, signature
+from inst.backbone.graphs import Graphs, call_by_graph, cuda_graphs
 from inst.backbone.offload import Offload
 from inst.backbone.options import ModelOptions
 from inst.backbone.parts import Parts, check_fit
@@ -253,11 +253,9 @@ class Backbone(TextEncoding):
             scale = self.vae.config["scaling_factor"]
             return posterior.mean.float() * scale, posterior.std.float() * scale
 
-        inputs = [pictures.to(self.device, self.vae.dtype, non_blocking=True)]
-        if self.graphs is None or torch.is_grad_enabled() or pictures[:, 0].numel() > _LARGEST_GRAPHED_PICTURE:
-            return moments(inputs)
-        places = signature(self.vae)
-        mean, std = moments(inputs) if places is None else self.graphs(("encoder", places), moments, inputs)
+        inputs = [copy_to(pictures, self.device, self.vae.dtype)]
+        graphs = None if pictures[:, 0].numel() > _LARGEST_GRAPHED_PICTURE else self.graphs
+        mean, std = call_by_graph(graphs, "encoder", self.vae, moments, inputs)
         return mean, std
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -332,7 +330,7 @@ class Backbone(TextEncoding):
         if isinstance(timesteps, int):  # a copy to the device would wait for it
             steps = torch.full((len(latents),), timesteps, device=self.device)
         else:
-            steps = given.to(self.device, non_blocking=True).expand(len(latents))
+            steps = copy_to(given, self.device).expand(len(latents))
         text = text.expand(len(latents))
         inputs: dict[str, Tensor | list[Tensor]] = {
             "sample": self._for_unet(latents),
@@ -377,26 +375,20 @@ class Backbone(TextEncoding):
 
         flat = _flatten(inputs)
         handler = None if (running := running_handler()) is None else running[1]
-        structure = tuple((name, len(part) if isinstance(part, list) else 1) for name, part in inputs.items())
-        sample = flat[0]
-        if (
-            self.graphs is None
-            or torch.is_grad_enabled()
-            or self.options.attention
-            or sample.shape[0] * sample.shape[2] * sample.shape[3] > _LARGEST_GRAPH
-            or not (handler is None or isinstance(handler, TensorHandler))
-            or (places := signature(self.unet)) is None
-        ):
+        graphs = self.graphs if flat[0][:, 0].numel() <= _LARGEST_GRAPH and not self.options.attention else None
+        if graphs is None or not (handler is None or isinstance(handler, TensorHandler)):
             return call(flat)
+        structure = tuple((name, len(part) if isinstance(part, list) else 1) for name, part in inputs.items())
         if handler is None:
-            return self.graphs(("UNet", places, structure), lambda tensors: [call(tensors)], flat)[0]
+            return call_by_graph(graphs, structure, self.unet, lambda tensors: [call(tensors)], flat)[0]
 
         def call_handled(tensors: Sequence[Tensor]) -> list[Tensor]:
             own = handler.with_inputs(tensors[len(flat) :])
             with replaced(own):
                 return [call(tensors[: len(flat)]), *own.outputs()]
 
-        results = self.graphs(("UNet", places, structure, handler.key), call_handled, [*flat, *handler.inputs])
+        key, given = (structure, handler.key), [*flat, *handler.inputs]
+        results = call_by_graph(graphs, key, self.unet, call_handled, given)
         handler.take(results[1:])
         return results[0]
 
@@ -428,7 +420,7 @@ class Backbone(TextEncoding):
         height, width = latents.shape[-2:]
         whole = Frame(height, width) if frame is None else frame
         sizes = [whole.height, whole.width, whole.top, whole.left, height, width]
-        size_ids = torch.tensor(sizes, dtype=torch.float32).to(latents.device, non_blocking=True) * self.downscale
+        size_ids = copy_to(torch.tensor(sizes, dtype=torch.float32), latents.device) * self.downscale
         return {"text_embeds": self._for_unet(text.pooled), "time_ids": size_ids.expand(len(latents), -1)}
 
     def _for_unet(self, tensor: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inst.backbone.graphs import Graphs, signature
+from inst.backbone.devices import copy_to
+from inst.backbone.graphs import Graphs, call_by_graph
 from inst.backbone.parts import Parts
 from inst.backbone.tokens import TokenizedPrompts, check_placeholders, tokenize
 from inst.errors import InstError, UsageError
@@ -263,9 +264,7 @@ class TextEncoding(Parts):
             return encode_text(encoder, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, **layer)
 
         inputs = [tokens.ids, tokens.slots, *([] if vectors is None else [vectors])]
-        if self.graphs is None or torch.is_grad_enabled() or (places := signature(encoder)) is None:
-            return encode(inputs)
-        hidden, pooled = self.graphs(("text", places, tuple(layer.items())), encode, inputs)
+        hidden, pooled = call_by_graph(self.graphs, ("text", *layer.items()), encoder, encode, inputs)
         return hidden, pooled
 
     def embed_caption(self, prompts: Sequence[str]) -> Tensor:
@@ -303,7 +302,7 @@ class TextEncoding(Parts):
                     f"[{batch}, n, {width}]",
                     "use a style that was learned with this backbone",
                 )
-            vectors.append(style.to(self.device, non_blocking=True).expand(batch, -1, -1))
+            vectors.append(copy_to(style, self.device).expand(batch, -1, -1))
         tokens = self.tokenize(prompts, {name: style.shape[-2] for name, style in styles.items()})
         return tokens, torch.cat(vectors, dim=1) if vectors else None
 

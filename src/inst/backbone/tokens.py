@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inst.backbone.devices import copy_to
 from inst.backbone.weights import read_weights
 from inst.errors import UsageError
 
@@ -36,10 +37,8 @@ class TokenizedPrompts:
 
     def to(self, device: torch.device) -> "TokenizedPrompts":
         """Return a copy on a device."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        return TokenizedPrompts(
-            self.ids.to(device, non_blocking=True), self.slots.to(device, non_blocking=True), weights
-        )
+        weights = None if self.weights is None else copy_to(self.weights, device)
+        return TokenizedPrompts(copy_to(self.ids, device), copy_to(self.slots, device), weights)
 
 
 @dataclass(frozen=True)

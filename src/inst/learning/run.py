@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from inst.backbone.devices import allow_nondeterminism, deterministic
+from inst.backbone.devices import allow_nondeterminism, copy_to, deterministic
 from inst.backbone.graphs import Graphs, cuda_graphs, signature
 from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
@@ -321,7 +321,7 @@ class LearningRun:
         ]
         if (kept := self.module.draw_dropout(len(drawn[-1]), self.generator)) is not None:
             drawn.append(kept)
-        return _Batch([part.to(self.backbone.device, non_blocking=True) for part in drawn], before)
+        return _Batch([copy_to(part, self.backbone.device) for part in drawn], before)
 
     def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Compute the word [n, d] of all views with these parameters, without dropout."""

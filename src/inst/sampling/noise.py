@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inst.arguments import checked
+from inst.backbone.devices import copy_to
 from inst.errors import InstError, UsageError
 
 _SEEDS = 2**64  # number of different seeds of torch.Generator
@@ -67,7 +68,7 @@ def draw_noise(
     """
     return torch.stack(
         [
-            torch.randn(shape, generator=generator, device=generator.device).to(device, non_blocking=True)
+            copy_to(torch.randn(shape, generator=generator, device=generator.device), torch.device(device))
             for generator in as_generators(seeds)
         ]
     )
@@ -102,8 +103,8 @@ def add_noise(clean: Tensor, noise: Tensor, timestep: int | Tensor, alphas_cumpr
             f"The timestep {timesteps.tolist()} is not in the noise schedule", f"give 0 to {len(alphas_cumprod) - 1}"
         )
     # An integer selects a value without waiting for the device; a tensor has to be copied to it.
-    chosen = timestep if isinstance(timestep, int) else timesteps.to(alphas_cumprod.device, non_blocking=True)
-    abar = alphas_cumprod[chosen].view(-1, 1, 1, 1).to(clean.device, non_blocking=True)
+    chosen = timestep if isinstance(timestep, int) else copy_to(timesteps, alphas_cumprod.device)
+    abar = copy_to(alphas_cumprod[chosen].view(-1, 1, 1, 1), clean.device)
     return abar.sqrt() * clean + (1 - abar).sqrt() * noise
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inst.arguments import check_choice
+from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
@@ -152,7 +153,7 @@ def transfer(
     @torch.no_grad()  # applies within each step, not between steps; callers cannot train with inference mode's tensors
     def run() -> Sampling:
         text, negative = embed_both(backbone, prompts, negatives, styles, style_weight)
-        content = resize(photos.to(backbone.device, non_blocking=True), (plan.height, plan.width))
+        content = resize(copy_to(photos, backbone.device), (plan.height, plan.width))
         toned = content
         if palette is not None:
             # A small strength leaves the photo nearly as it is, so its colours must change little, too.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from inst.arguments import checked
+from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, InstWarning, UsageError
@@ -149,7 +150,7 @@ def _reference(
     share: float,
     style_weight: float,
 ) -> Reference:
-    picture = _fit(painting.to(backbone.device, non_blocking=True), short_side, area, backbone.size_multiple)
+    picture = _fit(copy_to(painting, backbone.device), short_side, area, backbone.size_multiple)
     clean = encode_in_tiles(backbone, picture[None])
     noise = draw_noise((clean.shape[1], clean.shape[2], clean.shape[3]), [_SEED], clean.device)
     prompt, options = "[C]" if style.has_word else "", backbone.options

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
 from inst.pictures.io import fit_size, resize
 from inst.pictures.oklab import in_gamut, oklab_to_linear, oklab_to_srgb, srgb_to_oklab
@@ -102,7 +103,7 @@ def match_palette(pictures: Tensor, palette: Palette) -> Tensor:
     root, inverse = _power(covariance, 0.5), _power(covariance, -0.5)
     matrix = inverse @ _power(root @ palette.covariance @ root, 0.5) @ inverse
     offset = palette.mean - (matrix @ mean[..., None])[..., 0]
-    matrix, offset = (part.to(pictures.device, pictures.dtype, non_blocking=True) for part in (matrix, offset))
+    matrix, offset = (copy_to(part, pictures.device, pictures.dtype) for part in (matrix, offset))
     colours = matrix @ pictures.flatten(2) + offset[..., None]
     return colours.view_as(pictures).clamp(-1, 1)
 
