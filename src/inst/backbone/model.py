@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inst.arguments import check_path, check_type
+from inst.backbone.blockwise import Blockwise
 from inst.backbone.devices import choose_device, choose_dtype, copy_to
 from inst.backbone.fused import Fused, kernels
 from inst.backbone.graphs import Graphs, call_by_graph, cuda_graphs
@@ -248,7 +249,7 @@ class Backbone(TextEncoding):
             )
 
         def moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            with self._fused():
+            with self._fast_operations():
                 posterior: Any = self.vae.encode(inputs[0]).latent_dist
             scale = self.vae.config["scaling_factor"]
             return posterior.mean.float() * scale, posterior.std.float() * scale
@@ -261,7 +262,7 @@ class Backbone(TextEncoding):
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] into pictures [B, 3, H, W], clamped to [-1, 1]."""
         latents = latents.to(self.device) / self.vae.config["scaling_factor"]
-        with self._fused():
+        with self._fast_operations():
             decoded: Any = self.vae.decode(latents.to(self.vae.dtype))
         pictures: Tensor = decoded.sample
         return pictures.float().clamp(-1, 1)
@@ -369,7 +370,7 @@ class Backbone(TextEncoding):
                 given["cross_attention_kwargs"] = dict(self.options.attention)
             sample, timestep = given.pop("sample"), given.pop("timestep")
             predicted: Tensor = sample
-            with self._fused(), suppress(Finished):
+            with self._fast_operations(), suppress(Finished):
                 predicted = self.unet(sample, timestep, **given, added_cond_kwargs=added or None, return_dict=False)[0]
             return predicted
 
@@ -392,11 +393,13 @@ class Backbone(TextEncoding):
         handler.take(results[1:])
         return results[0]
 
-    def _fused(self) -> AbstractContextManager[Any]:
-        """Use fused kernels inside the block, if they are available.
+    def _fast_operations(self) -> AbstractContextManager[Any]:
+        """Compute some operations in a faster way inside the block (`inst.backbone.fused`, `inst.backbone.blockwise`).
 
         With low memory, the backward pass computes the activations again, outside of the block.
         """
+        if self.device.type == "cpu":
+            return Blockwise()
         if not self.fast or kernels() is None or (self.low_memory and torch.is_grad_enabled()):
             return nullcontext()
         return Fused()

@@ -1,5 +1,6 @@
 """The `inst` command. This module imports no PyTorch: each command imports what it needs when it runs."""
 
+import gc
 import os
 import sys
 import warnings
@@ -77,6 +78,8 @@ def main() -> None:
     """
     # Waiting threads that spin make a shared computer several times slower. PyTorch reads this variable on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Imports make many objects, which stay. Looking for garbage among them again and again would take 0.3 s.
+    gc.set_threshold(100_000)
     print_any_text()
     screen = Console(stderr=True)
     original_showwarning = warnings.showwarning
