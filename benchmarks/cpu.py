@@ -135,7 +135,8 @@ def sampling_runs(
     # Encoded here, because that pipeline takes the wrong output of a text encoder with a projection, like mini's.
     text, empty = (plain_backbone.embed_text([prompt]).tokens for prompt in ("a painting", ""))
     size = min(photo.shape[1:])
-    same: Mapping[str, Any] = {"strength": PLAIN_STRENGTH, "steps": STEPS, "guidance": 4.0, "size": size}
+    settings = {"strength": PLAIN_STRENGTH, "steps": STEPS, "guidance": 4.0, "size": size}
+    same: Mapping[str, Any] = {**settings, **plain.SAMPLING}
     given = {"strength": PLAIN_STRENGTH, "num_inference_steps": PLAIN_STEPS, "guidance_scale": 4.0}
     prompts = {"prompt_embeds": text, "negative_prompt_embeds": empty}
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import tempfile
 import time
@@ -149,13 +150,15 @@ def pictures_of(bench: Bench, batch: int) -> None:
     with_photo, from_text = plain.image_to_image(bench.plain), plain.text_to_image(bench.plain)
     photos, prompts = [to_image(bench.photo)] * batch, ["a painting"] * batch
     given: Mapping[str, Any] = {"guidance_scale": 7.5, "num_inference_steps": PLAIN_STEPS, "strength": PLAIN_STRENGTH}
-    same: Mapping[str, Any] = {"guidance": 7.5, "steps": STEPS, "solver": "ddim"}
+    same: Mapping[str, Any] = {"guidance": 7.5, "steps": STEPS, "solver": "ddim", **plain.SAMPLING}
     end = f", batch {batch}"
     bench.ms(f"diffusers, photo, {STEPS} steps{end}", lambda: with_photo(prompts, photos, **given))
     bench.ms(f"transfer, {STEPS} steps, not fast{end}", lambda: bench.transfer(batch, backbone=bench.plain, **same))
     bench.ms(f"transfer, {STEPS} steps{end}", lambda: bench.transfer(batch, **same))
     bench.ms(f"transfer, {STEPS} steps, attention{end}", lambda: bench.transfer(batch, style_attention=1.0, **same))
-    bench.ms(f"transfer, defaults{end}", lambda: bench.transfer(batch, strength=0.3, style_attention=1.0))
+    bench.ms(
+        f"transfer, defaults{end}", lambda: bench.transfer(batch, strength=0.3, style_attention=1.0, tone="painting")
+    )
     bench.ms(
         f"diffusers, prompt, {STEPS} steps{end}",
         lambda: from_text(prompts, guidance_scale=7.5, num_inference_steps=STEPS),
@@ -194,6 +197,7 @@ def memory(bench: Bench) -> None:
     # In this order, because the changes of low memory to the parts are permanent.
     for name, low in (("", False), (", low memory", True)):
         bench.backbone = Backbone.of(bench.parts, backbone.device, backbone.dtype, "benchmark", low_memory=low)
+        gc.collect()  # the graphs of the one before
         for what, call in (("transfer", bench.transfer), ("learning, batch 2", lambda: complete(bench.learn(2, 4)))):
             peak = peak_gb(call, backbone.device)
             if peak is not None:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from inst.backbone.model import Backbone
 
+SAMPLING = {"spacing": "trailing", "cache_interval": 1}
+"""Arguments of `inst.transfer` and `inst.generate` with which they do the same work."""
+
 
 def image_to_image(backbone: Backbone) -> StableDiffusionImg2ImgPipeline:
     """Return the image-to-image pipeline of diffusers with the parts of a backbone."""

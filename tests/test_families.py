@@ -24,6 +24,7 @@ from inst.learning.start import fresh_inversion
 from inst.pictures.io import Photo
 from inst.sampling.control import Control
 from inst.sampling.noise import draw_noise
+from schedules import LIKE_DIFFUSERS
 from tiny import FAMILIES, POSITIONS, WIDTH, WIDTH_2, edit_json, save_family, tiny_controlnet
 
 PROMPTS = ["a painting of a dog in the style of a river", "the church by the mountain"]
@@ -274,6 +275,7 @@ def test_a_transfer_is_stochastic_inversion_followed_by_diffusers(
         output_type="pt",
     ).images
     settings: dict[str, Any] = {"strength": 1.0, "steps": 4, "guidance": 3.0, "seed": 7, "solver": "ddim"}
+    settings |= LIKE_DIFFUSERS
     found = complete(transfer(backbone, photo, dog(backbone), tone="none", size=64, **settings))
     close(found, expected * 2 - 1)
 

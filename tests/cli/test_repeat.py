@@ -24,6 +24,7 @@ from inst.files.provenance import SourceFile
 from inst.pictures.io import save_picture
 from inst.styles.style import Style
 from inst.synthesis.record import PictureRecord, read_record
+from schedules import LIKE_DIFFUSERS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -123,6 +124,7 @@ def test_a_record_of_the_old_format_is_repeated_as_its_picture_was_made(
         old.pop(name, None)
     if command == "sheet":
         old["thumbnails"] = old.pop("paintings")
+        old |= {"spacing": TRANSFER["spacing"], "cache_interval": TRANSFER["cache_interval"]}  # no options of a sheet
     code, _, err = repeat(run, common, {**record, "settings": old, "format": 1})
     assert code == 0, err
     assert (pixels("again.png") == pixels("made.png")).all()
@@ -139,7 +141,18 @@ def test_a_large_picture_of_the_old_format_is_repeated_in_tiles_of_the_native_si
     then = copy.copy(tiny_backbone)
     then.default_size = then.native_size
     made = inst.complete(
-        inst.transfer(then, photo, style, size=64, tile=64, steps=2, strength=0.5, style_attention=0, tone="adain")
+        inst.transfer(
+            then,
+            photo,
+            style,
+            size=64,
+            tile=64,
+            steps=2,
+            strength=0.5,
+            style_attention=0,
+            tone="adain",
+            **LIKE_DIFFUSERS,
+        )
     )
     record = PictureRecord.of("transfer", tiny_backbone, {"steps": 2}, {"[C]": style}, photo=photo, paintings=True)
     save_picture(made, "made.png", texts=replace(record, format=1).texts())

@@ -29,6 +29,7 @@ from inst import InstWarning, Style, UsageError
 from inst.diffusers.pipeline import InSTPipeline
 from inst.pictures.io import encode_painting, to_image, to_tensor
 from original_layout import to_original, write_safetensors
+from schedules import LIKE_DIFFUSERS
 from tiny import PICTURE_SIZE, WIDTH, edit_json, save_family
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "pt"}
@@ -334,7 +335,7 @@ def test_a_photo_with_everything_loaded_becomes_the_picture_of_img2img(
     prompt, latents = "a {} by the <sea>", ours.backbone.encode(to_tensor(picture())[None])
     # Of its 4 steps, diffusers takes the last 2.
     expected = by_theirs(theirs, prompt, image=latents, num_inference_steps=4, **given)
-    given |= {"size": 64, "inversion": "none", "tone": "none", "num_inference_steps": 2}
+    given |= {"size": 64, "inversion": "none", "tone": "none", "num_inference_steps": 2, **LIKE_DIFFUSERS}
     close(by_ours(ours, prompt, image=picture(), **given), expected)
 
 

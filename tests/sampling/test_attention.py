@@ -709,3 +709,30 @@ def test_numbers_of_numpy_are_settings_too(backbone: Backbone, text: TextEmbeddi
         found.append(attention.with_content(lambda z, t, predict=predict: predict(z, t, text))(latents, 500))
     close(found[1], found[0])
     close(found[2], found[0])
+
+
+def test_between_fresh_timesteps_the_keys_and_values_are_kept(backbone: Backbone, text: TextEmbedding) -> None:
+    """At a timestep that is not fresh, the result is the one with the painting at the fresh timestep before."""
+    every, third = TIMESTEPS, TIMESTEPS[::3]
+    latents, asked = draw_noise((4, 8, 8), [1, 2]), []
+    painting = draw_noise((4, 8, 8), [10])
+
+    def at(t: int) -> torch.Tensor:
+        asked.append(t)
+        return painting * (1 + t / 1000)
+
+    settings, seen = AttentionSettings(), backbone.embed_text(["a painting"])
+    attention = StyleAttention(backbone, settings, [Reference(at, seen)], every, fresh=third)
+    predict = attention.with_painting(backbone.predict_noise)
+    found = [predict(latents, t, text) for t in every]
+    assert asked == third
+    for place, t in enumerate(every):
+        before = third[place // 3]
+        with_fixed = StyleAttention(backbone, settings, [reference_at(backbone, painting, before)], [t])
+        record = with_fixed._record_reference(with_fixed.references[0], [before])
+        with_fixed._memory = {t: [record]}
+        close(found[place], with_fixed.with_painting(backbone.predict_noise)(latents, t, text))
+
+
+def reference_at(backbone: Backbone, painting: torch.Tensor, timestep: int) -> Reference:
+    return Reference(lambda t: painting * (1 + timestep / 1000), backbone.embed_text(["a painting"]))

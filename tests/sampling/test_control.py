@@ -22,6 +22,7 @@ from inst.pictures.io import encode_painting
 from inst.sampling.control import Control, load_controlnet, with_control_channels, with_controlnet
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import tiled
+from schedules import LIKE_DIFFUSERS
 from tiny import WIDTH, edit_json, save_family, tiny_controlnet, write_tiny_backbone
 
 FEW = {"steps": 3, "seed": 7}
@@ -93,6 +94,7 @@ def test_transfer_from_plain_noise_with_control_gives_the_same_picture_as_diffus
 ) -> None:
     photo, hint = picture(64, 96), picture(64, 96, seed=5)
     settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", **WORD_ALONE}
+    settings |= LIKE_DIFFUSERS
     control = Control(controlnet, hint, "depth")
     found = complete(
         transfer(tiny_backbone, photo, style, strength=0.5, steps=5, inversion="none", control=control, **settings)

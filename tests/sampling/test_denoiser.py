@@ -39,6 +39,20 @@ def test_the_guided_prediction_is_linear_in_the_guidance(
     torch.testing.assert_close(found, (1 - guidance) * without + guidance * with_text, rtol=1e-4, atol=1e-4)
 
 
+def test_between_fresh_timesteps_the_difference_of_guidance_is_kept() -> None:
+    """The prediction is latents x text + timestep, so the difference is latents x (text - negative)."""
+    model, text, negative = Counted(), TextEmbedding(noise(1, 6, 5, seed=1)), TextEmbedding(noise(1, 6, 5, seed=2))
+    weight, against = text.tokens.mean(), negative.tokens.mean()
+    denoise = guided(model, text, negative, 4.0, {9, 5}.__contains__)
+    first, second, third = (noise(2, 4, 8, 8, seed=seed) for seed in (3, 4, 5))
+    for latents, timestep, kept in ((first, 9, first), (second, 7, first), (third, 5, third), (first, 2, third)):
+        expected = latents * weight + timestep + 3.0 * kept * (weight - against)
+        torch.testing.assert_close(denoise(latents, timestep), expected, rtol=1e-4, atol=1e-4)
+    assert model.batches == [4, 2, 4, 2]
+    assert guided(model, text, negative, 4.0, lambda t: False)(first, 3).shape == first.shape  # the first is always new
+    assert model.batches[-1] == 4
+
+
 def test_without_guidance_the_negative_prompt_is_not_evaluated() -> None:
     model, latents, text = Counted(), noise(3, 4, 8, 8), TextEmbedding(noise(3, 6, 5))
     assert torch.equal(guided(model, text, None, 1)(latents, 7), model(latents, 7, text))

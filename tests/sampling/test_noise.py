@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inst import UsageError
-from inst.sampling.noise import add_noise, draw_noise, timestep_grid
+from inst.sampling.noise import SPACINGS, add_noise, draw_noise, timestep_grid
 from schedules import ABAR, DDIM, DPM, SCHEDULE, noise
 
 # --- the grid
@@ -25,6 +25,9 @@ def test_timestep_grids_equal_examples_worked_out_by_hand() -> None:
     assert timestep_grid(1000, 20, 0.0004) == []
     assert 0.57 * 100 < 57
     assert timestep_grid(100, 3, 0.57)[0] == 56  # rounded, where truncation loses a step
+    assert timestep_grid(1024, 4, 1, "power") == [1023, 498, 180, 31]  # 1024 (3/4)^2.5 = 498.8, 1024 / 2^2.5 = 181.0
+    assert timestep_grid(1000, 1, 0.5, "power") == [499]
+    assert timestep_grid(10, 10, 1, "power") == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]  # no timestep comes twice
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 20, 25, 30, 40, 47, 50, 100, 250, 1000])
@@ -39,22 +42,26 @@ def test_the_whole_grid_equals_the_trailing_grid_of_diffusers(scheduler, steps: 
     st.integers(1, 1500).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))),
     st.floats(0, 1),
     st.floats(0, 1),
+    st.sampled_from(SPACINGS),
 )
 def test_grids_fall_evenly_and_more_strength_never_means_less_noise(
-    size: tuple[int, int], strength: float, other: float
+    size: tuple[int, int], strength: float, other: float, spacing: str
 ) -> None:
     total, steps = size
-    grid = timestep_grid(total, steps, strength)
+    grid = timestep_grid(total, steps, strength, spacing)
     reached = round(strength * total)
     assert len(grid) == min(steps, reached)
     assert all(above > below for above, below in pairwise([total, *grid, -1]))
     assert grid[:1] == ([reached - 1] if reached else [])
     gaps = [above - below for above, below in pairwise([*grid, -1])]
-    assert not gaps or max(gaps) - min(gaps) <= 2
+    if spacing == "trailing":
+        assert not gaps or max(gaps) - min(gaps) <= 2
+    else:  # the gaps get smaller
+        assert all(later <= earlier + 2 for earlier, later in pairwise(gaps))
     if strength <= other:  # monotone: more strength is never less noise
-        assert [-1, *grid[:1]][-1] <= [-1, *timestep_grid(total, steps, other)[:1]][-1]
-    assert timestep_grid(total, steps, 0) == []
-    assert timestep_grid(total, steps, 1)[0] == total - 1
+        assert [-1, *grid[:1]][-1] <= [-1, *timestep_grid(total, steps, other, spacing)[:1]][-1]
+    assert timestep_grid(total, steps, 0, spacing) == []
+    assert timestep_grid(total, steps, 1, spacing)[0] == total - 1
 
 
 @pytest.mark.parametrize("strength", [1.2, -0.1, math.nan, math.inf])
@@ -67,6 +74,11 @@ def test_a_strength_outside_0_to_1_is_refused(strength: float) -> None:
 def test_a_number_of_steps_out_of_range_is_refused(steps: int) -> None:
     with pytest.raises(UsageError, match=f"{steps} sampling steps .* 1 to 1000"):
         timestep_grid(1000, steps)
+
+
+def test_an_unknown_spacing_is_refused() -> None:
+    with pytest.raises(UsageError, match='spacing "karras"'):
+        timestep_grid(1000, 20, 0.5, "karras")
 
 
 # --- the noise

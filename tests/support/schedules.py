@@ -24,6 +24,9 @@ DPM = {
     "final_sigmas_type": "zero",
 }
 
+LIKE_DIFFUSERS = {"spacing": "trailing", "cache_interval": 1}
+"""Arguments of `inst.transfer` with which its steps are those of diffusers."""
+
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

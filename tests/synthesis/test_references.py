@@ -218,7 +218,7 @@ def test_there_is_no_style_attention_without_weight_paintings_or_steps(tiny_back
     style, content = style_of(tiny_backbone, (64, 64)), torch.zeros(1, 4, 8, 8)
 
     def prepare(style: Style, weight: float = 1.0, strength: float = 0.5, **more: Any) -> Any:
-        plan = make_plan(tiny_backbone, (64, 64), 1, 0, strength, 3, 4.0, "ddim", None)
+        plan = make_plan(tiny_backbone, (64, 64), 1, 0, strength, 3, 4.0, "ddim", None, 0.0, None, "trailing", 1)
         chosen = AttentionSettings(weight, **more)
         return prepare_attention(
             tiny_backbone, {"[C]": style}, {"[C]": style.main_paintings()}, plan, chosen, 1.0, 1.0, lambda t: content
@@ -236,7 +236,7 @@ def test_the_tiles_of_the_plan_limit_the_painting(tiny_backbone: Backbone) -> No
     """The tiny model's default size is 128 pixels. Pictures more than twice as large are denoised in tiles of it."""
     style = style_of(tiny_backbone, (400, 400))
     for size, tile, expected in ((272, None, 16), (256, None, 32), (272, 0, 34), (272, 96, 12), (272, 90, 12)):
-        plan = make_plan(tiny_backbone, (size, size), 1, 0, 1.0, 3, 4.0, "ddim", tile)
+        plan = make_plan(tiny_backbone, (size, size), 1, 0, 1.0, 3, 4.0, "ddim", tile, 0.0, None, "trailing", 1)
         attention = prepare_attention(
             tiny_backbone, {"[C]": style}, {"[C]": style.main_paintings()}, plan, AttentionSettings(), 1.0, 1.0, None
         )

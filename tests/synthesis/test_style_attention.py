@@ -113,6 +113,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a smaller painting": {"style_scale": 0.5},
     "an exaggerated word": {"style_weight": 1.3},
     "two seeds": {"seed": [1, 2]},
+    "everything in each step": {"cache_interval": 1},
+    "even steps": {"spacing": "trailing"},
 }
 
 
@@ -140,6 +142,8 @@ def test_the_settings_give_different_pictures(backbone: Backbone, style: Style) 
             {"attention_temperature": 2.0},
             {"attention_blocks": "all"},
             {"style_scale": 0.5},
+            {"cache_interval": 1},
+            {"spacing": "trailing"},
         )
     ]
     for i, one in enumerate(found):
@@ -233,7 +237,8 @@ def test_low_memory_gives_the_same_picture(backbone: Backbone, tiny_backbone_fol
         Backbone.load(tiny_backbone_folder, "cpu", "float32", low_memory=low_memory) for low_memory in (False, True)
     )
     for settings in ({}, {"query_preservation": 0.5}):
-        close(*(complete(transfer(one, picture(), make_style(one), **FEW, **settings)) for one in (plain, lean)))
+        pictures = [complete(transfer(one, picture(), make_style(one), **FEW, **settings)) for one in (plain, lean)]
+        close(*pictures, atol=1e-4)  # guidance in one call, and in two
 
 
 @pytest.mark.parametrize("settings", [{}, {"query_preservation": 0.5}, {"size": 100, "tile": 64}])
@@ -241,7 +246,7 @@ def test_computing_ahead_gives_the_same_picture(
     backbone: Backbone, style: Style, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     def run() -> torch.Tensor:
-        return complete(transfer(backbone, picture(), style, **FEW | {"steps": 10} | settings))
+        return complete(transfer(backbone, picture(), style, **FEW | {"steps": 10, "cache_interval": 1} | settings))
 
     one = run()
     prepare = from_photo.prepare_attention
@@ -278,16 +283,24 @@ def test_a_picture_does_not_depend_on_the_batch(
     assert differ(seeds[0], seeds[1])
 
 
-def test_the_number_of_denoiser_calls_is_one_more_for_each_step_and_painting(backbone: Backbone) -> None:
-    """Not for each photo, guidance, or tile."""
+@pytest.mark.parametrize(
+    ("cache_interval", "expected"),  # of 3 photos in 4 tiles, with 2 paintings
+    [(1, [1] * 4 * 2 + [6] * 4 * 4), (2, [1] * 2 * 2 + [3] * 2 * 4 + [6] * 2 * 4), (9, [1] * 2 + [3] * 12 + [6] * 4)],
+)
+def test_the_number_of_denoiser_calls_is_one_more_for_each_fresh_step_and_painting(
+    backbone: Backbone, cache_interval: int, expected: list[int]
+) -> None:
+    """Not for each photo, guidance, or tile. Guidance doubles the batch in fresh steps only."""
+    settings: dict[str, Any] = {"steps": 4, "size": 80, "tile": 64, "inversion": "none", "tone": "none"}
+    settings["cache_interval"] = cache_interval
     style = make_style(backbone, paintings=tuple(encode_painting(picture(64, 64, seed)) for seed in (1, 2)), shares=())
     calls: list[int] = []
     handle = backbone.unet.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
     try:
-        complete(transfer(backbone, [picture()] * 3, style, steps=4, size=80, tile=64, inversion="none", tone="none"))
+        complete(transfer(backbone, [picture()] * 3, style, **settings))
     finally:
         handle.remove()
-    assert sorted(calls) == [1] * 4 * 2 + [6] * 4 * 4  # 4 tiles
+    assert sorted(calls) == expected
 
 
 def test_the_seed_of_the_user_does_not_change_the_paintings(
@@ -468,6 +481,8 @@ MISTAKES: list[tuple[str, Any, str]] = [
     *(("style_scale", value, "style scale") for value in (0, -1, 0.05, 11, math.nan, math.inf, "a", True, None)),
     *(("attention_temperature", value, "attention temperature") for value in (0, -1, math.nan, "a", True)),
     *(("attention_blocks", value, "attention blocks") for value in ("down", "", None, 3)),
+    *(("spacing", value, "spacing") for value in ("even", "", None, 3)),
+    *(("cache_interval", value, "cache interval") for value in (0, -1, 1.5, "a", True, None)),
 ]
 
 

@@ -30,6 +30,7 @@ from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.prompts import complete_prompt, embed_prompts
 from inst.synthesis.tone import Palette, match_palette
+from schedules import LIKE_DIFFUSERS
 from tiny import POSITIONS, WIDTH, idle_copy, write_tiny_backbone
 
 NATIVE = 64  # pixels of the tiny model's native side
@@ -112,6 +113,7 @@ def test_transfer_from_plain_noise_gives_the_same_picture_as_diffusers(folder: P
     backbone = Backbone.load(folder, "cpu", "float32")
     style, photo = make_style(backbone), picture(NATIVE, 96)
     settings = {"guidance": 3.0, "negative_prompt": "a photo", "seed": 7, "solver": "ddim", **WORD_ALONE}
+    settings |= LIKE_DIFFUSERS
     found = complete(transfer(backbone, photo, style, strength=0.5, steps=5, inversion="none", **settings))
     expected = pipeline_of(StableDiffusionImg2ImgPipeline, folder)(
         image=backbone.encode(photo[None]),

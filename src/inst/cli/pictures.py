@@ -66,6 +66,23 @@ CountOption = Annotated[
     ),
 ]
 SolverOption = Annotated[str, typer.Option("--solver", help="Sampling method: dpm++ or ddim.")]
+SpacingOption = Annotated[
+    str,
+    typer.Option(
+        "--spacing",
+        help="How the steps are spread: power (small ones at the end) or trailing (equal ones).",
+        rich_help_panel=_RESEARCH_PANEL,
+    ),
+]
+CacheOption = Annotated[
+    int,
+    typer.Option(
+        "--cache-interval",
+        help="Guidance, and what the result looks at in the painting, are computed anew in every step of this number "
+        "only. 1 is every step.",
+        rich_help_panel=_RESEARCH_PANEL,
+    ),
+]
 WeightOption = Annotated[
     float,
     typer.Option("--style-weight", help="Weight of the style: 0 is no style, 1 is as learned, more exaggerates it."),
@@ -178,6 +195,8 @@ def transfer(
     ] = TRANSFER["query_preservation"],
     attention_temperature: TemperatureOption = TRANSFER["attention_temperature"],
     attention_blocks: BlocksOption = TRANSFER["attention_blocks"],
+    spacing: SpacingOption = TRANSFER["spacing"],
+    cache_interval: CacheOption = TRANSFER["cache_interval"],
 ) -> None:
     """Repaint a photo in the style of a painting."""
     from inst.pictures.io import read_mask_file, read_photo
@@ -204,6 +223,8 @@ def transfer(
         "query_preservation": query_preservation,
         "attention_temperature": attention_temperature,
         "attention_blocks": attention_blocks,
+        "spacing": spacing,
+        "cache_interval": cache_interval,
         "size": size,
         "tile": tile,
     }
@@ -256,6 +277,8 @@ def generate(
     control_scale: ControlScaleOption = None,
     attention_temperature: TemperatureOption = GENERATE["attention_temperature"],
     attention_blocks: BlocksOption = GENERATE["attention_blocks"],
+    spacing: SpacingOption = GENERATE["spacing"],
+    cache_interval: CacheOption = GENERATE["cache_interval"],
 ) -> None:
     """Make a new picture from a prompt, in the style of a painting."""
     _check_paths(out, count, style, control_picture)
@@ -272,6 +295,8 @@ def generate(
         "style_scale": style_scale,
         "attention_temperature": attention_temperature,
         "attention_blocks": attention_blocks,
+        "spacing": spacing,
+        "cache_interval": cache_interval,
         "size": None if size is None else _read_size(size),
         "tile": tile,
     }

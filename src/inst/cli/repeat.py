@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,12 @@ _MADE_BY = {"transfer": "transfer", "sheet": "transfer", "generate": "generate",
 
 _OLD_FORMAT = 1
 """The format of the records from before style attention."""
+
+_OLD_STEPS: Mapping[str, Mapping[str, Any]] = {
+    "transfer": {"steps": 12, "spacing": "trailing", "cache_interval": 1},
+    "generate": {"steps": 20, "spacing": "trailing", "cache_interval": 1},
+}
+"""The defaults of each function up to format 2, if they have changed."""
 
 
 @with_session
@@ -137,6 +144,8 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control", "noise")}
     known = {"prompt", *defaults}
     defaults.pop("eta", None)  # no command has it, so the record of the repeated picture would differ
+    if record.format <= 2:
+        defaults |= _OLD_STEPS.get(function or "", {})
     if record.format == _OLD_FORMAT:
         defaults |= {"style_attention": 0.0, "strength": 0.5}  # of that format
         if settings.get("tone", defaults["tone"]) == "painting":

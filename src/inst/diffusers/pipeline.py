@@ -126,6 +126,8 @@ class InSTPipeline(InSTConditioning):
         query_preservation: float | None = None,
         attention_temperature: float | None = None,
         attention_blocks: str | None = None,
+        spacing: str | None = None,
+        cache_interval: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
@@ -167,8 +169,8 @@ class InSTPipeline(InSTConditioning):
             height, width: size of generated pictures; both or neither.
             size: short side of the results for photos, in pixels. Photos keep their proportions.
             mask_image: white where the style is applied; it has the size of the photo.
-            solver, tone, style_weight, tile, style_attention, style_scale, attention_temperature, attention_blocks: the
-                arguments of that function.
+            solver, tone, style_weight, tile, style_attention, style_scale, attention_temperature, attention_blocks,
+                spacing, cache_interval: the arguments of that function.
             control: a ControlNet of diffusers on the device of the pipeline, and its control picture
                 (`inst.sampling.control.Control`).
             output_type: "pil", "np" [B, H, W, 3] or "pt" [B, 3, H, W], both in [0, 1]; or "latent" [B, C, h, w], the
@@ -213,6 +215,8 @@ class InSTPipeline(InSTConditioning):
             "style_scale": style_scale,
             "attention_temperature": attention_temperature,
             "attention_blocks": attention_blocks,
+            "spacing": spacing,
+            "cache_interval": cache_interval,
         }
         for_photos = {
             "strength": strength,

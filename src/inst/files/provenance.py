@@ -24,7 +24,7 @@ from inst.version import __version__
 KEYWORD = "inst"
 """The keyword of the PNG text chunk with the record of how a picture was made."""
 
-FORMAT = 2
+FORMAT = 3
 """The version of the record's format: the one that this package writes, and the newest that it can read."""
 
 PROSE_KEYS = frozenset(

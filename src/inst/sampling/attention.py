@@ -11,7 +11,7 @@ Notation: Q, K and V are queries, keys and values of one self-attention layer, [
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -125,9 +125,10 @@ class StyleAttention:
     """Style attention for one run of the sampling.
 
     The keys and values of the paintings depend on painting, size, noise, timestep and text, not on the photos. They
-    are computed once for each timestep of a run, for all pictures and tiles. On an accelerator, those of `_AHEAD`
-    timesteps are computed in one call, which is faster. With `Backbone.low_memory`, only those of the current timestep
-    are kept. Both ways give the same result up to rounding.
+    are computed once for each timestep of a run, for all pictures and tiles. Between two `fresh` timesteps, those of
+    the first one are used again. On an accelerator, those of `_AHEAD` timesteps are computed in one call, which is
+    faster. With `Backbone.low_memory`, only those of the current timestep are kept. Both ways give the same result up
+    to rounding.
 
     Args:
         backbone: the frozen model.
@@ -135,6 +136,7 @@ class StyleAttention:
         references: the paintings.
         timesteps: the timesteps of the sampling, in order.
         content_at: the latents of the photos at a timestep, [B, C, h, w], for query preservation; None without.
+        fresh: the timesteps whose keys and values are computed, among them the first one; None means all.
     """
 
     def __init__(
@@ -144,17 +146,20 @@ class StyleAttention:
         references: Sequence[Reference],
         timesteps: Sequence[int],
         content_at: Callable[[int], Tensor] | None = None,
+        fresh: Collection[int] | None = None,
     ) -> None:
         self.backbone = backbone
         self.settings = settings
         self.references = list(references)
         self.timesteps = list(timesteps)
+        self._computed = [t for t in timesteps if fresh is None or t in fresh]
+        self._source = {t: min(earlier for earlier in self._computed if earlier >= t) for t in timesteps}
         self.content_at = content_at
         self._layers = self_attention_layers(backbone.unet, settings.blocks)
         ahead = 1 if backbone.low_memory or backbone.device.type == "cpu" else _AHEAD
         # Calls of one size, if possible: each size needs its own CUDA graph.
-        calls = max(1, math.ceil(len(self.timesteps) / ahead))
-        self._ahead = math.ceil(len(self.timesteps) / calls)
+        calls = max(1, math.ceil(len(self._computed) / ahead))
+        self._ahead = math.ceil(len(self._computed) / calls)
         self._memory: dict[int, list[dict[str, KeysValues]]] = {}
 
     def with_content(self, denoise: Denoise) -> Denoise:
@@ -188,9 +193,10 @@ class StyleAttention:
 
     def _keys_values(self, timestep: int) -> list[dict[str, KeysValues]]:
         """Return K and V of every layer, by its name, for each painting."""
+        timestep = self._source.get(timestep, timestep)
         if timestep not in self._memory:
-            place = self.timesteps.index(timestep) if timestep in self.timesteps else None
-            chunk = [timestep] if place is None else self.timesteps[place : place + self._ahead]
+            place = self._computed.index(timestep) if timestep in self._computed else None
+            chunk = [timestep] if place is None else self._computed[place : place + self._ahead]
             records = [self._record_reference(reference, chunk) for reference in self.references]
             self._memory = {
                 t: [{name: (k[i : i + 1], v[i : i + 1]) for name, (k, v) in record.items()} for record in records]

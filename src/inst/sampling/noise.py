@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from inst.arguments import checked
+from inst.arguments import check_choice, checked
 from inst.backbone.devices import copy_to
 from inst.errors import InstError, UsageError
 
@@ -20,25 +20,50 @@ Seed = int | Sequence[int] | torch.Generator | Sequence[torch.Generator]
 noise of all pictures at once, as in diffusers, or one generator for each."""
 
 
-def timestep_grid(total: int, steps: int, strength: float = 1.0) -> list[int]:
-    """Make the grid of timesteps for a strength: t_i = round(n (1 - i / steps)) - 1, with n = round(strength total).
+SPACINGS = ("power", "trailing")
+"""Names of the ways to spread timesteps; see `timestep_grid`."""
 
-    At strength 1 this is the "trailing" spacing (Lin et al. 2024, arXiv 2305.08891, table 2), which starts at the last
-    timestep. At every strength there are `steps` steps (fewer only if the strength leaves fewer timesteps). So the cost
-    is constant and the strength is exact. diffusers instead takes the last strength x steps steps of a grid.
+_POWER = 2.5
+
+
+def timestep_grid(total: int, steps: int, strength: float = 1.0, spacing: str = "trailing") -> list[int]:
+    """Make the grid of timesteps for a strength. With n = round(strength total), it is
+
+        "trailing":  t_i = round(n (1 - i / steps)) - 1
+        "power":     t_i = round(n (1 - i / steps)^2.5) - 1, or steps - 1 - i if that is more
+
+    At strength 1, "trailing" is the spacing of that name in diffusers (Lin et al. 2024, arXiv 2305.08891, table 2).
+
+    The last step of a solver removes all noise that is left, as if there were none of it in the denoiser's input. Near
+    z_0 the noise level falls with the square root of t, so at the end of an even grid much noise is left: 6 steps from
+    timestep 299 end at 49. "power" ends at 2. (The power 2 is the quadratic grid of Song et al. 2021, arXiv 2010.02502,
+    appendix D.3.) Measured with mini, 8 paintings on 6 photos at 256 px, DPM-Solver++: the LPIPS to a transfer with 80
+    even steps.
+
+                           strength 0.3                       strength 0.6
+        steps               4      5      6      8     12      6      8
+        even                            0.059  0.045  0.029  0.083  0.062
+        power 2           0.026  0.013  0.006  0.001         0.033  0.015
+        power 2.5         0.011  0.003  0.001  0.001         0.019  0.008
+        power 3           0.005  0.002  0.004  0.003
+
+    At every strength there are `steps` steps (fewer only if the strength leaves fewer timesteps). So the cost is
+    constant and the strength is exact. diffusers instead takes the last strength x steps steps of a grid.
 
     Args:
         total: T, the number of timesteps of the noise schedule.
         steps: calls of the denoiser, 1 to `total`.
         strength: in [0, 1], the part of the schedule that is used.
+        spacing: a name in `SPACINGS`.
 
     Returns:
         Strictly falling timesteps in [0, total): empty at strength 0; they start at total - 1 at strength 1.
 
     Raises:
-        UsageError: the strength or the number of steps is not a number, or out of range.
+        UsageError: the strength or the number of steps is not a number, or out of range; or the spacing is unknown.
     """
     strength, steps = checked("strength", strength, "float"), checked("number of steps", steps, "int")
+    check_choice("spacing", spacing, SPACINGS)
     if not 0 <= strength <= 1:  # False for NaN too
         raise UsageError(
             f"A strength of {strength} cannot be used", "give 0 (no change) to 1 (the picture is made completely new)"
@@ -47,7 +72,9 @@ def timestep_grid(total: int, steps: int, strength: float = 1.0) -> list[int]:
         raise UsageError(f"{steps} sampling steps cannot be taken", f"give 1 to {total}")
     last = round(strength * total)
     steps = min(steps, last)
-    return [round(last * (steps - i) / steps) - 1 for i in range(steps)]
+    power = _POWER if spacing == "power" else 1
+    # Without the minimum, several timesteps near z_0 could be equal.
+    return [max(round(last * (steps - i) ** power / steps**power), steps - i) - 1 for i in range(steps)]
 
 
 def draw_noise(

@@ -44,6 +44,8 @@ def generate(
     attention_blocks: str = "up",
     eta: float = 0.0,
     noise: Tensor | None = None,
+    spacing: str = "trailing",
+    cache_interval: int = 1,
 ) -> Sampling:
     """Generate pictures from prompts, in the style of a painting.
 
@@ -55,7 +57,8 @@ def generate(
         steps, guidance, negative_prompt, solver, style_weight, tile: the same as in `transfer`.
         style_attention: W, the same as in `transfer`. At 0.5, the picture under way and the painting count equally, and
             the prompt decides what the picture shows. At 1, things that the painting shows come into the picture.
-        style_scale, attention_temperature, attention_blocks, eta, noise: the same as in `transfer`.
+        style_scale, attention_temperature, attention_blocks, eta, noise, spacing, cache_interval: the same as in
+            `transfer`.
         seed: random seed; one integer for all pictures, or one for each. Several seeds for one prompt give several
             pictures. PyTorch generators are accepted, too (`inst.sampling.noise.Seed`).
         tone: "none", "painting" (the palette of the painting) or "adain" (`inst.synthesis.tone`).
@@ -90,7 +93,9 @@ def generate(
     check_control(control, backbone, None if size is None else (out[1], out[0]), photo=False)
     if control is not None and size is None:
         out = fit_size(control.picture.shape[2], control.picture.shape[1], backbone.native_size)
-    plan = make_plan(backbone, out, len(prompts), seed, 1.0, steps, guidance, solver, tile, eta, noise)
+    plan = make_plan(
+        backbone, out, len(prompts), seed, 1.0, steps, guidance, solver, tile, eta, noise, spacing, cache_interval
+    )
 
     @torch.no_grad()
     def run() -> Sampling:

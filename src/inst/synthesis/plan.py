@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class Plan:
         solve: the solver.
         noise: [B, C, h, w], on the device of the backbone.
         tile: side of the tiles of the denoiser in latent positions; None means no tiles.
+        fresh: the timesteps at which guidance and style attention compute everything anew; see `cache_interval` of
+            `transfer`.
     """
 
     height: int
@@ -42,6 +44,7 @@ class Plan:
     solve: Solver
     noise: Tensor
     tile: int | None
+    fresh: Collection[int]
 
     def prepare_control(
         self, backbone: Backbone, control: Control | None, photos: Tensor | None
@@ -70,8 +73,10 @@ class Plan:
         if attention is not None:
             predict_noise = attention.with_painting(predict_noise)
 
+        @cache  # each tile keeps its own difference of guidance
         def tile_denoiser(frame: Frame | None) -> Denoise:
-            return guided(partial(predict_noise, frame=frame), text, negative, guidance)
+            predict, together = partial(predict_noise, frame=frame), not backbone.low_memory
+            return guided(predict, text, negative, guidance, self.fresh.__contains__, together)
 
         denoise = tile_denoiser(None) if self.tile is None else tiled(tile_denoiser, self.tile, self.tile // 4)
         if prepared_control is not None:
@@ -98,8 +103,10 @@ def make_plan(
     guidance: float,
     solver: str,
     tile: int | None,
-    eta: float = 0.0,
-    noise: Tensor | None = None,
+    eta: float,
+    noise: Tensor | None,
+    spacing: str,
+    cache_interval: int,
 ) -> Plan:
     """Check the common arguments of `transfer` and `generate`, and make a plan from them.
 
@@ -129,7 +136,10 @@ def make_plan(
     if tile is None and max(width, height) > 2 * backbone.default_size:
         tile = backbone.default_size
 
-    timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength)
+    timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength, spacing)
+    cache_interval = checked("cache interval", cache_interval, "int")
+    if cache_interval < 1:
+        raise UsageError(f"A cache interval of {cache_interval} cannot be used", "give 1 (nothing is reused) or more")
     shape = (backbone.latent_channels, *latent_size(backbone, height, width))
     pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
     draw = _drawer(shape, seed, pictures, backbone.device)
@@ -144,6 +154,7 @@ def make_plan(
         solve=solve,
         noise=draw() if noise is None else _check_noise(noise, (pictures, *shape), padding).to(backbone.device),
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
+        fresh=frozenset(timesteps[::cache_interval]),
     )
 
 

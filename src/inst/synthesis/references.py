@@ -138,7 +138,7 @@ def prepare_attention(
     if not references:
         return None
     preserved = content_at if settings.query_preservation else None
-    return StyleAttention(backbone, settings, references, plan.timesteps, preserved)
+    return StyleAttention(backbone, settings, references, plan.timesteps, preserved, plan.fresh)
 
 
 def _reference(
