@@ -1,14 +1,16 @@
 """Attention in blocks of queries against PyTorch's own in double precision, and where it is used."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from inst import Backbone
 from inst.backbone import blockwise
-from inst.backbone.blockwise import Blockwise, attention
+from inst.backbone.blockwise import Blockwise, attention, is_useful
 
 own = F.scaled_dot_product_attention
 
@@ -44,7 +46,7 @@ def test_one_key_for_all_photos_may_be_expanded() -> None:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """The queries that were computed in blocks, on a CPU of two cores without matrix units."""
+    """The queries that were computed in blocks."""
     queries: list[torch.Tensor] = []
 
     def spy(query: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
@@ -52,8 +54,6 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
         return attention(query, *rest, **more)
 
     monkeypatch.setattr(blockwise, "attention", spy)
-    monkeypatch.setattr(blockwise, "_has_matrix_units", lambda: False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     return queries
 
 
@@ -63,7 +63,7 @@ def call(query: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 def test_long_sequences_in_bfloat16_are_computed_in_blocks(used: list[torch.Tensor]) -> None:
-    query = numbers(1, 2, 512, 8).bfloat16()
+    query = numbers(1, 2, 2048, 8).bfloat16()
     call(query, attn_mask=None, dropout_p=0.0, is_causal=False)
     assert len(used) == 1
     exact = own(query.double(), query.double(), query.double(), scale=2 / math.sqrt(8))
@@ -71,12 +71,12 @@ def test_long_sequences_in_bfloat16_are_computed_in_blocks(used: list[torch.Tens
 
 
 def test_other_calls_are_those_of_pytorch(used: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    query = numbers(1, 2, 512, 8).bfloat16()
-    mask = torch.zeros(512, 512).bfloat16()
+    query = numbers(1, 2, 2048, 8).bfloat16()
+    mask = torch.zeros(2048, 2048).bfloat16()
     mask[:, 7] = -1
     for given, options in (
         (query.float(), {}),
-        (query[:, :, :511], {}),
+        (query[:, :, :2047], {}),
         (query, {"is_causal": True}),
         (query, {"attn_mask": mask}),
     ):
@@ -85,8 +85,33 @@ def test_other_calls_are_those_of_pytorch(used: list[torch.Tensor], monkeypatch:
     with Blockwise():
         F.scaled_dot_product_attention(leaf, leaf, leaf).sum().backward()
     assert leaf.grad is not None
-    for name, machine in (("_has_matrix_units", lambda: True), ("_MOST_THREADS", 1)):
-        with monkeypatch.context() as changed:
-            changed.setattr(blockwise, name, machine)
-            assert torch.equal(call(query), own(query, query, query))
+    wide = numbers(1, 2, 2048, 16).bfloat16()
+    for given in ((query, query, wide), (query[0], query[0], query[0]), (query[:, 0], query[:, 0], query[:, 0])):
+        with Blockwise(), torch.no_grad():
+            assert torch.equal(F.scaled_dot_product_attention(*given), own(*given))
     assert used == []
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "useful"),
+    [
+        ({"amx_bf16": False, "num_physical_cores": 2}, True),
+        ({"amx_bf16": False, "num_physical_cores": 16}, False),
+        ({"amx_bf16": True, "num_physical_cores": 2}, False),
+        ({}, False),
+    ],
+)
+def test_the_machine_decides(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], useful: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    is_useful.cache_clear()
+    assert is_useful() is useful
+    is_useful.cache_clear()
+
+
+def test_a_compiled_unet_stays_one_graph(tiny_backbone_folder: Path) -> None:
+    backbone = Backbone.load(tiny_backbone_folder, "cpu", "bfloat16")
+    latents, text = numbers(2, 4, 32, 32), backbone.embed_text(["a dog"])
+    with torch.no_grad():
+        expected = backbone.predict_noise(latents, 500, text)
+        backbone.unet.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(backbone.predict_noise(latents, 500, text), expected, rtol=0.05, atol=0.05)

@@ -19,6 +19,7 @@ from inst.styles.style import Style
 from inst.synthesis import from_photo
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
+from inst.synthesis.plan import make_plan
 from tiny import FAMILIES, idle_copy, save_family, sharpen, tiny_controlnet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no picture of its painting:inst.InstWarning")
@@ -133,7 +134,7 @@ def test_style_attention_changes_the_picture_in_every_setting(backbone: Backbone
 
 def test_the_settings_give_different_pictures(backbone: Backbone, style: Style) -> None:
     found = [
-        complete(transfer(backbone, picture(), style, inversion="none", tone="none", **FEW, **settings))
+        complete(transfer(backbone, picture(), style, strength=0.14, inversion="none", tone="none", **FEW, **settings))
         for settings in (
             {},
             {"style_attention": 0.5},
@@ -292,6 +293,7 @@ def test_the_number_of_denoiser_calls_is_one_more_for_each_fresh_step_and_painti
 ) -> None:
     """Not for each photo, guidance, or tile. Guidance doubles the batch in fresh steps only."""
     settings: dict[str, Any] = {"steps": 4, "size": 80, "tile": 64, "inversion": "none", "tone": "none"}
+    settings["strength"] = 0.1  # the timesteps are near each other
     settings["cache_interval"] = cache_interval
     style = make_style(backbone, paintings=tuple(encode_painting(picture(64, 64, seed)) for seed in (1, 2)), shares=())
     calls: list[int] = []
@@ -301,6 +303,36 @@ def test_the_number_of_denoiser_calls_is_one_more_for_each_fresh_step_and_painti
     finally:
         handle.remove()
     assert sorted(calls) == expected
+
+
+@pytest.mark.parametrize(
+    ("strength", "timesteps", "fresh"),
+    [
+        (0.3, [299, 189, 108, 52, 18, 2], [299, 108, 18]),
+        (0.6, [599, 407, 258, 147, 71, 25, 4], [599, 407, 258, 71, 4]),  # 407 and 258 are more than 120 below
+        (0.01, [9, 5, 3, 2, 1, 0], [9, 3, 1]),
+    ],
+)
+def test_the_default_steps_and_what_is_computed_anew_in_them(
+    backbone: Backbone, style: Style, strength: float, timesteps: list[int], fresh: list[int]
+) -> None:
+    calls: list[tuple[int, int]] = []
+    handle = backbone.unet.register_forward_pre_hook(
+        lambda module, given: calls.append((int(given[1].flatten()[0]), len(given[0])))
+    )
+    try:
+        steps = list(transfer(backbone, picture(), style, strength=strength, size=64, inversion="none", tone="none"))
+    finally:
+        handle.remove()
+    assert [step.timestep for step in steps] == timesteps
+    assert [t for t, batch in calls if batch == 2] == fresh
+    assert [t for t, batch in calls if batch == 1] == sorted([*fresh, *(t for t in timesteps if t not in fresh)])[::-1]
+
+
+def test_more_strength_takes_more_steps(idle: Backbone, style: Style) -> None:
+    for strength, steps in ((0.0, 6), (0.4, 6), (0.41, 7), (0.65, 7), (0.9, 8), (0.91, 9), (1.0, 9)):
+        plan = make_plan(idle, (64, 64), 1, 0, strength, None, 4.0, "ddim", None, 0.0, None, "power", 2)
+        assert len(plan.timesteps) == (steps if strength else 0)
 
 
 def test_the_seed_of_the_user_does_not_change_the_paintings(

@@ -8,6 +8,7 @@ EPYC, it takes 1.6 times as long as the products of whole blocks.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _ROWS = 256  # queries of a block: their weights, 2 MB for 4,096 positions, fit into the cache of a core
-_SMALLEST = 512  # positions
-_MOST_THREADS = 4  # PyTorch's kernel shares heads and queries among threads; a block is one product for all of them
+_SMALLEST = 2048  # positions; blocks of fewer are too short for two threads on a busy computer
+_MOST_CORES = 4  # PyTorch's kernel shares heads and queries among cores; a block is one product for all of them
 
 
 class Blockwise(TorchFunctionMode):
@@ -55,19 +56,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = N
     return out
 
 
+@cache
+def is_useful() -> bool:
+    """Return whether this CPU has few cores and no matrix units. It does not depend on threads, as bits must not."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # an old release of PyTorch
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return not capabilities.get("amx_bf16") and capabilities.get("num_physical_cores", math.inf) <= _MOST_CORES
+
+
 def _is_faster(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
-    plain = options.get("attn_mask") is None and not options.get("is_causal") and not options.get("dropout_p")
-    return (
-        plain
-        and query.dtype == torch.bfloat16
-        and query.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and min(query.shape[2], key.shape[2]) >= _SMALLEST
-        and query.shape[:2] == key.shape[:2] == value.shape[:2]
-        and torch.get_num_threads() <= _MOST_THREADS
-        and not _has_matrix_units()
-    )
-
-
-def _has_matrix_units() -> bool:
-    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    if options.get("attn_mask") is not None or options.get("is_causal") or options.get("dropout_p"):
+        return False
+    if torch.is_grad_enabled() or query.dtype != torch.bfloat16 or query.dim() != 4 or key.shape != value.shape:
+        return False
+    fits = query.shape[:2] == key.shape[:2] and query.shape[3] == key.shape[3] > 0
+    return fits and min(query.shape[2], key.shape[2]) >= _SMALLEST

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inst.arguments import check_path, check_type
-from inst.backbone.blockwise import Blockwise
+from inst.backbone.blockwise import Blockwise, is_useful
 from inst.backbone.devices import choose_device, choose_dtype, copy_to
 from inst.backbone.fused import Fused, kernels
 from inst.backbone.graphs import Graphs, call_by_graph, cuda_graphs
@@ -398,7 +398,7 @@ class Backbone(TextEncoding):
 
         With low memory, the backward pass computes the activations again, outside of the block.
         """
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16 and is_useful():
             return Blockwise()
         if not self.fast or kernels() is None or (self.low_memory and torch.is_grad_enabled()):
             return nullcontext()

@@ -47,6 +47,12 @@ ToneOption = Annotated[
     ),
 ]
 StepsOption = Annotated[int, typer.Option("--steps", help="Number of sampling steps, from 1 to 1000.")]
+TransferStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps", help="Number of sampling steps, from 1 to 1000. By default 6 to 9, more for more strength."
+    ),
+]
 GuidanceOption = Annotated[
     float,
     typer.Option(
@@ -145,7 +151,7 @@ def transfer(
     style: StyleOption,
     out: OutOption = None,
     strength: StrengthOption = TRANSFER["strength"],
-    steps: StepsOption = TRANSFER["steps"],
+    steps: TransferStepsOption = TRANSFER["steps"],
     guidance: GuidanceOption = TRANSFER["guidance"],
     tone: ToneOption = TRANSFER["tone"],
     prompt: Annotated[

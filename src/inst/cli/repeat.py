@@ -33,7 +33,7 @@ _OLD_STEPS: Mapping[str, Mapping[str, Any]] = {
     "transfer": {"steps": 12, "spacing": "trailing", "cache_interval": 1},
     "generate": {"steps": 20, "spacing": "trailing", "cache_interval": 1},
 }
-"""The defaults of each function up to format 2, if they have changed."""
+"""The last defaults of each function in format 2, if they have changed."""
 
 
 @with_session
@@ -147,6 +147,8 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     if record.format <= 2:
         defaults |= _OLD_STEPS.get(function or "", {})
     if record.format == _OLD_FORMAT:
+        if function == "transfer":
+            defaults["steps"] = 20
         defaults |= {"style_attention": 0.0, "strength": 0.5}  # of that format
         if settings.get("tone", defaults["tone"]) == "painting":
             settings["tone"] = "adain"  # its name in that format

@@ -13,11 +13,11 @@ from inst.cli.pictures import (
     TRANSFER,
     OutOption,
     PhotoArgument,
-    StepsOption,
     StyleAttentionOption,
     StyleScaleOption,
     ToneOption,
     TransferSizeOption,
+    TransferStepsOption,
 )
 from inst.cli.places import Output, check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
@@ -54,7 +54,7 @@ def sheet(
     guidances: Annotated[
         str, typer.Option("--guidances", help="Guidance scales of the rows, separated by commas.")
     ] = "2,4,6",
-    steps: StepsOption = TRANSFER["steps"],
+    steps: TransferStepsOption = TRANSFER["steps"],
     tone: ToneOption = TRANSFER["tone"],
     seed: SeedOption = TRANSFER["seed"],
     style_attention: StyleAttentionOption = TRANSFER["style_attention"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -19,6 +20,11 @@ from inst.sampling.denoiser import Denoise, guided
 from inst.sampling.noise import Seed, as_generators, draw_noise, timestep_grid
 from inst.sampling.solvers import Solver, choose_solver
 from inst.sampling.tiles import latent_size, round_up, tiled
+
+_MORE_STEPS_ABOVE = (0.4, 0.65, 0.9)
+"""Strengths above which one more step is taken by default. 6 steps are taken up to the first one."""
+
+_REACH = 120  # timesteps; further below, guidance and style attention have changed too much to be used again
 
 LARGEST_PICTURE = 100_000_000
 """Number of pixels of the largest picture. A larger size is treated as a typing error."""
@@ -99,7 +105,7 @@ def make_plan(
     pictures: int,
     seed: Seed,
     strength: float,
-    steps: int,
+    steps: int | None,
     guidance: float,
     solver: str,
     tile: int | None,
@@ -136,6 +142,9 @@ def make_plan(
     if tile is None and max(width, height) > 2 * backbone.default_size:
         tile = backbone.default_size
 
+    if steps is None:
+        strength = checked("strength", strength, "float")
+        steps = 6 + sum(strength > limit for limit in _MORE_STEPS_ABOVE)
     timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength, spacing)
     cache_interval = checked("cache interval", cache_interval, "int")
     if cache_interval < 1:
@@ -154,8 +163,18 @@ def make_plan(
         solve=solve,
         noise=draw() if noise is None else _check_noise(noise, (pictures, *shape), padding).to(backbone.device),
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
-        fresh=frozenset(timesteps[::cache_interval]),
+        fresh=frozenset(_fresh(timesteps, cache_interval)),
     )
+
+
+def _fresh(timesteps: Sequence[int], interval: int) -> Iterator[int]:
+    """Yield every `interval`-th timestep, and those that are more than `_REACH` below the latest yielded one."""
+    waited, latest = interval, math.inf
+    for t in timesteps:
+        if waited == interval or latest - t > _REACH:
+            waited, latest = 0, t
+            yield t
+        waited += 1
 
 
 def _drawer(shape: tuple[int, int, int], seed: Seed, pictures: int, device: torch.device) -> Callable[[], Tensor]:

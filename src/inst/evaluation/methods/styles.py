@@ -16,6 +16,7 @@ from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult, backbone_mark
 from inst.files.listing import plain_name
+from inst.files.provenance import FORMAT
 from inst.files.writing import LONGEST_NAME, cut_name
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
@@ -62,6 +63,7 @@ class StyleMethod:
             "backbone": backbone_mark(self.backbone),
             "style": {"maker": self.maker.name, **self.maker.settings},
             "transfer": dict(self.arguments),
+            "format": FORMAT,  # of the records: arguments that are left out have the defaults of this version
         }
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
