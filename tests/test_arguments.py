@@ -50,7 +50,8 @@ def style(backbone: inst.Backbone) -> Style:
 def test_a_value_that_is_no_whole_number_is_refused_in_one_line(
     tiny_backbone: inst.Backbone, function: Any, name: str, wrong: object
 ) -> None:
-    if (wrong is None and name in ("size", "tile", "vectors")) or (wrong == [1] and name == "seed"):
+    meant = ["size", "tile", "vectors", *(["steps"] if function is transfer else [])]
+    if (wrong is None and name in meant) or (wrong == [1] and name == "seed"):
         return  # which have a meaning
     with pytest.raises(UsageError, match="cannot be used: give a whole number") as caught:
         function(tiny_backbone, **{name: wrong})

@@ -53,8 +53,8 @@ def painting() -> Photo:
     return Photo(picture, None, "painting.png", "0" * 64)
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
 def learned(backbone: Backbone, painting: Photo) -> Any:
@@ -71,7 +71,7 @@ def test_low_memory_gives_the_same_results(plain: Backbone, frugal: Backbone, pa
         lambda backbone: transfer(backbone, painting.picture, style, **SETTINGS),
         lambda backbone: generate(backbone, "a river by [C]", style, **SETTINGS),
     ):
-        close(complete(run(frugal)), complete(run(plain)))
+        close(complete(run(frugal)), complete(run(plain)), atol=1e-4)  # guidance in two calls, and in one
 
 
 def test_the_autoencoder_sees_one_picture_and_one_small_tile_at_a_time(

@@ -26,7 +26,7 @@ from inst.sampling.noise import Seed, add_noise
 from inst.sampling.solvers import Sampling, allow_early_stop
 from inst.sampling.tiles import decode_any_size, encode_any_size
 from inst.styles.style import Style
-from inst.synthesis.plan import make_plan
+from inst.synthesis.plan import default_steps, make_plan
 from inst.synthesis.prompts import check_prompts, complete_prompts, embed_both, name_styles, read_prompts
 from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
 from inst.synthesis.tone import TONES, adain, keep_colours, latent_statistics, match_palette, palette_of
@@ -156,6 +156,7 @@ def transfer(
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
     check_control(control, backbone, (height, width), photo=True)
     out = fit_size(width, height, _default_size(backbone, height, width) if size is None else size)
+    steps = default_steps(strength) if steps is None else steps
     plan = make_plan(
         backbone, out, len(photos), seed, strength, steps, guidance, solver, tile, eta, noise, spacing, cache_interval
     )

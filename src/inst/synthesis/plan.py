@@ -105,7 +105,7 @@ def make_plan(
     pictures: int,
     seed: Seed,
     strength: float,
-    steps: int | None,
+    steps: int,
     guidance: float,
     solver: str,
     tile: int | None,
@@ -142,9 +142,6 @@ def make_plan(
     if tile is None and max(width, height) > 2 * backbone.default_size:
         tile = backbone.default_size
 
-    if steps is None:
-        strength = checked("strength", strength, "float")
-        steps = 6 + sum(strength > limit for limit in _MORE_STEPS_ABOVE)
     timesteps = timestep_grid(len(backbone.alphas_cumprod), steps, strength, spacing)
     cache_interval = checked("cache interval", cache_interval, "int")
     if cache_interval < 1:
@@ -165,6 +162,12 @@ def make_plan(
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
         fresh=frozenset(_fresh(timesteps, cache_interval)),
     )
+
+
+def default_steps(strength: float) -> int:
+    """Return the number of sampling steps for a strength in [0, 1]. Raises UsageError unless it is a number."""
+    strength = checked("strength", strength, "float")
+    return 6 + sum(strength > limit for limit in _MORE_STEPS_ABOVE)
 
 
 def _fresh(timesteps: Sequence[int], interval: int) -> Iterator[int]:
