@@ -70,7 +70,7 @@ def test_long_sequences_in_bfloat16_are_computed_in_blocks(used: list[torch.Tens
     assert relative_error(call(query, scale=2 / math.sqrt(8)), exact) < 0.015
 
 
-def test_other_calls_are_those_of_pytorch(used: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_calls_are_those_of_pytorch(used: list[torch.Tensor]) -> None:
     query = numbers(1, 2, 2048, 8).bfloat16()
     mask = torch.zeros(2048, 2048).bfloat16()
     mask[:, 7] = -1

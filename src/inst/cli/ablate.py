@@ -23,6 +23,7 @@ from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, St
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, UsageError
+from inst.files.provenance import FORMAT
 
 if TYPE_CHECKING:
     from inst.evaluation.methods.method import Method
@@ -142,6 +143,7 @@ def _run_convergence(
         "every": every,
         "short_side": _CURVES["size"],
         "transfer": transfer,
+        "format": FORMAT,  # of the records: arguments that are left out have the defaults of this version
         "backbone": backbone_mark(backbone),
         "photos": [photo.sha256 for photo in contents],
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",

@@ -29,11 +29,8 @@ _MADE_BY = {"transfer": "transfer", "sheet": "transfer", "generate": "generate",
 _OLD_FORMAT = 1
 """The format of the records from before style attention."""
 
-_OLD_STEPS: Mapping[str, Mapping[str, Any]] = {
-    "transfer": {"steps": 12, "spacing": "trailing", "cache_interval": 1},
-    "generate": {"steps": 20, "spacing": "trailing", "cache_interval": 1},
-}
-"""The last defaults of each function in format 2, if they have changed."""
+_EVEN_STEPS: Mapping[str, Any] = {"spacing": "trailing", "cache_interval": 1}
+"""How the steps of transfers were spread up to format 2."""
 
 
 @with_session
@@ -144,11 +141,9 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
     defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control", "noise")}
     known = {"prompt", *defaults}
     defaults.pop("eta", None)  # no command has it, so the record of the repeated picture would differ
-    if record.format <= 2:
-        defaults |= _OLD_STEPS.get(function or "", {})
+    if record.format <= 2 and function == "transfer":
+        defaults |= {**_EVEN_STEPS, "steps": 20 if record.format == _OLD_FORMAT else 12}
     if record.format == _OLD_FORMAT:
-        if function == "transfer":
-            defaults["steps"] = 20
         defaults |= {"style_attention": 0.0, "strength": 0.5}  # of that format
         if settings.get("tone", defaults["tone"]) == "painting":
             settings["tone"] = "adain"  # its name in that format
