@@ -15,6 +15,7 @@ from inst.arguments import check_path, check_type
 from inst.backbone.blockwise import Blockwise, is_useful
 from inst.backbone.devices import choose_device, choose_dtype, copy_to
 from inst.backbone.fused import Fused, kernels
+from inst.backbone.gradients import faster_gradients
 from inst.backbone.graphs import Graphs, call_by_graph, cuda_graphs
 from inst.backbone.offload import Offload
 from inst.backbone.options import ModelOptions
@@ -394,13 +395,16 @@ class Backbone(TextEncoding):
         return results[0]
 
     def _fast_operations(self) -> AbstractContextManager[Any]:
-        """Compute some operations in a faster way inside the block (`inst.backbone.fused`, `inst.backbone.blockwise`).
+        """Compute some operations in a faster way inside the block.
 
+        See `inst.backbone.fused`; on a CPU `inst.backbone.blockwise` and, with gradients, `inst.backbone.gradients`.
         With low memory, the backward pass computes the activations again, outside of the block.
         """
+        if torch.is_grad_enabled() and (self.low_memory or self.device.type == "cpu"):
+            return nullcontext() if self.low_memory else faster_gradients(self.device, self.dtype)
         if self.device.type == "cpu" and self.dtype == torch.bfloat16 and is_useful():
             return Blockwise()
-        if not self.fast or kernels() is None or (self.low_memory and torch.is_grad_enabled()):
+        if not self.fast or kernels() is None:
             return nullcontext()
         return Fused()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inst.backbone.devices import copy_to
+from inst.backbone.gradients import faster_gradients
 from inst.backbone.graphs import Graphs, call_by_graph
 from inst.backbone.parts import Parts
 from inst.backbone.tokens import TokenizedPrompts, check_placeholders, tokenize
@@ -261,7 +262,8 @@ class TextEncoding(Parts):
         """Call `encode_text`, by a CUDA graph if that is possible."""
 
         def encode(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            return encode_text(encoder, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, **layer)
+            with faster_gradients(self.device, encoder.dtype):
+                return encode_text(encoder, inputs[0], inputs[1], inputs[2] if len(inputs) > 2 else None, **layer)
 
         inputs = [tokens.ids, tokens.slots, *([] if vectors is None else [vectors])]
         hidden, pooled = call_by_graph(self.graphs, ("text", *layer.items()), encoder, encode, inputs)
