@@ -12,6 +12,7 @@ HEAVY = [
     "scipy",
     "peft",
     "diffusers.hooks",
+    "torchao",
 ]
 
 USE_INST = """

@@ -118,6 +118,7 @@ SHARED = {
     "--image-encoder": "owner/encoder",
     "--download": None,
     "--low-memory": None,
+    "--quantize": "int8",
     "--device": "cpu",
     "--dtype": "bfloat16",
     "--quiet": None,

@@ -314,3 +314,19 @@ def test_a_wrong_value_in_a_record_is_refused_and_named(
 def repeat(run: Run, common: list[object], record: Any) -> tuple[int, str, str]:
     save_picture(torch.zeros(3, 8, 8), "edited.png", texts={"inst": json.dumps(record)})
     return run("repeat", "edited.png", "-o", "again.png", "--backbone", common[1])
+
+
+# Quantised weights
+
+
+def test_a_picture_with_quantised_weights_is_repeated_with_them(run: Run, common: list[object]) -> None:
+    pytest.importorskip("torchao")
+    photo, painting = picture(Path("photo.png"), 0), picture(Path("art/one.png"), 1)
+    given = ["transfer", photo, "--style", painting, "--steps", "2", *common]
+    assert run(*given, "-o", "plain.png")[0] == 0
+    assert run(*given, "-o", "small.png", "--quantize", "int8") == (0, "small.png\n", "")
+    assert (pixels("small.png") != pixels("plain.png")).any()
+    assert run("repeat", "small.png", "-o", "again.png", "--backbone", common[1]) == (0, "again.png\n", "")
+    assert Path("again.png").read_bytes() == Path("small.png").read_bytes()
+    code, _, err = run("repeat", "plain.png", "-o", "other.png", "--backbone", common[1], "--quantize", "fp8")
+    assert (code, err.count("quantisation none, here fp8")) == (0, 1)

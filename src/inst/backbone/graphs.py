@@ -24,7 +24,7 @@ Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 _LARGEST = 16  # graphs; the least recently used one is dropped
 _PLAIN_PROCESSORS = (AttnProcessor, AttnProcessor2_0)
-_LIBRARIES = ("torch", "diffusers", "transformers")
+_LIBRARIES = ("torch", "diffusers", "transformers", "inst")
 _PATCHES = frozenset({"forward", "_compiled_call_impl", "s1", "s2", "b1", "b2"})
 """Attributes of a module that say that its call is another one: hooks of accelerate, `torch.compile`, FreeU."""
 
@@ -160,8 +160,14 @@ def signature(model: nn.Module) -> Hashable | None:
         if "processor" in own and not _is_plain(own["processor"]):
             return None
         modules += [child for child in own["_modules"].values() if child is not None]
-        places += [weight.data_ptr() for weight in own["_parameters"].values() if weight is not None]
+        weights = [weight for weight in own["_parameters"].values() if weight is not None]
+        places += [weight.data_ptr() if type(weight) is nn.Parameter else _place(weight) for weight in weights]
     return tuple(places)
+
+
+def _place(weight: Any) -> int:
+    """Return the place of a weight. A quantised one has no place of its own, but its numbers have."""
+    return weight.qdata.data_ptr() if hasattr(weight, "qdata") else weight.data_ptr()
 
 
 @cache

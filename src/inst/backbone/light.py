@@ -23,6 +23,8 @@ from typing import Any
 
 _DEFERRED = (
     "diffusers.hooks",  # with it, peft
+    "diffusers.quantizers",  # with it, torchao, which writes warnings
+    "transformers.quantizers",
     "peft",
     "scipy",
     "torch._dynamo",  # PyTorch's compiler

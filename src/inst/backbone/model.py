@@ -20,6 +20,7 @@ from inst.backbone.graphs import Graphs, call_by_graph, cuda_graphs
 from inst.backbone.offload import Offload
 from inst.backbone.options import ModelOptions
 from inst.backbone.parts import Parts, check_fit
+from inst.backbone.quantization import Quantization, check_quantization, quantize_weights
 from inst.backbone.self_attention import Finished, TensorHandler, replaced, running_handler
 from inst.backbone.text import Frame, TextEmbedding, TextEncoding
 from inst.errors import Argument, InstError, UsageError
@@ -46,6 +47,7 @@ class Backbone(TextEncoding):
         dtype: the precision of the parts; the autoencoder may differ (see `inst.backbone.devices.autoencoder_dtype`).
         name: the name of a bundled model or of a model on the hub, or the base name of the folder or file.
         low_memory: whether it was loaded with `low_memory` (see `load`).
+        quantize: how the UNet's weights are stored (see `load`); None for the precision `dtype`.
         fast: whether it was loaded with `fast` (see `load`); always False without a CUDA device.
         graphs: the CUDA graphs of its calls; None unless `fast`, and None with `low_memory`.
         options: how it computes in a run; `dataclasses.replace(backbone, options=...)` is the same model with others.
@@ -67,6 +69,7 @@ class Backbone(TextEncoding):
     dtype: torch.dtype
     name: str = ""
     low_memory: bool = False
+    quantize: Quantization | None = None
     fast: bool = False
     graphs: Graphs | None = field(default=None, repr=False)
     options: ModelOptions = field(default_factory=ModelOptions, repr=False)
@@ -100,6 +103,7 @@ class Backbone(TextEncoding):
         image_encoder: str | Path | Literal[False] | None = None,
         download: bool = False,
         low_memory: bool = False,
+        quantize: Quantization | None = None,
         fast: bool = True,
     ) -> Self:
         """Load a model of the families Stable Diffusion 1.x, 2.x (which predicts noise or v) or XL, with frozen parts.
@@ -124,13 +128,18 @@ class Backbone(TextEncoding):
                 runs, the autoencoder processes one picture (or one smaller tile of it) at a time, and learning computes
                 the UNet's activations twice and does not store them. Only one thread may use the backbone then;
                 otherwise any number.
+            quantize: store the UNet's weights in 8 bits (`inst.backbone.quantization`), as "int8" or "fp8". It needs
+                torchao. The picture differs slightly, with "fp8" more than with "int8", and a call takes a little
+                longer.
             fast: on a CUDA device, compute with CUDA graphs (not with `low_memory`), fused kernels and the
                 channels-last layout (docs/performance.md). The results are the same up to rounding. False is for
                 comparisons.
 
         Raises:
-            UsageError: the device or precision is not available, or a configuration is given but not needed.
-            InstError: the model is not found, incomplete, broken or of another kind, or its parts do not fit together.
+            UsageError: the device, precision or quantisation is not available, or a configuration is given but not
+                needed.
+            InstError: the model is not found, incomplete, broken or of another kind, or its parts do not fit together;
+                or torchao is missing.
         """
         # The readers import diffusers and transformers, which takes seconds, so they are imported only here.
         from inst.backbone.loading.image_encoder import (
@@ -147,6 +156,7 @@ class Backbone(TextEncoding):
             check_path("An image encoder", image_encoder)
         device = choose_device(device)
         dtype = choose_dtype(device, dtype)
+        check_quantization(quantize, device)  # before the slow reading of the model
         source = find_source(name, download=download)
         # Find the image encoder first: a wrong name should fail before the slow reading of the model.
         encoder = find_image_encoder(image_encoder, download) if image_encoder else None
@@ -168,7 +178,8 @@ class Backbone(TextEncoding):
                 image_encoder_replaced=image_encoder is not None,
                 inversion=None,
             )
-        return cls.of(parts, device, dtype, display_name(name, source), source, low_memory=low_memory, fast=fast)
+        options: dict[str, Any] = {"low_memory": low_memory, "quantize": quantize, "fast": fast}
+        return cls.of(parts, device, dtype, display_name(name, source), source, **options)
 
     @classmethod
     def of(
@@ -180,6 +191,7 @@ class Backbone(TextEncoding):
         source: str | Path | None = None,
         *,
         low_memory: bool = False,
+        quantize: Quantization | None = None,
         fast: bool = True,
     ) -> Self:
         """Check that parts fit together, freeze them, and make a backbone from them.
@@ -191,10 +203,11 @@ class Backbone(TextEncoding):
             name: the backbone's name.
             source: the model's name in messages; None means `name`.
             low_memory: see `Backbone.load`.
+            quantize: see `Backbone.load`. The UNet is changed.
             fast: see `Backbone.load`.
 
         Raises:
-            InstError: the parts do not fit together.
+            UsageError, InstError: the parts do not fit together, or the UNet cannot be quantised.
         """
         check_fit(parts, name if source is None else source)
         models = {name: part for name, part in vars(parts).items() if isinstance(part, nn.Module)}
@@ -204,6 +217,8 @@ class Backbone(TextEncoding):
         if fast:
             for network in (parts.unet, parts.vae):
                 network.to(memory_format=torch.channels_last)
+        if quantize is not None:
+            quantize_weights(parts.unet, quantize, device)
         if low_memory:
             parts.vae.enable_slicing()
             parts.unet.enable_gradient_checkpointing()
@@ -214,8 +229,8 @@ class Backbone(TextEncoding):
             for kind in models.keys() - offloaded:
                 models[kind].to(device)
         graphs = cuda_graphs(device) if fast and not low_memory else None
-        about: dict[str, Any] = {"name": name, "low_memory": low_memory, "fast": fast, "graphs": graphs}
-        return cls(**vars(parts), device=device, dtype=dtype, **about)
+        about: dict[str, Any] = {"name": name, "low_memory": low_memory, "quantize": quantize}
+        return cls(**vars(parts), device=device, dtype=dtype, **about, fast=fast, graphs=graphs)
 
     def encode(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode pictures into latents.

@@ -65,6 +65,14 @@ def repeat(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            help="Store the weights of the UNet in 8 bits: int8 or fp8. By default as for the picture.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +122,7 @@ def repeat(
         control_choice = _choose_control(picture, record.control, controlnet, control_picture)
     session.backbone = _backbone_of(picture, record) if backbone is None else backbone
     session.device, session.dtype = device or record.device, dtype or record.dtype
+    session.quantize = quantize or record.quantize
     model = session.load(find_image_encoder=False)
     _check_backbone(picture, record, model, session.backbone)
     if record.format == _OLD_FORMAT:
@@ -254,6 +263,7 @@ def _check_backbone(picture: Path, record: PictureRecord, model: Backbone, given
         )
     here = PictureRecord.of(record.command, model, {}, {})
     pairs = [("device", record.device, here.device), ("precision", record.dtype, here.dtype)]
+    pairs.append(("quantisation", record.quantize or "none", here.quantize or "none"))
     pairs += [(name, record.versions.get(name, "unknown"), found) for name, found in here.versions.items()]
     differences = [f"{name} {before}, here {now}" for name, before, now in pairs if before != now]
     if differences:

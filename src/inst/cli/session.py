@@ -98,6 +98,14 @@ class Session:
     low_memory: Annotated[bool, typer.Option("--low-memory", help="Use less memory on a GPU, but take longer.")] = (
         _LOAD["low_memory"]
     )
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            help="Store the weights of the UNet in 8 bits, for less memory: int8, or fp8, which is less exact. Needs "
+            "torchao.",
+        ),
+    ] = _LOAD["quantize"]
     device: Annotated[
         str | None,
         typer.Option("--device", help="Device, such as cpu, cuda or mps. By default cuda, then mps, then cpu."),

@@ -113,9 +113,9 @@ def describe(kind: str, command: str, **details: Any) -> dict[str, str]:
     return {KEYWORD: json.dumps(content, allow_nan=False)}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of inst, Python, torch, diffusers and transformers."""
-    libraries = {library: version(library) for library in _LIBRARIES}
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of inst, Python, torch, diffusers, transformers and `more` libraries."""
+    libraries = {library: version(library) for library in (*_LIBRARIES, *more)}
     return {"inst": __version__, "python": platform.python_version(), **libraries}
 
 

@@ -73,10 +73,11 @@ def resume_requirements(backbone: Backbone, paintings: Sequence[Photo], variant:
     With anything else, the result would differ from that of a learning without interruption. The image encoder is
     included only if it is used: the variant "direct" does not use it.
     """
+    stored = backbone.quantize
     about = {
         "text space": backbone.fingerprint,
         "denoiser": backbone.denoiser_fingerprint,
-        "precision": str(backbone.dtype).removeprefix("torch."),
+        "precision": str(backbone.dtype).removeprefix("torch.") + (f" with {stored} weights" if stored else ""),
         "set of paintings": [_digest(painting) for painting in paintings],
     }
     if variant != "direct" and backbone.image_encoder is not None:

@@ -91,6 +91,7 @@ class PictureRecord:
         device: the device of the computation, such as "cpu" or "cuda:0". Only the same device gives the same bits.
         dtype: the precision of the backbone, such as "bfloat16".
         versions: versions of inst, Python and the libraries.
+        quantize: how the UNet's weights were stored: "int8", "fp8", or None for the precision of the backbone.
         photo: the photo, or None.
         mask: the mask, or None.
         control: the structure control, or None.
@@ -105,6 +106,7 @@ class PictureRecord:
     device: str
     dtype: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    quantize: str | None = None
     photo: SourceFile | None = None
     mask: SourceFile | None = None
     control: ControlRecord | None = None
@@ -139,7 +141,8 @@ class PictureRecord:
             backbone=BackboneRecord(backbone.name, backbone.fingerprint, backbone.denoiser_fingerprint),
             device=str(backbone.device),
             dtype=str(backbone.dtype).removeprefix("torch."),
-            versions=versions(),
+            versions=versions() if backbone.quantize is None else versions("torchao"),
+            quantize=backbone.quantize,
             photo=SourceFile(photo.name, photo.sha256) if isinstance(photo, Photo) else photo,
             mask=mask,
             control=control,
@@ -159,6 +162,7 @@ class PictureRecord:
             "device": self.device,
             "dtype": self.dtype,
             "versions": dict(self.versions),
+            "quantize": self.quantize,
             "photo": None if self.photo is None else asdict(self.photo),
             "mask": None if self.mask is None else asdict(self.mask),
             "control": None if self.control is None else asdict(self.control),
@@ -197,6 +201,7 @@ class PictureRecord:
                 device=read_entry(content, "device", str),
                 dtype=read_entry(content, "dtype", str),
                 versions=_strings(content, "versions"),
+                quantize=None if content.get("quantize") is None else read_entry(content, "quantize", str),
                 photo=None if content["photo"] is None else SourceFile(**_strings(content, "photo")),
                 mask=None if content["mask"] is None else SourceFile(**_strings(content, "mask")),
                 control=None
