@@ -241,7 +241,7 @@ def test_a_missing_or_an_old_torchao_gives_one_line(monkeypatch: pytest.MonkeyPa
         version = 1
 
     monkeypatch.setattr(quantization, "Int8WeightOnlyConfig", Old)
-    with pytest.raises(InstError, match=r"older than 0\.18: run pip install --upgrade torchao"):
+    with pytest.raises(InstError, match=r"older than 0\.18: install torchao 0\.18 or newer"):
         check_quantization("int8", CPU)
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(InstError, match=r"torchao, which is not installed: run pip install 'inst\[quantize\]'"):

@@ -102,7 +102,9 @@ def test_a_folder_without_a_tokenizer_is_refused(
 def test_a_stage_without_minutes_or_steps_is_refused() -> None:
     command = [sys.executable, autoencoder.__file__, "--data", "absent", "--out", "absent"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr == "error: the stage has no end: give --minutes or --steps\n"
+    # Before it may stand warnings of libraries that diffusers imports if they are installed.
+    assert answer.stderr.splitlines()[-1] == "error: the stage has no end: give --minutes or --steps"
+    assert "Traceback" not in answer.stderr
     assert answer.returncode == 2
 
 

@@ -166,7 +166,7 @@ def _torchao() -> Any:
             from torchao import quantization
 
             if quantization.Int8WeightOnlyConfig().version < 2:
-                raise InstError("This torchao is older than 0.18", "run pip install --upgrade torchao")
+                raise InstError("This torchao is older than 0.18", "install torchao 0.18 or newer")
     except ImportError:
         raise InstError(
             "Quantised weights need torchao, which is not installed",
