@@ -228,6 +228,17 @@ def test_missing_files_folders_and_empty_files_are_refused_with_the_reason(tmp_p
     refuse(tmp_path / "empty.safetensors" / "inner", "cannot be read")
 
 
+def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
+    """Lengths such as 1152 (0x480) begin with the bytes of a pickle."""
+    path, seen = tmp_path / "style.safetensors", set()
+    for spaces in range(1200):
+        style = Style(random_vectors(), "0" * 16, about={"note": "x" * spaces})
+        style.save(path)
+        seen.add(int.from_bytes(path.read_bytes()[:2], "little"))
+        assert Style.load(path).about["note"] == "x" * spaces
+    assert {0x380, 0x480} <= seen
+
+
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> tuple[object, ...]:

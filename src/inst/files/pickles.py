@@ -25,6 +25,14 @@ class UnsafePickleError(pickle.UnpicklingError):
     """The pickle names an object that is not on the allow-list, or contains data that the reader does not accept."""
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins with these 9 bytes may be a safetensors file.
+
+    Its first 8 bytes are a length below 2^32, which can be the same as those of a pickle. A pickle has no "{" after them.
+    """
+    return start[4:9] == b"\0\0\0\0{"
+
+
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
     """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots."""
     return _load(_NumpyUnpickler(io.BytesIO(data)), "the pickle")

@@ -18,7 +18,7 @@ from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.files.git_lfs import refuse_pointer
 from inst.files.listing import readable_name, readable_path
-from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, read_torch_pickle
+from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.io import encode_painting, open_picture, read_texts
@@ -164,7 +164,7 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
                 Argument("backbone"),
             )
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except FileNotFoundError:
         raise InstError(f"{path}: no such file", "check the path") from None
     except OSError as error:
@@ -175,7 +175,7 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
         # A picture keeps its name if its file is renamed. Of other files, all programs use the name of the file.
         name = content.get("name") if isinstance(content, Mapping) else None
         return replace(found, name=name) if isinstance(found, Embedding) and name and isinstance(name, str) else found
-    if start.startswith((b"PK\x03\x04", b"\x80")):
+    if start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors(start):
         return _identify(_read_pickle(path), path)
     return _identify(_read_safetensors(path), path)
 

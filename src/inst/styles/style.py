@@ -20,6 +20,7 @@ from torch import Tensor
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Call, InstError, RemedyPiece, UsageError
 from inst.files.git_lfs import refuse_pointer
+from inst.files.pickles import is_safetensors
 from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
@@ -157,10 +158,10 @@ class Style:
         refuse_pointer(path)
         try:
             with path.open("rb") as file:
-                start = file.read(8)
+                start = file.read(9)
                 _check_start(str(path), start)
                 # The header is checked first, so that a whole model given by mistake is not read into memory.
-                header = file.read(_header_length(start))
+                header = file.read(_header_length(start) - 1)
                 _read_header(str(path), start + header)
                 return cls.from_bytes(start + header + file.read(), str(path))
         except FileNotFoundError:
@@ -202,7 +203,7 @@ class Style:
         Raises:
             InstError: the data are damaged, or are not a style.
         """
-        _check_start(name, data[:8])
+        _check_start(name, data[:9])
         content = _read_header(name, data)
         try:
             tensors = safetensors.torch.load(data)
@@ -389,7 +390,8 @@ def _check_start(name: str, start: bytes) -> None:
     if not start:
         raise InstError(f"{name} is empty (0 bytes)", f"copy the style again, or {_LEARN}")
     for magic, kind in _OTHER_FILES.items():
-        if start.startswith(magic):
+        # The length of a header can look like the first bytes of a pickle. After it comes the header, a JSON object.
+        if start.startswith(magic) and not is_safetensors(start):
             remedy: list[RemedyPiece] = ["give a style file, which ", Call("learn"), " makes from a painting"]
             if kind != _PICTURE:
                 remedy += [", or make one from an embedding with ", Call("import_style")]
