@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "A CPU build is about 0.2 GB to download: set TORCH_INDEX_URL to an index of CPU builds."
 	$(PIP) install $(CONSTRAINTS) $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") "$(or $(TORCH_SPEC),torch)"
 	@echo "Installing the other libraries: about 0.2 GB."
-	$(PIP) install $(CONSTRAINTS) --editable ".[dev,eval]"
+	$(PIP) install $(CONSTRAINTS) --editable ".[dev,eval,studio]"
 	@touch $@
 
 lint: $(INSTALLED)

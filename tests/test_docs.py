@@ -11,7 +11,7 @@ import typer
 
 import inst
 from inst.cli import app
-from inst.cli.defaults import defaults_of
+from inst.defaults import defaults_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), *ROOT.glob("docs/*.md")])

@@ -74,7 +74,7 @@ def test_a_style_is_read_from_a_file_a_folder_or_a_style(mini: inst.Backbone, pa
 
 def test_the_example_of_the_readme_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    example = readme.split("In Python:\n\n```python\n")[1].split("```")[0]
+    example = readme.split("## In Python\n\n```python\n")[1].split("```")[0]
     assert sum(bool(line.strip()) for line in example.splitlines()) <= 6  # the import, and five lines
     for name, source in (("painting.jpg", demo.PAINTINGS[0]), ("photo.jpg", demo.PHOTOS[0])):
         Image.open(source).convert("RGB").save(tmp_path / name)

@@ -8,8 +8,21 @@ import inst
 
 PACKAGE = Path(inst.__file__).parent
 FROM_THE_GROUND_UP = (
-    *("version", "errors", "arguments", "runs", "models", "demo", "files", "pictures", "backbone", "styles"),
-    *("sampling", "synthesis", "learning", "diffusers", "evaluation", "study", "cli"),
+    *(
+        "version",
+        "errors",
+        "arguments",
+        "listening",
+        "defaults",
+        "runs",
+        "models",
+        "demo",
+        "files",
+        "pictures",
+        "backbone",
+        "styles",
+    ),
+    *("sampling", "synthesis", "learning", "diffusers", "evaluation", "study", "studio", "cli"),
 )
 
 

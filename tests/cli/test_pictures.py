@@ -25,7 +25,7 @@ from typer.main import get_command
 import inst
 from inst import demo
 from inst.cli import app
-from inst.cli.defaults import defaults_of
+from inst.defaults import defaults_of
 from inst.pictures.io import read_picture, save_picture, to_image
 from inst.pictures.sheets import _GAP, LABEL_HEIGHT
 from inst.styles.style import Style

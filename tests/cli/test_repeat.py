@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import inst
+import inst.synthesis.sheet
 from inst.cli.pictures import TRANSFER
 from inst.files.provenance import SourceFile
 from inst.pictures.io import save_picture
@@ -86,7 +86,7 @@ def test_a_sheet_carries_its_record_and_repeat_makes_it_again(
 def test_a_sheet_with_large_paintings_leaves_them_out_and_repeat_says_so(
     run: Run, sheet: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["inst.cli.sheet"], "_PAINTINGS", 100)  # the package names the command so
+    monkeypatch.setattr(inst.synthesis.sheet, "_PAINTINGS", 100)
     assert run(*sheet, "-o", "sheet.png")[0] == 0
     assert [style.paintings for style in read_record("sheet.png").styles.values()] == [(), ()]
     assert "make it again with inst sheet" in refused(run, "sheet.png")

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from contrast import low_contrast
 from inst.study import tables
 from inst.study.database import Database
 from inst.study.factors import FACTORS, texts
@@ -310,24 +311,6 @@ def test_the_admin_page_shows_progress_only_with_the_right_token(study: Path, se
         visitor.wait(lambda: "1 started, 0 finished" in visitor.text(), "the summary")
 
 
-CONTRAST = """
-const light = (c) => { const f = c.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-  return .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; };
-const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
-const low = [];
-for (const one of document.querySelectorAll("main:not([hidden]) *")) {
-  const own = [...one.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
-  if (!own || !one.checkVisibility() || one.matches(".unseen, .unseen *, option")) continue;
-  let back = one; let paint = rgb(getComputedStyle(back).backgroundColor);
-  while (paint[3] === 0) { back = back.parentElement; paint = back ? rgb(getComputedStyle(back).backgroundColor)
-    : rgb(getComputedStyle(document.documentElement).backgroundColor); }
-  const [a, b] = [light(rgb(getComputedStyle(one).color).slice(0, 3)), light(paint.slice(0, 3))].sort((x, y) => y - x);
-  if ((a + .05) / (b + .05) < 4.5) low.push(one.outerHTML.slice(0, 120));
-}
-return low;
-"""
-
-
 def test_every_page_has_enough_contrast_accessible_names_and_focus_on_its_heading(
     study: Path, server: Served, tmp_path: Path
 ) -> None:
@@ -337,7 +320,7 @@ def test_every_page_has_enough_contrast_accessible_names_and_focus_on_its_headin
         def check(page: str, heading: str) -> None:
             assert visitor.script("return document.activeElement.tagName") == "H1"
             assert heading in visitor.script("return document.activeElement.textContent")
-            assert visitor.script(CONTRAST) == []
+            assert low_contrast(visitor, "main:not([hidden])") == []
             for one in visitor.find_all(f"#{page} :is(button, select, progress, img)"):
                 if one.is_displayed():
                     assert one.accessible_name, one.get_attribute("outerHTML")

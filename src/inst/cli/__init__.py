@@ -21,6 +21,7 @@ from inst.cli.learn import INTERRUPTED, learn
 from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
+from inst.cli.studio import studio
 from inst.cli.wording import command_line_wording
 from inst.errors import InstError, InstWarning, use_wording
 from inst.version import __version__
@@ -48,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (learn, transfer, generate, sheet, evaluate, compare, ablate, demo, repeat, doctor):
+for _command in (learn, transfer, generate, sheet, studio, evaluate, compare, ablate, demo, repeat, doctor):
     app.command()(_command)
 app.add_typer(style.app, name="style")
 app.add_typer(weights.app, name="weights")

@@ -16,12 +16,12 @@ from inst.cli.compare import (
     run_comparison,
     source_files,
 )
-from inst.cli.defaults import defaults_of
 from inst.cli.evaluate import ClipOption, MetricsOption, load_encoder
 from inst.cli.learn import LEARN
 from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
+from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
 from inst.files.provenance import FORMAT
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.defaults import defaults_of
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
+from inst.defaults import defaults_of
 from inst.errors import InstError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.defaults import defaults_of
 from inst.cli.places import Output, check_output, output_option, output_path
 from inst.cli.session import SeedOption, Session, with_session
+from inst.defaults import defaults_of
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.listing import pictures_of, readable_name
 from inst.files.provenance import SourceFile

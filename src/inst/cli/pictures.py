@@ -14,10 +14,10 @@ from inst.cli.control import (
     ControlScaleOption,
     choose_control,
 )
-from inst.cli.defaults import defaults_of
 from inst.cli.maker import PictureMaker
 from inst.cli.places import Output, check_output, numbered_path, output_option, read_path
 from inst.cli.session import SeedOption, Session, StyleOption, read_styles, style_paths, with_session
+from inst.defaults import defaults_of
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
 

@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inst.arguments import check_path
 from inst.cli.console import print_message
-from inst.cli.defaults import defaults_of
 from inst.cli.places import with_read_path
+from inst.defaults import defaults_of
 from inst.errors import UsageError
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +24,9 @@ from inst.errors import UsageError
 from inst.files.listing import pictures_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from inst.backbone.model import Backbone
     from inst.pictures.io import Photo
     from inst.styles.style import Style
-
-_PAINTINGS = 4_000_000
-"""Largest total size in bytes of the paintings in a sheet's record. One is 0.1 to 0.4 MB, one with its cells 1 MB."""
 
 
 @with_session
@@ -96,35 +90,14 @@ def draw_sheet(
     Args:
         settings: "strengths" and "guidances" are sequences of numbers. The others are arguments of `inst.transfer`.
     """
-    from inst.pictures.io import save_picture
-    from inst.pictures.sheets import make_sheet
     from inst.runs import complete
-    from inst.synthesis.from_photo import transfer
-    from inst.synthesis.record import PictureRecord
+    from inst.synthesis.sheet import paint_sheet
 
-    strengths, guidances = settings["strengths"], settings["guidances"]
-    shared = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
-    # All transfers are created before the first one runs, so that a wrong argument is reported at once.
-    cells = [(style, guidance, strength) for style in styles for guidance in guidances for strength in strengths]
-    runs = [transfer(model, photo.picture, style, strength=s, guidance=g, **shared) for style, g, s in cells]
-    pictures = []
-    with session.progress("pictures", len(runs)) as update:
-        for (_, guidance, strength), run in zip(cells, runs, strict=True):
-            pictures.append((f"strength {strength:g}, guidance {guidance:g}", complete(run)[0]))
-            update(len(pictures), len(runs), "")
-    rows: list[list[tuple[str, Tensor] | None]] = []
-    for style in styles:
-        painting = (style.name, style.painting()) if style.paintings else None
-        sources = [painting, ("the photo", photo.picture)]
-        for _, head in zip_longest(guidances, sources[: len(guidances)]):
-            done = len(rows) * len(strengths)
-            rows.append([head, *pictures[done : done + len(strengths)]])
-    paintings = sum(len(painting) for style in styles for painting in style.paintings) <= _PAINTINGS
-    by_placeholder = {f"[C{number}]": style for number, style in enumerate(styles, start=1)}
-    recorded = {**settings, "flatten": True, "paintings": paintings}
-    record = PictureRecord.of("sheet", model, recorded, by_placeholder, photo=photo, paintings=paintings)
+    with session.progress("pictures") as update:
+        run = paint_sheet(model, photo, styles, settings)
+        painted = complete(run, lambda step: update(step.pictures, step.total, ""))
     with output_path(out, stem, ".png") as path:
-        save_picture(make_sheet(rows), path, texts=record.texts())
+        painted.save(path)
     session.report([f"{path}"], sheet=str(path))
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inst.cli.defaults import defaults_of
 from inst.cli.places import OUTPUTS, Output, checks_paths, new_file, output_option
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
+from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
 from inst.files.writing import folder_of, make_folder
 

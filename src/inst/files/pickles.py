@@ -28,7 +28,8 @@ class UnsafePickleError(pickle.UnpicklingError):
 def is_safetensors(start: bytes) -> bool:
     """Whether a file that begins with these 9 bytes may be a safetensors file.
 
-    Its first 8 bytes are a length below 2^32, which can be the same as those of a pickle. A pickle has no "{" after them.
+    Its first 8 bytes are a length below 2^32, which can be the same as those of a pickle. No pickle has a "{" after
+    them.
     """
     return start[4:9] == b"\0\0\0\0{"
 

@@ -28,7 +28,7 @@ FORMAT = 3
 """The version of the record's format: the one that this package writes, and the newest that it can read."""
 
 PROSE_KEYS = frozenset(
-    {"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note", "title", "labels"}
+    {"prompt", "negative_prompt", "caption", "captions", "template", "templates", "note", "title", "labels", "tags"}
 )
 """Keys with free text as their value. The text is kept unchanged: it may contain a slash, but it is not a path."""
 

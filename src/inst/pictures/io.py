@@ -116,6 +116,35 @@ def open_picture(path: str | Path) -> Image.Image:
         return flatten(*to_srgb(image))
 
 
+def check_picture(path: str | Path, formats: list[str], most_pixels: int, name: str = "The file") -> str:
+    """Decode a picture file from an unknown source, and return the name of its format.
+
+    Args:
+        path: the file; its name says nothing about its format.
+        formats: the formats that are accepted, by Pillow's names. No other decoder sees the file.
+        most_pixels: largest number of pixels; it is checked before anything is decoded.
+        name: the name of the file in messages.
+
+    Raises:
+        UsageError: the picture has more pixels.
+        InstError: the file is empty, damaged, or not a picture in one of the formats.
+    """
+    with translate_errors(name), Path(path).open("rb") as file:
+        if not file.read(1):
+            raise InstError(f"{name} is empty (0 bytes)", "choose another one")
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=formats)
+        if image.width * image.height > most_pixels:
+            raise UsageError(
+                f"{name} has {image.width} x {image.height} pixels, more than {most_pixels / 1e6:.0f} million",
+                "make it smaller",
+            )
+        image.load()
+        return str(image.format)
+
+
 def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Tensor:
     """Read a mask: [H, W] float32 in [0, 1]. The style is applied where it is 1 (white).
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +22,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inst.errors import Argument, InstError, UsageError
+from inst.errors import InstError
+from inst.listening import listen, page_address
 from inst.study import sessions, tables
 from inst.study.database import Database
 
@@ -167,44 +166,16 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         UsageError: the port is out of range.
         InstError: the server cannot listen on the address and port, or the file cannot be written to.
     """
-    if not 0 <= port < 2**16:
-        raise UsageError(f"The port {port} cannot be used", "give a number from 0 to 65535")
     try:
         database.write_ahead()
     except sqlite3.Error as error:
         raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    if os.name == "posix":  # on other systems, two servers could share a port
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise InstError(
-            f"The server cannot listen on {host} port {port} ({error.strerror or error})",
-            "give another ",
-            Argument("port"),
-            " or ",
-            Argument("host"),
-        ) from None
-    listener.listen(128)
-    ready(f"http://{_reachable(host)}:{listener.getsockname()[1]}/")
+    listener = listen(host, port)
+    ready(page_address(host, listener))
     config = uvicorn.Config(
         make_app(database), http="h11", ws="none", access_log=False, server_header=False, log_level="warning"
     )
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def _reachable(host: str) -> str:
-    """Return the host for an address that other computers can open: for all addresses, the one in the local network."""
-    if host in ("0.0.0.0", "::"):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(("192.0.2.1", 9))  # an address reserved for documentation; a UDP connect sends nothing
-                return str(probe.getsockname()[0])
-            except OSError:
-                return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 def _bearer(request: Request) -> str:

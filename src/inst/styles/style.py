@@ -227,7 +227,7 @@ class Style:
             )
         except InstError as error:
             raise error.with_prefix(f"{name}: ") from None
-        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise InstError(f"{name} is damaged ({reason(error)})", f"copy it again, or {_LEARN}") from None
 
     def check(self, backbone: Backbone) -> str | None:

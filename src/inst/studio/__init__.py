@@ -1,0 +1,1 @@
+"""The studio: a page on which a painting and a photo become a picture, and the HTTP service behind it."""

@@ -1,0 +1,1 @@
+"""The page of the studio (Gradio): transfer, learning, generation and the library, in English and Chinese."""

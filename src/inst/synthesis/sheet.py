@@ -1,0 +1,97 @@
+"""One photo at several strengths and guidance scales and in several styles, on one labelled sheet with its record."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from inst.backbone.model import Backbone
+from inst.pictures.io import Photo, save_picture
+from inst.pictures.sheets import make_sheet
+from inst.styles.style import Style
+from inst.synthesis.from_photo import transfer
+from inst.synthesis.record import PictureRecord
+
+_PAINTINGS = 4_000_000
+"""Largest total size in bytes of the paintings in a sheet's record. One is 0.1 to 0.4 MB, one with its cells 1 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class SheetStep:
+    """A finished sampling step of a sheet.
+
+    Attributes:
+        pictures: number of finished pictures.
+        total: number of pictures.
+        clean: the z_0 predicted in this step, [1, C, h, w]; None after the last step of a picture.
+    """
+
+    pictures: int
+    total: int
+    clean: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class PaintedSheet:
+    """A sheet and its record."""
+
+    page: Image.Image
+    record: PictureRecord
+
+    def save(self, path: str | Path) -> Path:
+        """Write the sheet; a PNG file also gets the record. The errors are those of `inst.save_picture`."""
+        return save_picture(self.page, path, texts=self.record.texts())
+
+
+def paint_sheet(
+    backbone: Backbone, photo: Photo, styles: Sequence[Style], settings: Mapping[str, Any]
+) -> Generator[SheetStep, None, PaintedSheet]:
+    """Make a sheet. Each style has its rows, with the painting and the photo at their left.
+
+    Args:
+        backbone: the frozen model.
+        photo: the photo; its opacity is ignored.
+        styles: the styles.
+        settings: "strengths" (columns) and "guidances" (rows) are sequences of numbers. The others are arguments of
+            `inst.transfer`.
+
+    Raises:
+        UsageError: an argument cannot be used. It is raised before anything is computed.
+    """
+    strengths, guidances = settings["strengths"], settings["guidances"]
+    shared = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
+    # All transfers are created before the first one runs, so that a wrong argument is reported at once.
+    cells = [(style, guidance, strength) for style in styles for guidance in guidances for strength in strengths]
+    runs = [transfer(backbone, photo.picture, style, strength=s, guidance=g, **shared) for style, g, s in cells]
+
+    def run() -> Generator[SheetStep, None, PaintedSheet]:
+        pictures: list[tuple[str, Tensor]] = []
+        for (_, guidance, strength), sampling in zip(cells, runs, strict=True):
+            while True:
+                try:
+                    step = next(sampling)
+                except StopIteration as end:
+                    pictures.append((f"strength {strength:g}, guidance {guidance:g}", end.value[0]))
+                    break
+                yield SheetStep(len(pictures), len(runs), step.clean)
+            yield SheetStep(len(pictures), len(runs), None)
+        rows: list[list[tuple[str, Tensor] | None]] = []
+        for style in styles:
+            painting = (style.name, style.painting()) if style.paintings else None
+            sources = [painting, ("the photo", photo.picture)]
+            for _, head in zip_longest(guidances, sources[: len(guidances)]):
+                done = len(rows) * len(strengths)
+                rows.append([head, *pictures[done : done + len(strengths)]])
+        paintings = sum(len(painting) for style in styles for painting in style.paintings) <= _PAINTINGS
+        by_placeholder = {f"[C{number}]": style for number, style in enumerate(styles, start=1)}
+        recorded = {**settings, "flatten": True, "paintings": paintings}
+        record = PictureRecord.of("sheet", backbone, recorded, by_placeholder, photo=photo, paintings=paintings)
+        return PaintedSheet(make_sheet(rows), record)
+
+    return run()
