@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from inst.studio.page.follow import hint
 from inst.studio.page.inputs import Ref, keep, picture_input, remember_name
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
+from inst.studio.people import person_of
 from inst.studio.requests import GenerateRequest, TransferRequest
 from inst.studio.studio import Studio
 
@@ -32,7 +34,7 @@ def build_restore(studio: Studio, texts: Texts, tabs: Mapping[str, Tab], bar: gr
         made = picture_input(label=texts.restore, sources=["upload"], height=140, buttons=[], elem_id="restore")
         state = gr.HTML("", elem_id="restore-status")
 
-    def restore(picture: tuple[str, str] | None) -> dict[Any, Any]:
+    def restore(request: gr.Request, picture: tuple[str, str] | None) -> dict[Any, Any]:
         if picture is None:
             return {state: ""}
         try:
@@ -55,14 +57,14 @@ def build_restore(studio: Studio, texts: Texts, tabs: Mapping[str, Tab], bar: gr
         update[tab.choice.note] = hint(texts.style_of_picture.format(name=", ".join(_names(record))))
         others, sentence = _others(record, name, tab.settings), texts.restored
         if record.mask is not None:
-            mask = _kept(studio, record.mask)
+            mask = _kept(studio, person_of(request), record.mask)
             if mask is None:
                 sentence = texts.restored_without_mask
             else:
                 others["mask"] = {"upload": record.mask.sha256, "name": record.mask.name}
         update[tab.others] = others
         if tab.photo is not None:
-            photo = _kept(studio, record.photo)
+            photo = _kept(studio, person_of(request), record.photo)
             update[tab.photo] = photo
             sentence = sentence if photo else texts.restored_without_photo
         return {**update, state: hint(sentence)}
@@ -99,11 +101,15 @@ def _others(record: PictureRecord, tab: str, settings: Mapping[str, Any]) -> dic
     return {name: value for name, value in record.settings.items() if name in fields and name not in settings}
 
 
-def _kept(studio: Studio, source: SourceFile | None) -> str | None:
-    """Return the photo or the mask of a picture, if it is still among the uploads, and remember its name."""
-    if source is not None:
-        with suppress(InstError):
-            path = studio.uploads.find(source.sha256)
-            remember_name(source.sha256, source.name)
-            return str(path)
+def _kept(studio: Studio, person: str, source: SourceFile | None) -> str | None:
+    """Return the photo or the mask of a picture, if it is still among the uploads, and remember its name.
+
+    Only a person who used it before gets it: a picture that was given away must not give away its photo.
+    """
+    if source is None or all(source.sha256 not in json.dumps(job.request) for job in studio.jobs.jobs(person)):
+        return None
+    with suppress(InstError):
+        path = studio.uploads.find(source.sha256)
+        remember_name(source.sha256, source.name)
+        return str(path)
     return None
