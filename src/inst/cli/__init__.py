@@ -77,8 +77,10 @@ def main() -> None:
     Exit codes: 0 for success, 1 for a failure (also if the result is written but cannot be printed), 2 for wrong use,
     130 after Ctrl-C.
     """
-    # Waiting threads that spin make a shared computer several times slower. PyTorch reads this variable on import.
+    # Waiting threads that spin for long make a shared computer several times slower; threads that sleep at once make
+    # learning take a third longer, because its steps have many short operations. PyTorch reads these on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     # Imports make many objects, which stay. Looking for garbage among them again and again would take 0.3 s.
     gc.set_threshold(100_000)
     print_any_text()
