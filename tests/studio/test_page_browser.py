@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_the_style_goes_only_where_the_mask_is_painted(studio: Served, tmp_path:
             stroke = stroke.move_by_offset(15, 0)
         visitor.wait(lambda: visitor.find("#transfer-mask img, #transfer-mask canvas"), "the photo below the brush")
         stroke.release().perform()
+        time.sleep(3)  # the editor sends what was painted after a while, and nothing on the page tells when
         visitor.upload("#transfer-painting", PAINTING)
         visitor.wait_for_status("transfer", "Done")
         made = fetch(visitor, visitor.find("#transfer-download a").get_property("href"))
