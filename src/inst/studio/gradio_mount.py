@@ -318,9 +318,9 @@ def _has_form(scope: Scope, content: Any) -> bool:
     if kind in ("cancel", "reset"):
         return True
     page = scope["app"].state.pages[language]
-    names = {call.api_name for call in page.fns.values() if isinstance(call.api_name, str)}
     if kind == "queue":
         return isinstance(content.get("data"), list) and type(number) is int and number in page.fns
+    names = {call.api_name for call in page.fns.values() if isinstance(call.api_name, str)}
     name = rest[-1]
     if rest[0] == "v2" and len(rest) == 2:
         return name in names and _fits(page, f"/{name}", content)

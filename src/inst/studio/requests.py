@@ -16,6 +16,9 @@ TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
 GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
 LEARN = defaults_of("inst.learning.loop", "learn")
 
+MOST_PAINTINGS = 16
+"""Of one style."""
+
 Prompt = Annotated[str, Field(max_length=2000)]
 Name = Annotated[str, Field(max_length=200)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -36,7 +39,9 @@ class StyleRef(_Part):
     """A style: one of the library, the instant style of uploaded paintings, or one in the record of a picture."""
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = Field(None, description="A style of the library.")
-    paintings: list[UploadRef] = Field([], max_length=16, description="Paintings of one style, used without learning.")
+    paintings: list[UploadRef] = Field(
+        [], max_length=MOST_PAINTINGS, description="Paintings of one style, used without learning."
+    )
     record: UploadRef | None = Field(None, description="A PNG file that was made here; it holds its styles.")
     placeholder: Name = Field("[C]", description="Which style of the record.")
     weight: float = Field(1.0, ge=0, le=100, description="Its share in a mixture.")
@@ -141,7 +146,7 @@ class GenerateRequest(_PictureRequest):
 class LearnRequest(Request):
     """Learn a style from paintings (`inst.learn`)."""
 
-    paintings: list[UploadRef] = Field(min_length=1, max_length=16)
+    paintings: list[UploadRef] = Field(min_length=1, max_length=MOST_PAINTINGS)
     name: Name = ""
     steps: int = Field(LEARN["steps"], ge=1)
     batch_size: int = Field(LEARN["batch_size"], ge=1, le=32)

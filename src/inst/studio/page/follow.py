@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from inst.errors import InstError
 from inst.studio.job_store import ENDED, Job, JobState
+from inst.studio.page.latest import Latest
 from inst.studio.page.texts import Texts
+from inst.studio.people import person_of
 from inst.studio.studio import Studio
 
 
@@ -33,6 +35,12 @@ def find(studio: Studio, id: str | None, person: str) -> Job | None:
         return None if not id else studio.jobs.job(id, person)
     except LookupError:
         return None
+
+
+def running(studio: Studio, latest: Latest, request: gr.Request) -> Job | None:
+    """Return the job that a visit follows, if it has not ended."""
+    job = find(studio, latest.of(request), person_of(request))
+    return None if job is None or job.state in ENDED else job
 
 
 def newest(studio: Studio, person: str, *kinds: str) -> Job | None:

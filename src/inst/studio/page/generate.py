@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
-from inst.studio.page.follow import find, follow, hint, job_links, newest, picture_html, status, submit
+from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.latest import Latest
 from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
@@ -139,8 +139,7 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
         refs = choice.refs(*given[len(settings) :])
         if not refs:
             return None
-        before = find(studio, latest.of(request), person)
-        if before is not None and before.state not in ENDED:
+        if (before := running(studio, latest, request)) is not None:
             studio.jobs.wish(before.id, Wish.CANCEL)
         return submit(studio, person, "generate", {**hidden, **named, "styles": refs})
 
@@ -156,8 +155,7 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
             yield update
 
     def cancel(request: gr.Request) -> Any:
-        job = find(studio, latest.of(request), person_of(request))
-        if job is None or job.state in ENDED:
+        if (job := running(studio, latest, request)) is None:
             return gr.skip()
         studio.jobs.wish(job.id, Wish.CANCEL)
         return hint(texts.stopping)

@@ -11,18 +11,17 @@ import gradio as gr
 from inst.errors import InstError
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
-from inst.studio.page.follow import find, follow, hint, link_html, newest, status, submit
+from inst.studio.page.follow import find, follow, hint, link_html, newest, running, status, submit
 from inst.studio.page.inputs import keep_all, pictures_input
 from inst.studio.page.latest import Latest
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
-from inst.studio.requests import LEARN
+from inst.studio.requests import LEARN, MOST_PAINTINGS
 from inst.studio.studio import Studio
 from inst.studio.work import CURVE, STYLE, read_curve
 
 _PREVIEW_EVERY = 20
-_MOST_PAINTINGS = 16
 _PLOT_SECONDS = 1.0  # between two drawings of the plot, each of which is sent whole
 
 
@@ -149,7 +148,7 @@ def build_learn(studio: Studio, texts: Texts) -> Tab:
         if not given:
             raise gr.Error(texts.need_painting, print_exception=False)
         body = {
-            "paintings": keep_all(studio, given[: _MOST_PAINTINGS + 1]),
+            "paintings": keep_all(studio, given[: MOST_PAINTINGS + 1]),
             "name": name,
             "steps": int(steps),
             "preview_every": int(every),
@@ -172,8 +171,7 @@ def build_learn(studio: Studio, texts: Texts) -> Tab:
 
     def wished(wish: Wish) -> Any:
         def ask(request: gr.Request) -> Any:
-            job = find(studio, latest.of(request), person_of(request))
-            if job is None or job.state in ENDED:
+            if (job := running(studio, latest, request)) is None:
                 return gr.skip()
             try:
                 studio.jobs.wish(job.id, wish)

@@ -117,5 +117,12 @@ def build_style_choice(studio: Studio, texts: Texts, prefix: str) -> StyleChoice
         api_visibility="private",
     )
     # Another painting or another saved style takes the place of the styles of a picture.
-    gr.on([painting.input, saved.input], list, None, recorded, queue=False, api_visibility="private")
+    gr.on(
+        [painting.input, saved.input],
+        lambda: ([], ""),
+        None,
+        [recorded, note],
+        queue=False,
+        api_visibility="private",
+    )
     return choice

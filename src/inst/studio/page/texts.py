@@ -36,15 +36,12 @@ class Texts:
     paint: str
     stop: str
     sheet: str
-    sheet_info: str
-    result: str
     result_alt: str
     before_after: str
     all_results: str
     download: str
     download_style: str
     download_all: str
-    settings: str
     more_settings: str
     strength: str
     strength_info: str
@@ -71,7 +68,6 @@ class Texts:
     steps_auto: str
     mask: str
     mask_info: str
-    use_mask: str
     restore: str
     restore_info: str
     restored: str
@@ -104,7 +100,6 @@ class Texts:
     loss_validation: str
     your_learnings: str
     learned: str
-    use_style: str
     # Library
     search: str
     search_info: str
@@ -148,7 +143,6 @@ class Texts:
     need_style: str
     need_painting: str
     need_prompt: str
-    need_choice: str
 
 
 ENGLISH = Texts(
@@ -173,15 +167,12 @@ ENGLISH = Texts(
     paint="Paint",
     stop="Stop",
     sheet="Strength sheet",
-    sheet_info="The photo at three strengths and three guidance scales, on one sheet.",
-    result="Result",
     result_alt="The photo in the style of the painting",
     before_after="Before and after: move the handle",
     all_results="All pictures",
     download="Download with settings (PNG)",
     download_style="Download the style file",
     download_all="Download all (ZIP)",
-    settings="Settings",
     more_settings="More settings",
     strength="Strength",
     strength_info="0 keeps the photo, 1 makes a new picture.",
@@ -208,7 +199,6 @@ ENGLISH = Texts(
     steps_auto="0 chooses a good number.",
     mask="Only a part of the photo",
     mask_info="Paint with the brush where the style should go. The rest of the photo stays.",
-    use_mask="Use the mask",
     restore="Restore settings from a picture",
     restore_info="Drop a PNG picture that was made here: its settings and its style come back.",
     restored="The settings of the picture are back.",
@@ -242,7 +232,6 @@ ENGLISH = Texts(
     loss_validation="validation",
     your_learnings="Your learnings",
     learned="The style “{name}” is learned. It is in the library, and can be chosen as a saved style.",
-    use_style="Use it for a photo",
     search="Search",
     search_info="Name, tag, painting or model.",
     tag="Tag",
@@ -290,7 +279,6 @@ ENGLISH = Texts(
     need_style="Drop a painting, or choose a saved style.",
     need_painting="Drop one or several paintings first.",
     need_prompt="Write a prompt first.",
-    need_choice="Choose a style first.",
 )
 
 CHINESE = Texts(
@@ -315,15 +303,12 @@ CHINESE = Texts(
     paint="开始绘制",
     stop="停止",
     sheet="强度对照表",
-    sheet_info="同一张照片，三种强度和三种引导系数，排在一张图上。",
-    result="结果",
     result_alt="画作风格的照片",
     before_after="前后对比：拖动滑块",
     all_results="全部图片",
     download="下载（PNG，含设置）",
     download_style="下载风格文件",
     download_all="全部下载（ZIP）",
-    settings="设置",
     more_settings="更多设置",
     strength="强度",
     strength_info="0 保留照片，1 画出全新的图片。",
@@ -350,7 +335,6 @@ CHINESE = Texts(
     steps_auto="0 表示自动选择。",
     mask="只处理照片的一部分",
     mask_info="用画笔涂抹要应用风格的区域，照片的其余部分保持不变。",
-    use_mask="使用蒙版",
     restore="从图片恢复设置",
     restore_info="拖入在这里生成的 PNG 图片，即可恢复它的设置和风格。",
     restored="已恢复图片的设置。",
@@ -381,7 +365,6 @@ CHINESE = Texts(
     loss_validation="验证",
     your_learnings="我的学习任务",
     learned="风格“{name}”已学好，已放入风格库，可作为已保存的风格选用。",
-    use_style="用于照片",
     search="搜索",
     search_info="名称、标签、画作或模型。",
     tag="标签",
@@ -429,7 +412,6 @@ CHINESE = Texts(
     need_style="请放入一幅画作，或选择已保存的风格。",
     need_painting="请先放入一幅或多幅画作。",
     need_prompt="请先填写提示词。",
-    need_choice="请先选择一个风格。",
 )
 
 TEXTS: dict[Language, Texts] = {"en": ENGLISH, "zh": CHINESE}

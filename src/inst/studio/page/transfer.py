@@ -13,7 +13,7 @@ from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
 from inst.studio.page.examples import EXAMPLES, example_pictures, example_uploads
-from inst.studio.page.follow import find, follow, hint, job_links, newest, picture_html, status, submit
+from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.inputs import keep, keep_mask, picture_input
 from inst.studio.page.latest import Latest
 from inst.studio.page.style_choice import build_style_choice
@@ -22,6 +22,7 @@ from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
 from inst.studio.requests import TRANSFER
 from inst.studio.studio import Studio
+from inst.studio.uploads import PICTURE_FORMATS
 
 SIZE = 512
 
@@ -110,7 +111,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
                         elem_id="transfer-mask",
                     )
         with gr.Column(scale=6, min_width=320, elem_classes="inst-right"):
-            state = gr.HTML("", elem_id="transfer-status", elem_classes="inst-live")
+            state = gr.HTML("", elem_id="transfer-status")
             preview = gr.HTML("", visible=False, elem_id="transfer-preview")
             compare = gr.ImageSlider(
                 label=texts.before_after, interactive=False, buttons=["fullscreen"], elem_id="transfer-compare"
@@ -210,8 +211,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         named: Any,
     ) -> Job:
         person = person_of(request)
-        before = find(studio, latest.of(request), person)
-        if before is not None and before.state not in ENDED:
+        if (before := running(studio, latest, request)) is not None:
             studio.jobs.wish(before.id, Wish.CANCEL)
         body: dict[str, Any] = {"photo": keep(studio, photo), "styles": refs}
         if kind == "sheet":
@@ -251,8 +251,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
             yield update
 
     def cancel(request: gr.Request) -> str | Any:
-        job = find(studio, latest.of(request), person_of(request))
-        if job is None or job.state in ENDED:
+        if (job := running(studio, latest, request)) is None:
             return gr.skip()
         studio.jobs.wish(job.id, Wish.CANCEL)
         return hint(texts.stopping)
@@ -271,7 +270,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
 
         if picture is None:
             return None
-        with Image.open(picture[0], formats=["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]) as image:
+        with Image.open(picture[0], formats=PICTURE_FORMATS) as image:
             from inst.pictures.srgb import upright
 
             reduced = upright(image).convert("RGB")
