@@ -22,7 +22,7 @@ FROM_THE_GROUND_UP = (
         "backbone",
         "styles",
     ),
-    *("sampling", "synthesis", "learning", "diffusers", "evaluation", "study", "studio", "cli"),
+    *("sampling", "synthesis", "learning", "diffusers", "evaluation", "study", "batch", "studio", "cli"),
 )
 
 

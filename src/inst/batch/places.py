@@ -1,0 +1,159 @@
+"""A file or folder on this computer, or elsewhere through fsspec (`s3://`, `gs://`, `https://`)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from inst.errors import InstError, first_line
+from inst.files.listing import readable_name
+
+LARGEST_FILE = 1 << 30
+"""The largest file that is read as a whole, in bytes. The largest picture that Pillow opens is about as large."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
+"""The start of a URL: `s3://`, and for file systems in each other `simplecache::s3://`."""
+
+_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=://)@|[?#][^\s:]*=[^\s:]*")
+"""User and password in a URL, and its query, which can hold a signature or a token."""
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that end a line, control a terminal, or turn the direction of text."""
+
+_EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "fsspec": "batch", "pyarrow": "batch"}
+"""The extras of the package that install a library."""
+
+
+def printable(text: str) -> str:
+    """Return a text for one line of a message: readable, without control characters."""
+    return _CONTROL.sub("_", readable_name(text))
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is a URL and not a path."""
+    return _URL.match(text) is not None
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without the passwords and tokens of the URLs in it."""
+    return printable(_SECRETS.sub("", text)) if "://" in text else printable(text)
+
+
+def missing_library(error: ImportError) -> InstError:
+    """Return the error that says which extra installs a library."""
+    text = f"{error.name} {error}"
+    name = next((name for name in _EXTRAS if name in text), error.name or first_line(error))
+    install = f'"inst[{_EXTRAS[name]}]"' if name in _EXTRAS else name
+    return InstError(f"The library {name} is missing", f"install it with pip install {install}")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file or folder. It can be pickled, and opened in another process.
+
+    Attributes:
+        shown: the path or URL for messages, without credentials.
+        locator: an absolute path, or a URL as it was given, perhaps with credentials.
+        path: the path in the file system of the URL; "" means that of the URL itself.
+    """
+
+    shown: str
+    locator: str = field(repr=False)
+    path: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> Place:
+        """Return the place that a path or URL names."""
+        if is_url(text):
+            return cls(without_secrets(text), text)
+        return cls(printable(text), os.path.abspath(text))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether fsspec opens it."""
+        return is_url(self.locator)
+
+    def beside(self, text: str) -> Place:
+        """Return the place that a text in this file names: a URL, or a path relative to the file's folder."""
+        if is_url(text):
+            return Place.of(text)
+        if not self.is_remote:
+            return Place(printable(os.path.join(os.path.dirname(self.shown), text)), self._local(text))
+        _, path = self.file_system()
+        folder = posixpath.dirname(path)
+        return Place(posixpath.join(posixpath.dirname(self.shown), text), self.locator, posixpath.join(folder, text))
+
+    def _local(self, text: str) -> str:
+        return os.path.abspath(os.path.join(os.path.dirname(self.locator), text))
+
+    def file_system(self) -> tuple[Any, str]:
+        """Return the file system of fsspec, and the path in it. Raises InstError."""
+        with reading(self):
+            from fsspec.core import url_to_fs
+
+            system, path = url_to_fs(self.locator)
+            return system, self.path or path
+
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the file for reading, and convert the errors of the whole block to InstError."""
+        with reading(self):
+            if self.is_remote:
+                system, path = self.file_system()
+                with system.open(path, "rb") as file:
+                    yield file
+                return
+            kind = os.stat(self.locator).st_mode
+            if stat.S_ISDIR(kind):
+                raise IsADirectoryError
+            if not stat.S_ISREG(kind):  # to open a pipe would wait for its writer
+                raise InstError(f"{self.shown} is not a file", "give a file")
+            with open(self.locator, "rb") as file:
+                yield file
+
+    def read(self) -> bytes:
+        """Return the bytes of the file, at most `LARGEST_FILE`. Raises InstError."""
+        with self.open() as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise InstError(f"{self.shown} has more than {LARGEST_FILE:,} bytes", "make it smaller")
+        return data
+
+
+@contextmanager
+def reading(place: Place) -> Iterator[None]:
+    """Convert every error of the system, of fsspec and of a server to an InstError of one line."""
+    shown = place.shown
+    try:
+        yield
+    except (InstError, GeneratorExit):
+        raise
+    except ImportError as error:
+        raise missing_library(error) from None
+    except FileNotFoundError:
+        raise InstError(f"{shown}: no such file", "check the path") from None
+    except IsADirectoryError:
+        raise InstError(f"{shown} is a folder", "give a file") from None
+    except PermissionError as error:
+        why = "permission denied" if error.errno is None or not place.is_remote else _reason(error, place)
+        raise InstError(f"{shown} cannot be read ({why})", "change its permissions, or log in") from None
+    except MemoryError:
+        raise InstError(f"{shown} does not fit in memory", "make it smaller") from None
+    except Exception as error:  # each file system of fsspec has errors of its own
+        if not place.is_remote and not isinstance(error, OSError | ValueError):
+            raise
+        remedy = "check the address, the network and the credentials" if place.is_remote else "check the path"
+        raise InstError(f"{shown} cannot be read ({_reason(error, place)})", remedy) from None
+
+
+def _reason(error: BaseException, place: Place) -> str:
+    if isinstance(error, OSError) and error.errno in errno.errorcode and error.strerror and not place.is_remote:
+        return error.strerror
+    return without_secrets(first_line(error).replace(place.locator, place.shown))[:300]
