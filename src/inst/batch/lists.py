@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Collection, Iterator
 
@@ -19,8 +20,9 @@ def read_lines(place: Place) -> Iterator[tuple[int, str]]:
         InstError: the file cannot be read; or a line is longer than 1 MiB, not UTF-8, or has NUL characters.
     """
     with place.open() as file:
+        lines = io.BufferedReader(file)  # type: ignore[type-var]  # fsspec's own files read no part of a line
         number = 0
-        while line := file.readline(_LONGEST_LINE + 1):
+        while line := lines.readline(_LONGEST_LINE + 1):
             number += 1
             where = f"{place.shown} line {number}"
             if len(line) > _LONGEST_LINE:

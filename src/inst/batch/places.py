@@ -21,7 +21,9 @@ LARGEST_FILE = 1 << 30
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 """The start of a URL: `s3://`, and for file systems in each other `simplecache::s3://`."""
 
-_SECRETS = re.compile(r"(?<=://)[^/@\s]+@|(?<=://)@|[?#][^\s:]*=[^\s:]*")
+_LOCAL = "file://"
+
+_SECRETS = re.compile(r"(?<=://)[^/\s]*@|[?#][^\s:\"']*=[^\s:\"']*")
 """User and password in a URL, and its query, which can hold a signature or a token."""
 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -37,8 +39,37 @@ def printable(text: str) -> str:
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is a URL and not a path."""
-    return _URL.match(text) is not None
+    """Whether a text is a URL of another place than this computer's disks."""
+    return _URL.match(text) is not None and not text.startswith(_LOCAL)
+
+
+def local_path(text: str) -> str:
+    """Return a path, without the `file://` that it may have."""
+    return text.removeprefix(_LOCAL)
+
+
+def resolve(file: str, text: str) -> str:
+    """Return what a text in a file names: a URL or an absolute path as it is, or a path relative to the file's folder.
+
+    Args:
+        file: path or URL of the file.
+        text: the text in it. In a file behind a URL, an absolute path is relative to its folder too.
+    """
+    if is_url(text):
+        return text
+    text = local_path(text)
+    if not is_url(file):
+        return os.path.join(os.path.dirname(local_path(file)), text)
+    systems = file.split("::")  # file systems in each other: the first path is that of the file
+    k = next(k for k, system in enumerate(systems) if "://" in system)
+    scheme, _, path = systems[k].partition("://")
+    path = path.partition("?")[0] if scheme.startswith("http") else path  # a signature of this file alone
+    systems[k] = f"{scheme}://{_joined(path, text)}"
+    return "::".join(systems)
+
+
+def _joined(path: str, text: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), text.lstrip("/")))
 
 
 def without_secrets(text: str) -> str:
@@ -49,9 +80,10 @@ def without_secrets(text: str) -> str:
 def missing_library(error: ImportError) -> InstError:
     """Return the error that says which extra installs a library."""
     text = f"{error.name} {error}"
-    name = next((name for name in _EXTRAS if name in text), error.name or first_line(error))
-    install = f'"inst[{_EXTRAS[name]}]"' if name in _EXTRAS else name
-    return InstError(f"The library {name} is missing", f"install it with pip install {install}")
+    name = next((name for name in _EXTRAS if name in text), None)
+    if name is None:
+        return InstError(f"A library is missing ({first_line(error)})", "install it with pip")
+    return InstError(f"The library {name} is missing", f'install it with pip install "inst[{_EXTRAS[name]}]"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +105,7 @@ class Place:
         """Return the place that a path or URL names."""
         if is_url(text):
             return cls(without_secrets(text), text)
-        return cls(printable(text), os.path.abspath(text))
+        return cls(printable(local_path(text)), os.path.abspath(local_path(text)))
 
     @property
     def is_remote(self) -> bool:
@@ -81,17 +113,15 @@ class Place:
         return is_url(self.locator)
 
     def beside(self, text: str) -> Place:
-        """Return the place that a text in this file names: a URL, or a path relative to the file's folder."""
-        if is_url(text):
-            return Place.of(text)
-        if not self.is_remote:
-            return Place(printable(os.path.join(os.path.dirname(self.shown), text)), self._local(text))
-        _, path = self.file_system()
-        folder = posixpath.dirname(path)
-        return Place(posixpath.join(posixpath.dirname(self.shown), text), self.locator, posixpath.join(folder, text))
-
-    def _local(self, text: str) -> str:
-        return os.path.abspath(os.path.join(os.path.dirname(self.locator), text))
+        """Return the place that a text in this file names (`resolve`)."""
+        if is_url(text) or not self.path:
+            shown = self.shown if not self.is_remote else self.locator
+            found = Place.of(resolve(shown, text))
+            return found if found.is_remote else Place(found.shown, os.path.abspath(resolve(self.locator, text)))
+        head, mark, path = self.path.rpartition("://")  # the path of a web server is a URL
+        _, _, shown = self.shown.rpartition("://")
+        scheme = self.shown.removesuffix(shown)
+        return Place(scheme + printable(_joined(shown, text)), self.locator, head + mark + _joined(path, text))
 
     def file_system(self) -> tuple[Any, str]:
         """Return the file system of fsspec, and the path in it. Raises InstError."""
@@ -138,7 +168,8 @@ def reading(place: Place) -> Iterator[None]:
     except ImportError as error:
         raise missing_library(error) from None
     except FileNotFoundError:
-        raise InstError(f"{shown}: no such file", "check the path") from None
+        remedy = "check the address and the network" if place.is_remote else "check the path"
+        raise InstError(f"{shown}: no such file", remedy) from None
     except IsADirectoryError:
         raise InstError(f"{shown} is a folder", "give a file") from None
     except PermissionError as error:

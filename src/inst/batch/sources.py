@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +14,12 @@ from inst.arguments import check_path
 from inst.batch.folders import Pattern, files_below, is_glob, split_glob
 from inst.batch.items import Item, safe_name
 from inst.batch.lists import items_of_list
-from inst.batch.places import Place, printable, reading
-from inst.errors import InstError, UsageError
-from inst.files.listing import PICTURE_ENDINGS
+from inst.batch.places import Place, is_url, local_path, printable, reading, without_secrets
+from inst.batch.remote import remote_files
+from inst.batch.shards import items_of_shard
+from inst.batch.tables import items_of_parquet
+from inst.errors import InstError, InstWarning, UsageError
+from inst.files.listing import PICTURE_ENDINGS, UNREADABLE_PICTURES
 
 STYLE_ENDINGS = (".safetensors", *PICTURE_ENDINGS)
 """Endings of what can be used as a style: a style file or a painting."""
@@ -24,6 +30,7 @@ _STATE = ".state.safetensors"
 _LISTS = (".txt", ".lst")
 _SHARDS = (".tar", ".tar.gz", ".tgz")
 _TABLES = (".parquet",)
+_CONTAINERS = (*_LISTS, *_SHARDS, *_TABLES)
 
 
 @dataclass(frozen=True)
@@ -97,8 +104,6 @@ class _Part:
                 for item in self.read(file):
                     yield item
                     count += 1
-            except UsageError:
-                raise
             except InstError as error:
                 yield Item(file.name, file.place, problem=error)
                 count += 1
@@ -106,34 +111,35 @@ class _Part:
             raise self.empty()
 
     def empty(self) -> InstError:
-        return InstError(f"{self.place.shown} contains no {self.what}", "give another source")
+        """Return the error for a source without items."""
+        remedy = "" if self.read else ', or a glob of files in it, such as "*.jpg", "*.tar" or "*/*.jpg"'
+        return InstError(f"{self.place.shown} contains no {self.what}", f"give another source{remedy}")
 
     def check(self) -> None:
         """Raise the error of a source that is empty, or cannot be read from its start."""
-        first = next(iter(self.files()), None)
+        first = next(self.files(), None)
         if first is None:
             raise self.empty()
-        if self.read is not None and first.problem is None:
-            next(self.read(first), None)
-        next(self.items())
+        if self.read is not None and first.problem is None and next(self.read(first), None) is None:
+            next(self.items())
 
 
 def _open(text: str | Path, options: _Options) -> _Part:
     check_path("A source of pictures", text)
-    text = os.fspath(text)
-    place = Place.of(text)
-    part = _local(text, place, options)
+    text = local_path(os.fspath(text))
+    part = _remote(text, options) if is_url(text) else _local(text, options)
     part.check()
     return part
 
 
-def _local(text: str, place: Place, options: _Options) -> _Part:
+def _local(text: str, options: _Options) -> _Part:
+    place = Place.of(text)
     if os.path.isdir(text):
         parts = ["**", "*"] if options.recursive else ["*"]
         return _Part(place, lambda: _files(place, text, Pattern(parts), options.endings), None, _kinds(options))
     if os.path.lexists(text) or not is_glob(text):
         read, _ = _reader(text, options)
-        item = Item(safe_name(os.path.basename(text), options.endings), place.shown, file=place)
+        item = Item(safe_name(os.path.basename(text), (*options.endings, *_CONTAINERS)), place.shown, file=place)
         with place.open():  # raises if it is missing
             return _Part(place, lambda: iter([item]), read, _kinds(options))
     folder, parts = split_glob(text.replace(os.sep, "/"))
@@ -141,17 +147,73 @@ def _local(text: str, place: Place, options: _Options) -> _Part:
     return _Part(place, lambda: _files(Place.of(folder or "."), folder, Pattern(parts), endings), read, _kinds(options))
 
 
+def _remote(text: str, options: _Options) -> _Part:
+    place = Place.of(text)
+    on_web = text.startswith(("http://", "https://"))  # where a question mark is not a glob's
+    with reading(place):
+        system, path = place.file_system()
+        name = path.partition("?")[0] if on_web else path
+        ends_as_file = name.lower().endswith((*_CONTAINERS, *options.endings))
+        if is_glob(path) and not on_web and not system.exists(path):
+            folder, parts = split_glob(path)
+            read, endings = _reader(path, options)
+            return _Part(place, lambda: _remote_files(place, folder, parts, endings), read, _kinds(options))
+        if ends_as_file or (not path.endswith("/") and system.isfile(path)):
+            read, _ = _reader(name, options)
+            system.info(path)  # raises if it is missing
+            item = Item(safe_name(posixpath.basename(name), (*options.endings, *_CONTAINERS)), place.shown, file=place)
+            return _Part(place, lambda: iter([item]), read, _kinds(options))
+    parts = ["**", "*"] if options.recursive else ["*"]
+    return _Part(place, lambda: _remote_files(place, path, parts, options.endings), None, _kinds(options))
+
+
+def _remote_files(place: Place, folder: str, parts: list[str], endings: tuple[str, ...]) -> Iterator[Item]:
+    """Yield the files below a folder of a URL's file system as items."""
+    with reading(place), _passed_over(place) as pass_over:
+        system, _ = place.file_system()
+        for path in remote_files(system, folder, parts):
+            if not _counts(path, endings):
+                pass_over(path)
+            else:
+                whole = f"{folder.rstrip('/')}/{path}"
+                file = Place(without_secrets(system.unstrip_protocol(whole)), place.locator, whole)
+                yield Item(safe_name(path, endings), file.shown, file=file)
+
+
 def _files(place: Place, folder: str, pattern: Pattern, endings: tuple[str, ...]) -> Iterator[Item]:
     """Yield the files of a folder as items. `folder` is its path as it was given, perhaps ""."""
-    with reading(place):
+    with reading(place), _passed_over(place) as pass_over:
         for path, error in files_below(place.locator, pattern):
             shown = printable(os.path.join(folder, path))
             if error is not None:
                 why = InstError(f"{shown} cannot be read ({error.strerror})", "change its permissions")
                 yield Item(safe_name(path), shown, problem=why)
-            elif path.lower().endswith(endings) and not path.lower().endswith(_STATE):
+            elif not _counts(path, endings):
+                pass_over(path)
+            else:
                 file = Place(shown, os.path.join(place.locator, path))
                 yield Item(safe_name(path, endings), shown, file=file)
+
+
+@contextmanager
+def _passed_over(place: Place) -> Iterator[Callable[[str], None]]:
+    """Yield a function that takes files that do not count, and warn at the end of those that cannot be read."""
+    count, first = 0, ""
+
+    def pass_over(path: str) -> None:
+        nonlocal count, first
+        if path.lower().endswith(UNREADABLE_PICTURES):
+            count, first = count + 1, first or printable(path)
+
+    yield pass_over
+    if count:
+        more = f" and {count - 1} more" if count > 1 else ""
+        problem = f"{first}{more} in {place.shown} cannot be read and is passed over"
+        warnings.warn(InstWarning(problem, "export it as PNG or JPEG"), stacklevel=2)
+
+
+def _counts(path: str, endings: tuple[str, ...]) -> bool:
+    return path.lower().endswith(endings) and not path.lower().endswith(_STATE)
 
 
 def _reader(text: str, options: _Options) -> tuple[Callable[[Item], Iterator[Item]] | None, tuple[str, ...]]:
@@ -159,12 +221,23 @@ def _reader(text: str, options: _Options) -> tuple[Callable[[Item], Iterator[Ite
     name = text.lower()
     if name.endswith(_LISTS):
         return lambda file: items_of_list(file, options.endings), _LISTS
+    if name.endswith(_SHARDS):
+        return lambda file: items_of_shard(file, options.endings), _SHARDS
+    if name.endswith(_TABLES):
+        return lambda file: items_of_parquet(file, options.column, options.endings), _TABLES
     if name.endswith(options.endings) or is_glob(os.path.basename(text)) or not os.path.splitext(text)[1]:
         return None, options.endings
     raise UsageError(
         f"{printable(text)} is no source of pictures",
         "give a folder, a glob, a picture, a list of files (.txt), shards (.tar) or a Parquet file",
     )
+
+
+def file_item(text: str, endings: Sequence[str] = STYLE_ENDINGS) -> Item:
+    """Return the item of one path or URL, such as one of a pair. It is not opened: a missing file raises when read."""
+    place = Place.of(text)
+    name = place.shown if is_url(text) else local_path(text)
+    return Item(safe_name(os.path.basename(name.rstrip("/")), endings), place.shown, file=place)
 
 
 def _kinds(options: _Options) -> str:

@@ -24,7 +24,7 @@ def refuse_pointer(path: Path) -> None:
     refuse_start(path, start)
 
 
-def refuse_start(path: Path, start: bytes) -> None:
+def refuse_start(path: Path | str, start: bytes) -> None:
     """Raise InstError if a file that starts with these bytes is a pointer, for a reader that has opened it already."""
     if start.startswith(_START):
         raise InstError(

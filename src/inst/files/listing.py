@@ -19,7 +19,7 @@ PICTURE_ENDINGS = (
 )
 """A file in a folder counts as a picture if its name has one of these endings, in lower or upper case."""
 
-_OTHER_PICTURES = (
+UNREADABLE_PICTURES = (
     *(".heic", ".heif", ".jxl", ".psd", ".xcf", ".kra", ".svg", ".exr", ".hdr"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
@@ -75,7 +75,7 @@ def picture_names(folder: Path) -> list[str]:
         # No `Path` for each file: Python would intern the name and keep it in memory.
         for entry in entries:
             ending = os.path.splitext(entry.name)[1].lower()
-            if ending not in PICTURE_ENDINGS + _OTHER_PICTURES or entry.name.startswith(".") or entry.is_dir():
+            if ending not in PICTURE_ENDINGS + UNREADABLE_PICTURES or entry.name.startswith(".") or entry.is_dir():
                 continue
             (names if ending in PICTURE_ENDINGS else passed_over).append(entry.name)
     if passed_over:

@@ -1,0 +1,141 @@
+"""Rows of a table of texts: CSV, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from inst.arguments import check_path
+from inst.batch.lists import read_lines
+from inst.batch.places import Place, printable
+from inst.batch.tables import open_parquet, parquet_rows
+from inst.errors import InstError, UsageError, first_line
+from inst.files.listing import readable_name
+
+_DELIMITERS = ",;\t"
+"""What separates columns: a comma, or what spreadsheet programs write in other countries."""
+
+_Row = TypeVar("_Row")
+_Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Rows, each with where it is, for messages."""
+
+
+def table_ending(what: str, text: str, endings: Sequence[str]) -> tuple[Place, str]:
+    """Return a file and its ending. Raises UsageError, with `what` as its name, if it has none of these endings."""
+    check_path(what, text)
+    place = Place.of(text)
+    ending = next((ending for ending in endings if place.shown.lower().endswith(ending)), None)
+    if ending is None:
+        raise UsageError(f"{what} cannot be {place.shown}", f"give a file that ends in {', '.join(endings)}")
+    return place, ending
+
+
+def read_texts(place: Place) -> Iterator[str]:
+    """Yield the lines of a text file that are not blank. Raises InstError as `read_lines` does, or if there is none."""
+    yield from _not_none(place, (line.strip() for _, line in read_lines(place) if line.strip()))
+
+
+def read_rows(
+    place: Place, ending: str, needed: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (where the row is, for messages; the texts by column) of a table. Other columns are left out.
+
+    Args:
+        place: the file.
+        ending: its kind: ".csv", ".jsonl" or ".parquet".
+        needed: columns that must be there, and must not be empty in any row.
+        optional: columns that can be missing or empty: they are "" then. They can hold whole numbers.
+
+    Raises:
+        InstError: the file cannot be read, is damaged or has no rows; a column is missing, or a row has no text in it.
+    """
+    readers: dict[str, Callable[[Place, Sequence[str], Sequence[str]], _Rows]]
+    readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    for where, row in _not_none(place, readers[ending](place, needed, optional)):
+        texts = {name: _text(where, name, row.get(name), numbers=name in optional) for name in (*needed, *optional)}
+        for name in needed:
+            if not texts[name].strip():
+                raise InstError(f"{where} has no {name}", "fill the row, or leave it out")
+        yield where, texts
+
+
+def _not_none(place: Place, rows: Iterator[_Row]) -> Iterator[_Row]:
+    first = True
+    for row in rows:
+        yield row
+        first = False
+    if first:
+        raise InstError(f"{place.shown} has no rows", "give another file")
+
+
+def _text(where: str, name: str, value: Any, *, numbers: bool) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str | int if numbers else str):
+        raise InstError(f"{where} has no text as {name}", "correct the row")
+    text = str(value)
+    if "\0" in text or readable_name(text) != text:
+        raise InstError(f"{where} has a {name} that is not valid Unicode text", "correct the row")
+    return text
+
+
+def _csv_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _Rows:
+    lines = (text for _, text in read_lines(place))
+    first = next(lines, None)
+    if first is None:
+        return
+    delimiter = next((one for one in _DELIMITERS if set(needed) <= set(_header(first, one))), None)
+    if delimiter is None:
+        raise _missing(place, needed, _header(first, ","))
+    header = _header(first, delimiter)
+    at = {name: header.index(name) for name in (*needed, *optional) if name in header}
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        where = f"{place.shown} line {reader.line_num + 2}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InstError(f"{where} is no row of a CSV file ({first_line(error)})", "correct its quotes") from None
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield where, {name: cells[k] for name, k in at.items() if k < len(cells)}
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    try:
+        return [cell.strip().lower() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def _json_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _Rows:
+    for number, line in read_lines(place):
+        where = f"{place.shown} line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InstError(f"{where} is not JSON ({first_line(error)})", "write one object in each line") from None
+        if not isinstance(row, dict):
+            raise InstError(f"{where} is no JSON object", "write one object in each line")
+        yield where, row
+
+
+def _parquet_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _Rows:
+    with open_parquet(place) as table:
+        names = table.schema_arrow.names
+        if any(names.count(name) != 1 for name in needed):
+            raise _missing(place, needed, names)
+        columns = [name for name in (*needed, *optional) if names.count(name) == 1]
+        for number, row in enumerate(parquet_rows(table, columns)):
+            yield f"{place.shown} row {number}", row
+
+
+def _missing(place: Place, needed: Sequence[str], found: Sequence[str]) -> InstError:
+    missing = " or ".join(name for name in needed if name not in found)
+    found_here = f"only {printable(', '.join(found))[:200]}" if any(found) else "no header"
+    return InstError(f"{place.shown} has no column {missing} ({found_here})", f"name the columns {', '.join(needed)}")

@@ -1,0 +1,83 @@
+"""WebDataset shards: tar files of pictures, read as a stream."""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from inst.batch.items import Item, safe_name, too_large
+from inst.batch.places import LARGEST_FILE, Place, printable
+from inst.errors import InstError, first_line
+
+_LARGEST_HEADER = 1 << 20
+"""The largest extended header in bytes: tarfile reads it as a whole."""
+
+_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
+_ERRORS = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, OverflowError, RecursionError)
+_LONGEST_SHOWN = 200
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is checked before tarfile acts on it. tarfile alone ends silently at a damaged header."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        if not buf:
+            raise tarfile.ReadError("it has no end mark, so it was not written or copied to its end")
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+        if member.size < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("it has a sparse member: pack it without --sparse")
+        if member.type in (*_EXTENDED, tarfile.GNUTYPE_LONGLINK) and member.size > _LARGEST_HEADER:
+            raise tarfile.ReadError("a header is too large")
+        return member
+
+
+def items_of_shard(file: Item, endings: Collection[str]) -> Iterator[Item]:
+    """Yield the pictures of a tar file, also of a compressed one, with their bytes. All names are untrusted.
+
+    Members with other endings, links, devices and hidden files are passed over. A picture that is too large or sparse
+    becomes an item with a problem.
+
+    Raises:
+        InstError: the file cannot be read, is no tar file, is damaged or ends too early; after the items before.
+    """
+    assert file.file is not None
+    with (
+        file.file.open() as opened,
+        _translated(file.file),
+        tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as archive,
+    ):
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+            name = member.name.rpartition("/")[2]
+            ending = f".{name.rpartition('.')[2].lower()}"
+            if not member.isreg() or ending not in endings or name.startswith("."):
+                continue
+            place = f"{file.place}/{printable(member.name[-_LONGEST_SHOWN:])}"
+            key = safe_name(member.name, endings)
+            if member.size > LARGEST_FILE:
+                yield Item(key, place, problem=too_large(place, member.size))
+            elif member.issparse():
+                yield Item(key, place, problem=InstError(f"{place} is sparse", "pack the shard without sparse files"))
+            else:
+                content = archive.extractfile(member)
+                assert content is not None
+                yield Item(key, place, data=content.read())
+
+
+@contextmanager
+def _translated(place: Place) -> Iterator[None]:
+    """Convert the errors of tarfile and of decompression to an InstError of one line."""
+    try:
+        yield
+    except _ERRORS as error:
+        why = printable(first_line(error))[:_LONGEST_SHOWN]
+        raise InstError(f"{place.shown} is damaged ({why})", "copy or pack the shard again") from None
