@@ -144,7 +144,8 @@ def _local(text: str, options: _Options) -> _Part:
             return _Part(place, lambda: iter([item]), read, _kinds(options))
     folder, parts = split_glob(text.replace(os.sep, "/"))
     read, endings = _reader(text, options)
-    return _Part(place, lambda: _files(Place.of(folder or "."), folder, Pattern(parts), endings), read, _kinds(options))
+    base = Place.of(folder or ".")  # now, because the current folder can change
+    return _Part(place, lambda: _files(base, folder, Pattern(parts), endings), read, _kinds(options))
 
 
 def _remote(text: str, options: _Options) -> _Part:
@@ -186,7 +187,7 @@ def _files(place: Place, folder: str, pattern: Pattern, endings: tuple[str, ...]
         for path, error in files_below(place.locator, pattern):
             shown = printable(os.path.join(folder, path))
             if error is not None:
-                why = InstError(f"{shown} cannot be read ({error.strerror})", "change its permissions")
+                why = InstError(f"{shown} cannot be read ({error.strerror})", "change its permissions or the link")
                 yield Item(safe_name(path), shown, problem=why)
             elif not _counts(path, endings):
                 pass_over(path)
