@@ -8,6 +8,7 @@ from .learning.instant import read_style as read_style
 from .learning.loop import learn as learn
 from .learning.run import LearningDiverged as LearningDiverged
 from .learning.state import LearningState as LearningState
+from .learning.together import learn_together as learn_together
 from .pictures.io import Photo as Photo
 from .pictures.io import read_painting as read_painting
 from .pictures.io import read_photo as read_photo

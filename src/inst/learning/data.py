@@ -147,7 +147,10 @@ class LearningData:
         return torch.randperm(len(self.pooled), generator=generator)[:_VIEWS_PER_STEP]
 
     def embed_captions(self, backbone: Backbone, word: Tensor, captions: Tensor) -> TextEmbedding:
-        """Encode `captions` [B] (indices of `CAPTIONS`) with the word's vectors [n, d]. Gradients flow to the word."""
+        """Encode `captions` [B], indices of `CAPTIONS`, with the vectors of one word, [n, d], or of B words, [B, n, d].
+
+        Gradients flow to the vectors.
+        """
         captions = captions.to(self.mean.device)
         return backbone.encode_tokens(
             [tokens[captions] for tokens in self.captions], word.expand(len(captions), -1, -1)
@@ -170,24 +173,39 @@ class Validation:
     timesteps: Tensor
     captions: Tensor
 
-    def loss(self, backbone: Backbone, data: LearningData, word: Tensor) -> float:
-        """Compute the mean denoising loss of a word [n, d]."""
-        texts = data.embed_captions(backbone, word, torch.arange(len(CAPTIONS)))
-        losses = [
-            denoising_loss(backbone, texts[captions.to(clean.device)], clean, noise, timesteps)
-            for clean, noise, timesteps, captions in zip(
-                *(part.split(_ENCODER_BATCH) for part in (self.clean, self.noise, self.timesteps, self.captions)),
-                strict=True,
-            )
-        ]
-        return float(torch.cat(losses).mean())
+
+def validation_losses(
+    backbone: Backbone, data: LearningData, validations: Sequence[Validation], words: Tensor, most: int = _ENCODER_BATCH
+) -> list[float]:
+    """Compute the mean denoising losses of the words of S styles on their validation data.
+
+    Args:
+        backbone: predicts the noise.
+        data: gives the tokens of the captions.
+        validations: the validation data of each style.
+        words: [S, n, d].
+        most: number of samples in one call of the UNet.
+    """
+    count = len(CAPTIONS)
+    texts = data.embed_captions(backbone, words.repeat_interleave(count, dim=0), torch.arange(count).repeat(len(words)))
+    parts = [
+        (one.clean, one.noise, one.timesteps, one.captions + number * count) for number, one in enumerate(validations)
+    ]
+    joined = [torch.cat(part).split(most) for part in zip(*parts, strict=True)]
+    losses = [
+        denoising_loss(backbone, texts[captions.to(clean.device)], clean, noise, timesteps)
+        for clean, noise, timesteps, captions in zip(*joined, strict=True)
+    ]
+    return [float(own.mean()) for own in torch.cat(losses).split(_VALIDATION_PAIRS)]
 
 
-def embed_paintings(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Tensor, Tensor]:
+def embed_paintings(
+    backbone: Backbone, paintings: Sequence[Photo], *, keep_encoder: bool = False
+) -> tuple[Tensor, Tensor]:
     """Compute the pooled embeddings [V, P] and patch tokens [V, N, W] of the views of all paintings.
 
     Every painting has the same number of views. At the end the image encoder is moved off the accelerator, because the
-    rest of learning or transfer does not need it.
+    rest of learning or transfer does not need it, unless `keep_encoder`.
 
     Raises:
         InstError: the backbone has no image encoder.
@@ -200,12 +218,19 @@ def embed_paintings(backbone: Backbone, paintings: Sequence[Photo]) -> tuple[Ten
         for square in view_squares(*_size(painting.picture), size, count)
     ]
     embedded = [backbone.embed_picture(torch.stack(batch)) for batch in _batches(crops)]
-    offload_part(backbone.image_encoder)
+    if not keep_encoder:
+        offload_part(backbone.image_encoder)
     return torch.cat([pooled for pooled, _ in embedded]), torch.cat([tokens for _, tokens in embedded])
 
 
 def prepare(
-    backbone: Backbone, paintings: Sequence[Photo], inversion: Inversion, crops: int, generator: torch.Generator
+    backbone: Backbone,
+    paintings: Sequence[Photo],
+    inversion: Inversion,
+    crops: int,
+    generator: torch.Generator,
+    *,
+    keep_encoder: bool = False,
 ) -> tuple[LearningData, Validation]:
     """Compute the learning data and the validation data from the paintings.
 
@@ -217,6 +242,7 @@ def prepare(
             latents are kept, so no step encodes anything. Validation uses other crops. 1 takes the centre of each
             painting, for learning and for validation.
         generator: draws the crops and the noise for validation.
+        keep_encoder: leave the image encoder on the accelerator.
     """
     pictures = [painting.picture for painting in paintings]
     size = backbone.native_size
@@ -233,7 +259,7 @@ def prepare(
     mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
 
     if inversion.config.pooled_width:
-        pooled, tokens = embed_paintings(backbone, paintings)
+        pooled, tokens = embed_paintings(backbone, paintings, keep_encoder=keep_encoder)
     else:
         pooled, tokens = mean.new_zeros(1, 0), mean.new_zeros(1, 0, 0)
     device = backbone.device

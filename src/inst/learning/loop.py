@@ -9,15 +9,20 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from inst.arguments import check_choice, check_type, checked
-from inst.backbone.inversion import VARIANTS
-from inst.backbone.loading.image_encoder import image_encoder_remedy
+from inst.arguments import check_type, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
 from inst.learning.data import painting_size
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
-from inst.learning.start import check_start, default_style_name, module_config, settings_of, steps_of
+from inst.learning.start import (
+    check_start,
+    choose_settings,
+    default_style_name,
+    module_config,
+    settings_of,
+    steps_of,
+)
 from inst.learning.state import LearningState
 from inst.pictures.given import Painting, Picture, to_paintings
 from inst.styles.style import Style
@@ -157,54 +162,29 @@ def learn(
     loaded = to_paintings(paintings, painting_size(backbone), keep=keep_painting)
     if resume is not None:
         check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")
-    # Checked before they are compared with the pretrained module.
-    layers = None if layers is None else checked("layers", layers, "int")
-    vectors = None if vectors is None else checked("vectors", vectors, "int")
-    pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
     name = None if name is None else checked("name", name, "str")
     if begin is not None:
         variant, layers, vectors, pretrained = _like(begin, backbone, variant, layers, vectors, pretrained)
-    if variant is None:
-        variant = "direct" if backbone.image_encoder is None else "attention"
-        if variant == "direct":
-            warnings.warn(
-                InstWarning(
-                    f"{backbone.name or 'This backbone'} has no image encoder, so free vectors are learned, without "
-                    "an embedding of the whole painting",
-                    *image_encoder_remedy(backbone.text_encoder.config),
-                    ", or choose this variant (",
-                    Argument("variant", "direct"),
-                    ")",
-                ),
-                stacklevel=2,
-            )
-    check_choice("variant", variant, VARIANTS)
-    if resume is not None:
-        resume.check_given(variant=variant, layers=layers, vectors=vectors, pretrained=pretrained)
-    if variant == "direct" and layers:
-        raise UsageError(f"The variant direct has no layers, but {layers} are given", "leave out ", Argument("layers"))
-    preview_every = checked("steps between previews", preview_every, "int")
-    if preview_every < 0:
-        raise UsageError(f"Previews every {preview_every} steps are not possible", "give 0 (no previews) or more")
-    if pretrained is None:
-        pretrained = _pretrained_mismatch(backbone, variant, layers, vectors) is None
-    elif pretrained and (mismatch := _pretrained_mismatch(backbone, variant, layers, vectors)):
-        raise UsageError(mismatch, "learn from scratch instead")
-    start = backbone.inversion.config if pretrained and backbone.inversion else None
-    settings = LearningSettings(
+    settings = choose_settings(
+        backbone,
         steps=steps,
         lr=lr,
         batch_size=batch_size,
         variant=variant,
-        layers=0 if variant == "direct" else (start.layers if start else 3) if layers is None else layers,
+        layers=layers,
         dropout=dropout,
-        vectors=(start.vectors if start else 8) if vectors is None else vectors,
+        vectors=vectors,
         pretrained=pretrained,
         crops=crops,
         validate_every=validate_every,
         patience=patience,
         seed=seed,
     )
+    if resume is not None:
+        resume.check_given(variant=settings.variant, layers=layers, vectors=vectors, pretrained=pretrained)
+    preview_every = checked("steps between previews", preview_every, "int")
+    if preview_every < 0:
+        raise UsageError(f"Previews every {preview_every} steps are not possible", "give 0 (no previews) or more")
     if begin is not None and steps_of(begin) >= settings.steps:
         raise UsageError(
             f'The style "{begin.name}" was learned for {steps_of(begin)} steps, which count too',
@@ -230,7 +210,7 @@ def _learn(
     if settings.validate_every and run.progress.start_loss is None:
         run.validate()
     spent_before, first, started = run.progress.seconds, run.progress.step, time.monotonic()
-    while run.progress.step < settings.steps and run.progress.stale < settings.patience:
+    while not run.is_finished:
         rate, loss = run.rate, run.advance()
         step = run.progress.step
         last = step == settings.steps
@@ -287,18 +267,3 @@ def _like(
         pretrained = settings_of(begin).get("pretrained", pretrained)
     direct = own.get("variant") == "direct"
     return own.get("variant", variant), None if direct else own.get("layers", layers), own["vectors"], pretrained
-
-
-def _pretrained_mismatch(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:
-    """Return why the backbone's pretrained module does not fit the given arguments; None if it fits."""
-    if backbone.inversion is None:
-        return f"The backbone {backbone.name} has no pretrained inversion module"
-    config = backbone.inversion.config
-    for label, actual, wanted in (
-        ("the variant", config.variant, variant),
-        ("layers:", config.layers, layers),
-        ("vectors:", config.vectors, vectors),
-    ):
-        if wanted is not None and wanted != actual:
-            return f"The pretrained inversion module has {label} {actual}, not {wanted}"
-    return None

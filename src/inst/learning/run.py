@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from inst.backbone.devices import allow_nondeterminism, copy_to, deterministic
-from inst.backbone.graphs import Graphs, cuda_graphs, signature
+from inst.backbone.devices import copy_to, deterministic
+from inst.backbone.graphs import cuda_graphs
 from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
 from inst.errors import Argument, InstError, RemedyPiece
-from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare
+from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare, validation_losses
+from inst.learning.replay import Replayed
 from inst.learning.settings import LearningSettings
 from inst.learning.start import resume_requirements, start_module, steps_of, style_provenance
 from inst.learning.state import LearningState, Progress
@@ -62,7 +63,7 @@ class _Batch:
     generator: Tensor
 
 
-class LearningRun:
+class LearningRun(Replayed):
     """The module, optimiser, generator and progress of a learning, and its best parameters so far.
 
     Args:
@@ -72,6 +73,7 @@ class LearningRun:
         name: name of the style.
         resume: the state to resume from, or None.
         begin: the style to begin with, or None.
+        keep_encoder: leave the image encoder on the accelerator, because more paintings are embedded soon.
 
     Call `inst.learning.start.check_start` first: it checks whether the arguments fit together.
     """
@@ -85,21 +87,25 @@ class LearningRun:
         name: str,
         resume: LearningState | None,
         begin: Style | None = None,
+        *,
+        keep_encoder: bool = False,
     ) -> None:
-        self.backbone, self.settings, self.name = backbone, settings, name
+        super().__init__(backbone, None if backbone.graphs is None else cuda_graphs(backbone.device))
+        self.settings, self.name = settings, name
         self.paintings = paintings
         self.encoded = tuple(painting.encoded for painting in paintings if painting.encoded)
         # All random numbers come from this one generator, in this order, so that a resumed run gets the same data.
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.module = start_module(backbone, settings, self.generator, begin).train()
         with torch.no_grad(), deterministic(backbone.device):
-            self.data, self.validation = prepare(backbone, paintings, self.module, settings.crops, self.generator)
+            self.data, self.validation = prepare(
+                backbone, paintings, self.module, settings.crops, self.generator, keep_encoder=keep_encoder
+            )
         self.timestep_offset = torch.rand((), generator=self.generator).item()
         self.parameters = dict(self.module.named_parameters())
         free = [value for key, value in self.parameters.items() if key == "moved"]
         network = [value for key, value in self.parameters.items() if key != "moved"]
         groups = [{"params": group, "speed": speed} for group, speed in ((network, 1.0), (free, FREE_RATE)) if group]
-        self.graphs = None if backbone.graphs is None else cuda_graphs(backbone.device)
         if self.graphs is not None:  # a graph reads the learning rates from tensors
             for group in groups:
                 group["lr"] = torch.tensor(settings.lr, device=backbone.device)
@@ -108,8 +114,6 @@ class LearningRun:
         )
         self.best, self.before = _copy_tensors(self.parameters), _copy_tensors(self.parameters)
         self.next: _Batch | None = None
-        self.places = self._find_places()
-        self.rehearsed: Hashable = None
         self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
@@ -124,43 +128,50 @@ class LearningRun:
         progress = self.progress
         return learning_rate(progress.step, self.settings.steps, self.settings.lr, progress.first)
 
-    @torch.inference_mode(False)
-    @torch.enable_grad()
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps were taken, or the validation loss has not fallen for too long."""
+        return self.progress.step >= self.settings.steps or self.progress.stale >= self.settings.patience
+
     def advance(self) -> float:
         """Take one step, and return its loss.
 
         Raises:
             LearningDiverged: the loss or its gradient is not finite.
         """
-        self.between_steps = False
-        try:
-            value = self._take_step()
-        except RuntimeError as error:
-            if not allow_nondeterminism(self.backbone.device, error):
-                raise
-            value = self._take_step()
-        self.progress = self.progress.after_step(value)
-        self.between_steps = True
-        return value
+        results = self.run_step(self.begin_step())
+        self.draw_next()  # while an accelerator computes
+        loss, overflow = results.tolist()
+        self.end_step(loss, bool(overflow))
+        return loss
 
-    def _take_step(self) -> float:
-        """Update the parameters with the gradient of the loss of a batch, and return the loss."""
-        step, device = self.progress.step, self.backbone.device
-        batch = self.next = self.next or self._draw(step)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def begin_step(self) -> list[Tensor]:
+        """Set the learning rate, and return the inputs of `_compute_step`. `update` must follow, and `end_step`."""
+        self.between_steps = False
+        self.next = self.next or self._draw(self.progress.step)
         if not self.settings.validate_every:
-            with torch.no_grad():
-                torch._foreach_copy_(list(self.before.values()), list(self.parameters.values()))
+            torch._foreach_copy_(list(self.before.values()), list(self.parameters.values()))
         for group in self.adam.param_groups:
             rate = self.rate * group["speed"]
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-        with deterministic(device), torch.enable_grad():
-            results = self._run_step(batch.inputs, torch.full((), self.progress.loss_scale, device=device))
-        self.next, self.places = self._draw(step + 1), self._find_places()  # while an accelerator computes
-        value, overflow = results.tolist()
-        if not math.isfinite(value):
+        return [torch.full((), self.progress.loss_scale, device=self.backbone.device), *self.next.inputs]
+
+    def draw_next(self) -> None:
+        """Draw the batch of the next step."""
+        self.next = self._draw(self.progress.step + 1)
+
+    def end_step(self, loss: float, overflow: bool) -> None:
+        """Count the step. `loss` and `overflow` are the results of `update`.
+
+        Raises:
+            LearningDiverged: the loss or its gradient is not finite.
+        """
+        if not math.isfinite(loss):
             raise self._diverged()
         if not self.settings.validate_every:
             self.best, self.before = self.before, self.best  # these parameters gave a finite loss
@@ -170,80 +181,77 @@ class LearningRun:
                 raise self._diverged()
         else:
             self.progress = self.progress.after_finite_gradient(self.largest_scale)
-        return value
-
-    def _run_step(self, inputs: Sequence[Tensor], scale: Tensor) -> Tensor:
-        """Call `_compute_step`, by a CUDA graph if that is possible."""
-        given, places = [scale, *inputs], self.places
-        if self.graphs is None or places is None:
-            return self._compute_step(given)[0]
-        self._rehearse(self.graphs, places, given)
-        return self.graphs(places, self._compute_step, given)[0]
-
-    def _find_places(self) -> Hashable:
-        """Return what a graph of a step depends on; None if there can be no graph."""
-        places = tuple(signature(network) for network in (self.backbone.unet, *self.backbone.text_encoders))
-        return None if None in places else places
-
-    def _rehearse(self, graphs: Graphs, key: Hashable, inputs: Sequence[Tensor]) -> None:
-        """Prepare the graph. Then every step is a replay, and a resumed run gives what the first one would give."""
-        if self.rehearsed == key:
-            return
-        self.rehearsed = key
-        # Recording runs on a stream of its own, which makes PyTorch warn that this might be slow.
-        if (warn := getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)) is not None:
-            warn(False)
-        parameters = _copy_tensors(self.parameters)
-        moments = {parameter: _copy_tensors(state) for parameter, state in self.adam.state.items()}
-        graphs.rehearse(key, self._compute_step, inputs)
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(parameters[name])
-            for parameter, state in self.adam.state.items():
-                for name, value in state.items():
-                    before = moments.get(parameter)
-                    value.zero_() if before is None else value.copy_(before[name])
+        self.progress = self.progress.after_step(loss)
+        self.between_steps = True
 
     def _compute_step(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Update the parameters with a batch of `_draw`, all on the device. A CUDA graph can hold this.
-
-        Args:
-            inputs: the scale of the loss, [], and the inputs of the batch.
-
-        Returns:
-            One tensor, [2]: the loss, and 1 if the loss or its gradient is not finite, otherwise 0. There is no update
-            if it is 1.
-        """
+        """Update the parameters with a batch of `begin_step`. Returns one tensor: the result of `update`."""
         scale, crops, captions, noise, sampling_noise, timesteps, views, *kept = inputs
         data = self.data
         word = mean_word(self.module, data.pooled[views], data.tokens[views], *kept)
         text = data.embed_captions(self.backbone, word, captions)
         clean = data.latents(crops, sampling_noise)
         loss = denoising_loss(self.backbone, text, clean, noise, timesteps).mean()
-        parameters = list(self.parameters.values())
-        gradients = torch.autograd.grad(loss * scale, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        gradients = torch.autograd.grad(loss * scale, list(self.parameters.values()), allow_unused=True)
+        return [self.update(loss.detach(), gradients, scale)]
+
+    def update(self, loss: Tensor, gradients: Sequence[Tensor | None], scale: Tensor) -> Tensor:
+        """Update the parameters, without waiting for the device. A CUDA graph can hold this.
+
+        Args:
+            loss: the loss of a batch, [].
+            gradients: the gradient of each parameter, times `scale`; None where it does not depend on the parameter.
+            scale: the scale of the loss, [].
+
+        Returns:
+            [2]: the loss, and 1 if the loss or its gradient is not finite, otherwise 0. There is no update if it is 1.
+        """
+        # Fused Adam takes the numbers of parameter and gradient as they lie in memory.
+        gradients = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         found = [gradient for gradient in gradients if gradient is not None]
-        overflow = 1 - (torch.nn.utils.get_total_norm(found) * loss.detach()).isfinite().float()
-        for gradient in found:
-            gradient /= scale
+        overflow = 1 - (torch.nn.utils.get_total_norm(found) * loss).isfinite().float()
+        torch._foreach_div_(found, scale)
         self.adam.found_inf = overflow  # type: ignore[attr-defined]  # Adam skips the step then; see GradScaler
         self.adam.step()
-        return [torch.stack([loss.detach(), overflow])]
+        return torch.stack([loss, overflow])
+
+    def changing(self) -> dict[Hashable, Tensor]:
+        """Return the parameters and Adam's moments, which a step changes."""
+        moments = {
+            (number, name): value
+            for number, parameter in enumerate(self.parameters.values())
+            for name, value in self.adam.state.get(parameter, {}).items()
+        }
+        return {**self.parameters, **moments}
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def validate(self) -> float:
-        """Compute the validation loss, and keep the parameters if it is the lowest so far."""
+    def validation_loss(self) -> float:
+        """Compute the validation loss of the current word."""
         with deterministic(self.backbone.device):
-            loss = self.validation.loss(self.backbone, self.data, self._word(self.parameters))
+            return validation_losses(self.backbone, self.data, [self.validation], self.word()[None])[0]
+
+    def validate(self) -> float:
+        """Compute the validation loss, and call `end_validation`."""
+        loss = self.validation_loss()
+        self.end_validation(loss)
+        return loss
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def end_validation(self, loss: float) -> None:
+        """Keep the parameters if their validation loss is the lowest so far.
+
+        Raises:
+            LearningDiverged: the loss is not finite.
+        """
         if not math.isfinite(loss):
             raise self._diverged()
         self.progress = self.progress.after_validation(loss)
         if self.progress.stale == 0:
             self.best = _copy_tensors(self.parameters)
-        return loss
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -286,7 +294,7 @@ class LearningRun:
         """Set the word and the number of steps to those of a style. Its module was loaded before, if it has one."""
         if style.module is None:
             assert self.module.moved is not None  # every module that learns has free parts
-            missing = style.vectors.to(self.module.moved) - self._word(self.parameters)
+            missing = style.vectors.to(self.module.moved) - self.word()
             self.module.moved.add_(missing / self.module.spread)
         self.best = _copy_tensors(self.parameters)
         steps = steps_of(style)
@@ -323,8 +331,9 @@ class LearningRun:
             drawn.append(kept)
         return _Batch([copy_to(part, self.backbone.device) for part in drawn], before)
 
-    def _word(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Compute the word [n, d] of all views with these parameters, without dropout."""
+    def word(self, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Compute the word [n, d] of all views without dropout, with these parameters or the current ones."""
+        parameters = self.parameters if parameters is None else parameters
 
         def inversion(*views: Tensor) -> Any:
             return functional_call(self.module, dict(parameters), views)
@@ -343,7 +352,7 @@ class LearningRun:
         measured = {"seed": seed, "settings": settings, "loss": loss, "start_loss": self.progress.start_loss}
         about = style_provenance(self.name, self.backbone, self.paintings, variant, step) | measured
         return Style(
-            vectors=self._word(parameters),
+            vectors=self.word(parameters),
             widths=self.backbone.text_widths,
             fingerprint=self.backbone.fingerprint,
             denoiser=self.backbone.denoiser_fingerprint,

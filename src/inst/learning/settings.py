@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from inst.arguments import check_at_least, checked
 from inst.errors import UsageError
@@ -43,6 +43,24 @@ class LearningSettings:
             raise UsageError(f"A learning rate of {self.lr} cannot be used", "give a positive number, such as 0.001")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"The seed {self.seed} cannot be used", f"give 0 to {2**63 - 1}")
+
+
+class SharedSettings(TypedDict, total=False):
+    """The arguments of `inst.learning.loop.learn` that all styles of `learn_together` have in common."""
+
+    steps: int
+    lr: float
+    batch_size: int
+    variant: str | None
+    layers: int | None
+    dropout: float
+    vectors: int | None
+    pretrained: bool | None
+    crops: int
+    validate_every: int
+    patience: int
+    seed: int
+    keep_painting: bool
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"paper": {"lr": 1e-3, "batch_size": 1, "dropout": 0.05}}

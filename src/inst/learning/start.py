@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inst.arguments import check_choice, checked
 from inst.backbone.fingerprints import denoiser_fingerprint_of
-from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig, build_inversion
+from inst.backbone.inversion import (
+    VARIANTS,
+    AttentionInversion,
+    DirectInversion,
+    Inversion,
+    InversionConfig,
+    build_inversion,
+)
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.backbone.text import coarse_word
-from inst.errors import Argument, UsageError
+from inst.errors import Argument, InstWarning, UsageError
 from inst.files.listing import readable_name
 from inst.learning.data import CAPTIONS
 from inst.learning.settings import LearningSettings
@@ -26,6 +35,72 @@ from inst.learning.state import LearningState
 from inst.pictures.io import Photo
 from inst.styles.style import Style
 from inst.version import __version__
+
+
+def choose_settings(
+    backbone: Backbone,
+    *,
+    variant: str | None,
+    layers: int | None,
+    vectors: int | None,
+    pretrained: bool | None,
+    **others: Any,
+) -> LearningSettings:
+    """Replace None in the settings of `inst.learning.loop.learn`, and check whether they fit the backbone.
+
+    Raises:
+        UsageError: a setting has the wrong type, is out of range, or does not fit the backbone or another one.
+
+    Warns:
+        InstWarning: the variant "direct" is used because the backbone has no image encoder.
+    """
+    layers = None if layers is None else checked("layers", layers, "int")
+    vectors = None if vectors is None else checked("vectors", vectors, "int")
+    pretrained = None if pretrained is None else checked("pretrained", pretrained, "bool")
+    if variant is None:
+        variant = "direct" if backbone.image_encoder is None else "attention"
+        if variant == "direct":
+            warnings.warn(
+                InstWarning(
+                    f"{backbone.name or 'This backbone'} has no image encoder, so free vectors are learned, without "
+                    "an embedding of the whole painting",
+                    *image_encoder_remedy(backbone.text_encoder.config),
+                    ", or choose this variant (",
+                    Argument("variant", "direct"),
+                    ")",
+                ),
+                stacklevel=3,
+            )
+    check_choice("variant", variant, VARIANTS)
+    if variant == "direct" and layers:
+        raise UsageError(f"The variant direct has no layers, but {layers} are given", "leave out ", Argument("layers"))
+    if pretrained is None:
+        pretrained = _pretrained_mismatch(backbone, variant, layers, vectors) is None
+    elif pretrained and (mismatch := _pretrained_mismatch(backbone, variant, layers, vectors)):
+        raise UsageError(mismatch, "learn from scratch instead")
+    start = backbone.inversion.config if pretrained and backbone.inversion else None
+    return LearningSettings(
+        variant=variant,
+        layers=0 if variant == "direct" else (start.layers if start else 3) if layers is None else layers,
+        vectors=(start.vectors if start else 8) if vectors is None else vectors,
+        pretrained=pretrained,
+        **others,
+    )
+
+
+def _pretrained_mismatch(backbone: Backbone, variant: str, layers: int | None, vectors: int | None) -> str | None:
+    """Return why the backbone's pretrained module does not fit the given arguments; None if it fits."""
+    if backbone.inversion is None:
+        return f"The backbone {backbone.name} has no pretrained inversion module"
+    config = backbone.inversion.config
+    for label, actual, wanted in (
+        ("the variant", config.variant, variant),
+        ("layers:", config.layers, layers),
+        ("vectors:", config.vectors, vectors),
+    ):
+        if wanted is not None and wanted != actual:
+            return f"The pretrained inversion module has {label} {actual}, not {wanted}"
+    return None
 
 
 def check_start(
