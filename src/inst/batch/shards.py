@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from inst.batch.items import Item, safe_name, too_large
 from inst.batch.places import LARGEST_FILE, Place, printable
@@ -27,7 +27,7 @@ class _Member(tarfile.TarInfo):
     """A member whose header is checked before tarfile acts on it. tarfile alone ends silently at a damaged header."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         if not buf:
             raise tarfile.ReadError("it has no end mark, so it was not written or copied to its end")
         try:
