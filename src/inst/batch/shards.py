@@ -84,7 +84,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
         yield member
-        while (left := archive.offset - stream.tell()) > 0:  # type: ignore[attr-defined]
+        while (left := archive.offset - stream.tell()) > 0:
             if not stream.read(min(left, _PIECE)):
                 raise tarfile.ReadError("unexpected end of data")
 
