@@ -98,7 +98,7 @@ class Place:
 
     shown: str
     locator: str = field(repr=False)
-    path: str = ""
+    path: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, text: str) -> Place:
