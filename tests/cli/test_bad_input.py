@@ -214,7 +214,9 @@ def test_a_broken_picture_is_refused_in_one_line_that_names_it(
 
 def test_a_folder_as_photo_and_a_folder_without_pictures_as_style_are_refused(fails: Callable[..., str]) -> None:
     write_broken("pictures.png")
-    assert "pictures.png is a folder" in fails(1, *into(TRANSFER, photo="pictures.png"))
+    assert "pictures.png is a folder: repaint its photos with inst batch" in fails(
+        2, *into(TRANSFER, photo="pictures.png")
+    )
     assert "pictures.png contains no picture" in fails(1, *into(TRANSFER, style="pictures.png"))
     assert "pictures.png contains no picture" in fails(1, *into(LEARN, photo="pictures.png"))
 

@@ -54,6 +54,12 @@ class Source:
         for part in self._parts:
             yield from part.items()
 
+    def count(self) -> int | None:
+        """Return the number of items; None if pictures would have to be read for it, as in shards."""
+        if not all(part.is_countable for part in self._parts):
+            return None
+        return sum(1 for _ in self)
+
 
 def open_source(
     texts: str | Path | Sequence[str | Path],
@@ -109,6 +115,11 @@ class _Part:
                 count += 1
         if not count:
             raise self.empty()
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether the items can be counted without reading pictures."""
+        return self.read is None or self.place.locator.lower().endswith(_LISTS)
 
     def empty(self) -> InstError:
         """Return the error for a source without items."""

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from inst.cli import study, style, weights
+from inst.cli import batch, study, style, weights
 from inst.cli.ablate import ablate
 from inst.cli.compare import compare
 from inst.cli.console import FULL, discard, print_any_text, print_message
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 for _command in (learn, transfer, generate, sheet, studio, evaluate, compare, ablate, demo, repeat, doctor):
     app.command()(_command)
+app.add_typer(batch.app, name="batch")
 app.add_typer(style.app, name="style")
 app.add_typer(weights.app, name="weights")
 app.add_typer(study.app, name="study")

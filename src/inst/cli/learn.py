@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,72 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C, the same as in shells."""
 
 
+@dataclass(kw_only=True)
+class LearnOptions:
+    """The settings of learning as options; most are the argument of `inst.learn` with the same name."""
+
+    steps: Annotated[
+        int, typer.Option("--steps", help="Largest number of learning steps. Learning may stop earlier (--patience).")
+    ] = LEARN["steps"]
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = LEARN["lr"]
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in each step.")] = LEARN["batch_size"]
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            "--variant",
+            help="Inversion module: attention (default with an image encoder), pooled (as in the paper's text) or "
+            "direct (textual inversion, default without an image encoder).",
+        ),
+    ] = LEARN["variant"]
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", help="Number of attention layers. By default as in the pretrained module, or 3."),
+    ] = LEARN["layers"]
+    dropout: Annotated[float, typer.Option("--dropout", help="Dropout rate of every layer; 0 is no dropout.")] = LEARN[
+        "dropout"
+    ]
+    vectors: Annotated[
+        int | None,
+        typer.Option("--vectors", help="Number of style vectors. By default as in the pretrained module, or 8."),
+    ] = LEARN["vectors"]
+    scratch: Annotated[
+        bool, typer.Option("--scratch", help="Start from random weights, not from the pretrained module.")
+    ] = False
+    crops: Annotated[
+        int, typer.Option("--crops", help="Number of random square crops of the paintings; 1 is the centre crop only.")
+    ] = LEARN["crops"]
+    validate_every: Annotated[
+        int, typer.Option("--validate-every", help="Steps between two validations; 0 is no validation.")
+    ] = LEARN["validate_every"]
+    patience: Annotated[
+        int, typer.Option("--patience", help="Learning stops after this many validations without a better loss.")
+    ] = LEARN["patience"]
+    no_painting: NoPaintingOption = False
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Preset: paper sets the paper's learning rate, batch size and dropout."),
+    ] = None
+
+    def settings(self, context: typer.Context) -> dict[str, Any]:
+        """Return the arguments of `inst.learn`, with those of the preset. Raises UsageError if there is no such preset.
+
+        Args:
+            context: knows which options the user gave. These override the preset.
+        """
+        from inst.learning.settings import PRESETS
+
+        settings = {option.name: getattr(self, option.name) for option in fields(self)}
+        del settings["preset"]
+        settings["pretrained"] = False if settings.pop("scratch") else None
+        settings["keep_painting"] = not settings.pop("no_painting")
+        if self.preset is None:
+            return settings
+        if self.preset not in PRESETS:
+            raise UsageError(f'The preset "{self.preset}" is unknown', f"use {', '.join(PRESETS)}")
+        explicit = {name for name in settings if _is_explicit(context, name)}
+        return settings | {name: value for name, value in PRESETS[self.preset].items() if name not in explicit}
+
+
 @with_session
 def learn(
     context: typer.Context,
@@ -48,43 +115,8 @@ def learn(
         list[Path],
         typer.Argument(help="A painting, several paintings of one style, or a folder of them.", show_default=False),
     ],
+    options: LearnOptions,
     out: StyleFileOption = None,
-    steps: Annotated[
-        int, typer.Option("--steps", help="Largest number of learning steps. Learning may stop earlier (--patience).")
-    ] = LEARN["steps"],
-    lr: Annotated[float, typer.Option("--lr", help="Learning rate.")] = LEARN["lr"],
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Noisy pictures in each step.")] = LEARN["batch_size"],
-    variant: Annotated[
-        str | None,
-        typer.Option(
-            "--variant",
-            help="Inversion module: attention (default with an image encoder), pooled (as in the paper's text) or "
-            "direct (textual inversion, default without an image encoder).",
-        ),
-    ] = LEARN["variant"],
-    layers: Annotated[
-        int | None,
-        typer.Option("--layers", help="Number of attention layers. By default as in the pretrained module, or 3."),
-    ] = LEARN["layers"],
-    dropout: Annotated[float, typer.Option("--dropout", help="Dropout rate of every layer; 0 is no dropout.")] = LEARN[
-        "dropout"
-    ],
-    vectors: Annotated[
-        int | None,
-        typer.Option("--vectors", help="Number of style vectors. By default as in the pretrained module, or 8."),
-    ] = LEARN["vectors"],
-    scratch: Annotated[
-        bool, typer.Option("--scratch", help="Start from random weights, not from the pretrained module.")
-    ] = False,
-    crops: Annotated[
-        int, typer.Option("--crops", help="Number of random square crops of the paintings; 1 is the centre crop only.")
-    ] = LEARN["crops"],
-    validate_every: Annotated[
-        int, typer.Option("--validate-every", help="Steps between two validations; 0 is no validation.")
-    ] = LEARN["validate_every"],
-    patience: Annotated[
-        int, typer.Option("--patience", help="Learning stops after this many validations without a better loss.")
-    ] = LEARN["patience"],
     save_every: Annotated[
         int,
         typer.Option(
@@ -123,15 +155,9 @@ def learn(
             "overwritten.",
         ),
     ] = False,
-    no_painting: NoPaintingOption = False,
     seed: SeedOption = LEARN["seed"],
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", help="Preset: paper sets the paper's learning rate, batch size and dropout."),
-    ] = None,
 ) -> None:
     """Learn a style from one painting, or from several paintings of one style."""
-    from inst.learning.settings import PRESETS
     from inst.learning.state import is_state
     from inst.styles.style import check_style_name
 
@@ -144,28 +170,8 @@ def learn(
         raise UsageError("--resume begins with the style of -o", "leave out --begin or --resume")
     inputs = [*sources, *([begin] if begin else [])]
     check_output(out, inputs, check_style_name)
-    settings = {
-        "steps": steps,
-        "lr": lr,
-        "batch_size": batch_size,
-        "variant": variant,
-        "layers": layers,
-        "dropout": dropout,
-        "vectors": vectors,
-        "pretrained": False if scratch else None,
-        "crops": crops,
-        "validate_every": validate_every,
-        "patience": patience,
-        "preview_every": preview_every,
-        "keep_painting": not no_painting,
-        "seed": seed,
-    }
-    if preset is not None:
-        if preset not in PRESETS:
-            raise UsageError(f'The preset "{preset}" is unknown', f"use {', '.join(PRESETS)}")
-        # An option that the user gives overrides the preset.
-        explicit = {name for name in settings if _is_explicit(context, name)}
-        settings |= {name: value for name, value in PRESETS[preset].items() if name not in explicit}
+    settings = options.settings(context) | {"preview_every": preview_every, "seed": seed}
+    steps = options.steps
     with output_path(out, sources[0].stem, ".safetensors") as path:
         # The names of the intermediate files depend on the style's name, which is known only here.
         previews = (*range(preview_every, steps, preview_every), steps) if preview_every else ()

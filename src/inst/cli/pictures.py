@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -144,52 +145,32 @@ TransferSizeOption = Annotated[
 ]
 
 
-@with_session
-def transfer(
-    session: Session,
-    photo: PhotoArgument,
-    style: StyleOption,
-    out: OutOption = None,
-    strength: StrengthOption = TRANSFER["strength"],
-    steps: TransferStepsOption = TRANSFER["steps"],
-    guidance: GuidanceOption = TRANSFER["guidance"],
-    tone: ToneOption = TRANSFER["tone"],
+@dataclass(kw_only=True)
+class TransferOptions:
+    """The settings of a transfer as options; each is the argument of `inst.transfer` with the same name."""
+
+    strength: StrengthOption = TRANSFER["strength"]
+    steps: TransferStepsOption = TRANSFER["steps"]
+    guidance: GuidanceOption = TRANSFER["guidance"]
+    tone: ToneOption = TRANSFER["tone"]
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", help="Text that describes the result; [C] is the style. By default only [C]."),
-    ] = None,
-    negative_prompt: NegativeOption = TRANSFER["negative_prompt"],
-    seed: SeedOption = TRANSFER["seed"],
-    count: CountOption = 1,
-    size: TransferSizeOption = TRANSFER["size"],
-    mask: Annotated[
-        Path | None,
-        typer.Option("--mask", help="Mask of the same size as the photo. White gets the style, black stays unchanged."),
-    ] = None,
+    ] = None
+    negative_prompt: NegativeOption = TRANSFER["negative_prompt"]
     no_stochastic: Annotated[
         bool, typer.Option("--no-stochastic", help="Start from plain noise, the same as --inversion none.")
-    ] = False,
+    ] = False
     inversion: Annotated[
         str,
         typer.Option(
             "--inversion", help="How the photo's content goes into the noise: stochastic, ddim or none (plain noise)."
         ),
-    ] = TRANSFER["inversion"],
-    solver: SolverOption = TRANSFER["solver"],
-    style_weight: WeightOption = TRANSFER["style_weight"],
-    style_attention: StyleAttentionOption = TRANSFER["style_attention"],
-    style_scale: StyleScaleOption = TRANSFER["style_scale"],
-    tile: TileOption = TRANSFER["tile"],
-    flatten: Annotated[
-        bool,
-        typer.Option(
-            "--flatten", help="Put a transparent photo on a white background. By default the result stays transparent."
-        ),
-    ] = False,
-    controlnet: ControlNetOption = None,
-    control: ControlOption = None,
-    control_picture: ControlPictureOption = None,
-    control_scale: ControlScaleOption = None,
+    ] = TRANSFER["inversion"]
+    solver: SolverOption = TRANSFER["solver"]
+    style_weight: WeightOption = TRANSFER["style_weight"]
+    style_attention: StyleAttentionOption = TRANSFER["style_attention"]
+    style_scale: StyleScaleOption = TRANSFER["style_scale"]
     query_preservation: Annotated[
         float,
         typer.Option(
@@ -198,46 +179,111 @@ def transfer(
             "of the photo, and takes longer.",
             rich_help_panel=_RESEARCH_PANEL,
         ),
-    ] = TRANSFER["query_preservation"],
-    attention_temperature: TemperatureOption = TRANSFER["attention_temperature"],
-    attention_blocks: BlocksOption = TRANSFER["attention_blocks"],
-    spacing: SpacingOption = TRANSFER["spacing"],
-    cache_interval: CacheOption = TRANSFER["cache_interval"],
+    ] = TRANSFER["query_preservation"]
+    attention_temperature: TemperatureOption = TRANSFER["attention_temperature"]
+    attention_blocks: BlocksOption = TRANSFER["attention_blocks"]
+    spacing: SpacingOption = TRANSFER["spacing"]
+    cache_interval: CacheOption = TRANSFER["cache_interval"]
+    size: TransferSizeOption = TRANSFER["size"]
+    tile: TileOption = TRANSFER["tile"]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of `inst.transfer`. Raises UsageError if two options exclude each other."""
+        settings = {option.name: getattr(self, option.name) for option in fields(self)}
+        if settings.pop("no_stochastic"):
+            if self.inversion not in (TRANSFER["inversion"], "none"):
+                raise UsageError(
+                    f"--no-stochastic and --inversion {self.inversion} exclude each other", "leave out one of them"
+                )
+            settings["inversion"] = "none"
+        return settings
+
+
+FlattenOption = Annotated[
+    bool,
+    typer.Option(
+        "--flatten", help="Put a transparent photo on a white background. By default the result stays transparent."
+    ),
+]
+
+
+@with_session
+def transfer(
+    session: Session,
+    photo: PhotoArgument,
+    style: StyleOption,
+    options: TransferOptions,
+    out: OutOption = None,
+    seed: SeedOption = TRANSFER["seed"],
+    count: CountOption = 1,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="Mask of the same size as the photo. White gets the style, black stays unchanged."),
+    ] = None,
+    flatten: FlattenOption = False,
+    controlnet: ControlNetOption = None,
+    control: ControlOption = None,
+    control_picture: ControlPictureOption = None,
+    control_scale: ControlScaleOption = None,
 ) -> None:
     """Repaint a photo in the style of a painting."""
     from inst.pictures.io import read_mask_file, read_photo
 
-    if no_stochastic and inversion not in (TRANSFER["inversion"], "none"):
-        raise UsageError(f"--no-stochastic and --inversion {inversion} exclude each other", "leave out one of them")
+    settings = options.settings()
+    _refuse_folder(photo)
     _check_paths(out, count, style, photo, mask, control_picture)
     control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=True)
     content = read_photo(photo, flattened=flatten)
     height, width = content.picture.shape[1:]
     region = None if mask is None else read_mask_file(mask, (height, width))
-    settings = {
-        "strength": strength,
-        "steps": steps,
-        "guidance": guidance,
-        "tone": tone,
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "inversion": "none" if no_stochastic else inversion,
-        "solver": solver,
-        "style_weight": style_weight,
-        "style_attention": style_attention,
-        "style_scale": style_scale,
-        "query_preservation": query_preservation,
-        "attention_temperature": attention_temperature,
-        "attention_blocks": attention_blocks,
-        "spacing": spacing,
-        "cache_interval": cache_interval,
-        "size": size,
-        "tile": tile,
-    }
     model = session.load(find_image_encoder=False)
     styles = read_styles(model, style)
     maker = PictureMaker(session, model, "transfer", styles, content, region, control_choice)
     maker.make(settings, seed, count, out, f"{photo.stem}-{next(iter(styles.values())).name}")
+
+
+def _refuse_folder(photo: Path) -> None:
+    if photo.is_dir():
+        raise UsageError(f"{photo} is a folder", "repaint its photos with inst batch transfer --photos FOLDER")
+
+
+@dataclass(kw_only=True)
+class GenerateOptions:
+    """The settings of a generation as options; each is the argument of `inst.generate` with the same name."""
+
+    steps: StepsOption = GENERATE["steps"]
+    guidance: GuidanceOption = GENERATE["guidance"]
+    tone: Annotated[
+        str,
+        typer.Option(
+            "--tone",
+            help="Colours of the result: painting (like the painting), none (no change), or adain (as painting, by the "
+            "method of the paper's code).",
+        ),
+    ] = GENERATE["tone"]
+    negative_prompt: NegativeOption = GENERATE["negative_prompt"]
+    solver: SolverOption = GENERATE["solver"]
+    style_weight: WeightOption = GENERATE["style_weight"]
+    style_attention: StyleAttentionOption = GENERATE["style_attention"]
+    style_scale: StyleScaleOption = GENERATE["style_scale"]
+    attention_temperature: TemperatureOption = GENERATE["attention_temperature"]
+    attention_blocks: BlocksOption = GENERATE["attention_blocks"]
+    spacing: SpacingOption = GENERATE["spacing"]
+    cache_interval: CacheOption = GENERATE["cache_interval"]
+    size: Annotated[
+        str | None,
+        typer.Option(
+            "--size",
+            help="Side of a square in pixels, or WIDTHxHEIGHT. By default the backbone's native size, with the "
+            "proportions of the control picture if one is given.",
+        ),
+    ] = None
+    tile: TileOption = GENERATE["tile"]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments of `inst.generate`. Raises UsageError if the size is not one."""
+        size = None if self.size is None else _read_size(self.size)
+        return {option.name: getattr(self, option.name) for option in fields(self)} | {"size": size}
 
 
 @with_session
@@ -250,62 +296,19 @@ def generate(
         ),
     ],
     style: StyleOption,
+    options: GenerateOptions,
     out: OutOption = None,
-    steps: StepsOption = GENERATE["steps"],
-    guidance: GuidanceOption = GENERATE["guidance"],
-    tone: Annotated[
-        str,
-        typer.Option(
-            "--tone",
-            help="Colours of the result: painting (like the painting), none (no change), or adain (as painting, by the "
-            "method of the paper's code).",
-        ),
-    ] = GENERATE["tone"],
-    negative_prompt: NegativeOption = GENERATE["negative_prompt"],
     seed: SeedOption = GENERATE["seed"],
     count: CountOption = 1,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            help="Side of a square in pixels, or WIDTHxHEIGHT. By default the backbone's native size, with the "
-            "proportions of the control picture if one is given.",
-        ),
-    ] = None,
-    solver: SolverOption = GENERATE["solver"],
-    style_weight: WeightOption = GENERATE["style_weight"],
-    style_attention: StyleAttentionOption = GENERATE["style_attention"],
-    style_scale: StyleScaleOption = GENERATE["style_scale"],
-    tile: TileOption = GENERATE["tile"],
     controlnet: ControlNetOption = None,
     control: ControlOption = None,
     control_picture: ControlPictureOption = None,
     control_scale: ControlScaleOption = None,
-    attention_temperature: TemperatureOption = GENERATE["attention_temperature"],
-    attention_blocks: BlocksOption = GENERATE["attention_blocks"],
-    spacing: SpacingOption = GENERATE["spacing"],
-    cache_interval: CacheOption = GENERATE["cache_interval"],
 ) -> None:
     """Make a new picture from a prompt, in the style of a painting."""
+    settings = {"prompt": prompt, **options.settings()}
     _check_paths(out, count, style, control_picture)
     control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=False)
-    settings = {
-        "prompt": prompt,
-        "steps": steps,
-        "guidance": guidance,
-        "tone": tone,
-        "negative_prompt": negative_prompt,
-        "solver": solver,
-        "style_weight": style_weight,
-        "style_attention": style_attention,
-        "style_scale": style_scale,
-        "attention_temperature": attention_temperature,
-        "attention_blocks": attention_blocks,
-        "spacing": spacing,
-        "cache_interval": cache_interval,
-        "size": None if size is None else _read_size(size),
-        "tile": tile,
-    }
     model = session.load(find_image_encoder=False)
     styles = read_styles(model, style)
     maker = PictureMaker(session, model, "generate", styles, control_choice=control_choice)

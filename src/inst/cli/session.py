@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
@@ -131,14 +131,18 @@ class Session:
         if self.download:  # the hub's library shows its own progress bars
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
-            if self._hides_progress:
+            if self.hides_progress:
                 disable_progress_bars()
         with nullcontext() if self.download else self.waiting("loading the backbone"):
-            arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
-            if not find_image_encoder and self.image_encoder is None:
-                arguments["image_encoder"] = False
-            self._loaded = Backbone.load(self.backbone, **arguments)
+            self._loaded = Backbone.load(**self.load_arguments(find_image_encoder=find_image_encoder))
         return self._loaded
+
+    def load_arguments(self, *, find_image_encoder: bool = True) -> dict[str, Any]:
+        """Return the arguments of `inst.Backbone.load`, for processes that load the backbone themselves."""
+        arguments = {name: getattr(self, name) for name in _LOAD if name != "name"}
+        if not find_image_encoder and self.image_encoder is None:
+            arguments["image_encoder"] = False
+        return {"name": self.backbone, **arguments}
 
     def refuse_backbone_options(self) -> None:
         """Raise UsageError if an option for loading a backbone is given, in a command that loads none."""
@@ -148,20 +152,21 @@ class Session:
             raise UsageError(f"{option} needs a backbone, but none is loaded", f"add --backbone, or leave out {option}")
 
     @property
-    def _hides_progress(self) -> bool:
+    def hides_progress(self) -> bool:
+        """Whether no progress bar is shown."""
         return self.quiet or self.as_json or not self._screen.is_terminal
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Show a spinner with the text `what` while work without steps runs."""
-        if self._hides_progress:
+        if self.hides_progress:
             yield
             return
         with self._screen.status(what):
             yield
 
     @contextmanager
-    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[[int, int, str], None]]:
+    def progress(self, what: str, total: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
         """Show a progress bar with the remaining time. Yields a function (step, total, note) that updates it."""
         columns = (
             TextColumn("{task.description}"),
@@ -171,10 +176,10 @@ class Session:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self._screen, disable=self._hides_progress, transient=True) as bar:
+        with Progress(*columns, console=self._screen, disable=self.hides_progress, transient=True) as bar:
             task = bar.add_task(what, total=total, note="")
 
-            def update(step: int, total: int, note: str = "") -> None:
+            def update(step: int, total: int | None, note: str = "") -> None:
                 bar.update(task, completed=step, total=total, note=note)
 
             yield update
@@ -207,36 +212,52 @@ class Session:
 def with_session(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `Session` to a command, and pass their values as its argument `session`.
 
-    Empty paths are refused (`inst.cli.places.read_path`).
+    Any other argument whose type is a dataclass of options, such as `inst.cli.pictures.TransferOptions`, is filled in
+    the same way; its options stand at its place. Empty paths are refused (`inst.cli.places.read_path`).
 
     An option that the command declares itself is not replaced: its own default and help stay.
     """
     own = inspect.signature(command, eval_str=True)
-    hints = get_type_hints(Session, include_extras=True)
-    shared = [
+    groups: dict[str, Any] = {
+        name: one.annotation for name, one in own.parameters.items() if is_dataclass(one.annotation)
+    }
+    declared = own.parameters.keys() - groups.keys()
+    options = {name: _options_of(kind, declared) for name, kind in groups.items()}
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        filled = {
+            name: kind(**{option.name: values.pop(option.name) for option in options[name]})
+            for name, kind in groups.items()
+        }
+        command(**filled, **values)
+
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        if name not in groups:
+            annotation = with_read_path(parameter.annotation)
+            parameters.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+        elif groups[name] is not Session:
+            parameters += options[name]
+    signature = own.replace(parameters=[*parameters, *options["session"]])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    return run
+
+
+def _options_of(kind: type[Any], declared: Collection[str]) -> list[inspect.Parameter]:
+    """Return the options of a dataclass, without those that the command declares itself."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [
         inspect.Parameter(
             option.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=option.default,
-            annotation=with_read_path(_in_panel(hints[option.name])),
+            annotation=with_read_path(_in_panel(hints[option.name]) if kind is Session else hints[option.name]),
         )
-        for option in fields(Session)
-        if option.init and option.name not in own.parameters
+        for option in fields(kind)
+        if option.init and option.name not in declared
     ]
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        command(session=Session(**{option.name: values.pop(option.name) for option in shared}), **values)
-
-    kept = [
-        parameter.replace(annotation=with_read_path(parameter.annotation))
-        for name, parameter in own.parameters.items()
-        if name != "session"
-    ]
-    signature = own.replace(parameters=[*kept, *shared])
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    return run
 
 
 def _in_panel(hint: Any) -> Any:

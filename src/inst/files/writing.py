@@ -63,7 +63,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
             "create it, or choose another folder",
         ) from None
     except OSError as error:
-        raise _cannot_write(path, error) from None
+        raise cannot_write(path, error) from None
     return path
 
 
@@ -122,7 +122,7 @@ def free_path(folder: str | Path, stem: str, suffix: str) -> Path:
             else:
                 return path
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error) from None
 
 
 @contextlib.contextmanager
@@ -137,7 +137,8 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
                 path.unlink()
 
 
-def _cannot_write(path: Path, error: OSError) -> InstError:
+def cannot_write(path: Path, error: OSError) -> InstError:
+    """Return the error for a file or folder that the system does not let write."""
     remedies = {
         errno.ENOSPC: "free space on the disk",
         errno.EDQUOT: "free space on the disk",

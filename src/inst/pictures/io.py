@@ -66,12 +66,34 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Phot
     check_path("A picture", path)
     path = Path(path)
     with _open(path) as (file, image):
-        colours, alpha = to_srgb(image)
-        source = _source_of(path, file)
-        if alpha is None or flattened:
-            return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
-        opacity = torch.from_numpy(np.array(alpha)).float() / 255
-        return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
+        return _to_photo(image, _source_of(path, file), flattened)
+
+
+def decode_photo(data: bytes, place: str, *, flattened: bool = False) -> Photo:
+    """Decode the bytes of a picture file as `read_photo` reads a file.
+
+    Args:
+        data: the whole file.
+        place: the path or URL of the file, for messages; the name of the photo is its last part.
+        flattened: as for `read_photo`.
+
+    Raises:
+        InstError: an error of `open_picture`.
+    """
+    with translate_errors(place):
+        if not data:
+            raise InstError(f"{place} is empty (0 bytes)", "copy or export the picture again")
+        refuse_start(Path(place), data[:64])
+        with _load(io.BytesIO(data)) as image:
+            return _to_photo(image, SourceFile(place, hashlib.sha256(data).hexdigest()), flattened)
+
+
+def _to_photo(image: Image.Image, source: SourceFile, flattened: bool) -> Photo:
+    colours, alpha = to_srgb(image)
+    if alpha is None or flattened:
+        return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
+    opacity = torch.from_numpy(np.array(alpha)).float() / 255
+    return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
 
 
 def read_painting(path: str | os.PathLike[str]) -> Photo:
@@ -288,10 +310,20 @@ def save_picture(
         InstError: the folder does not exist or is not writable, or the disk is full.
     """
     check_path("A picture file", path)
+    return write_bytes_atomically(path, encode_picture(picture, path, alpha, texts))
+
+
+def encode_picture(
+    picture: Tensor | Image.Image | Photo,
+    path: str | Path,
+    alpha: Tensor | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> bytes:
+    """Return the bytes of the file that `save_picture` would write. The arguments and errors are the same."""
     kind = picture_format(path)
-    if kind == "PNG":
-        return save_png(picture, path, alpha, texts)
     image = _to_image(picture, alpha)
+    if kind == "PNG":
+        return _encode_png(image, texts or {})
     if kind == "JPEG":
         image = flatten(*to_srgb(image))
     encoded = io.BytesIO()
@@ -299,7 +331,7 @@ def save_picture(
         image.save(encoded, format=kind, quality=95, **({"subsampling": 0} if kind == "JPEG" else {}))
     except (ValueError, OSError) as error:  # the picture is larger than the format allows
         raise InstError(f"{path} cannot be written as {kind} ({error})", "choose the ending .png") from None
-    return write_bytes_atomically(path, encoded.getbuffer())
+    return encoded.getvalue()
 
 
 def save_png(

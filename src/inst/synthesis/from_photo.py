@@ -155,7 +155,7 @@ def transfer(
     height, width = photos.shape[2:]
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
     check_control(control, backbone, (height, width), photo=True)
-    out = fit_size(width, height, _default_size(backbone, height, width) if size is None else size)
+    out = result_size(backbone, width, height, size)
     steps = default_steps(strength) if steps is None else steps
     plan = make_plan(
         backbone, out, len(photos), seed, strength, steps, guidance, solver, tile, eta, noise, spacing, cache_interval
@@ -209,6 +209,11 @@ def transfer(
     return run()
 
 
-def _default_size(backbone: Backbone, height: int, width: int) -> int:
-    """Return the short side of the results in pixels, if the user gives none."""
-    return max(backbone.size_multiple, min(backbone.default_size, 2 * min(height, width)))
+def result_size(backbone: Backbone, width: int, height: int, size: int | None) -> tuple[int, int]:
+    """Return (width, height) of the result of `transfer` for a photo of this width and height, all in pixels.
+
+    `size` is that argument of `transfer`. Raises UsageError if it is not a positive number.
+    """
+    if size is None:
+        size = max(backbone.size_multiple, min(backbone.default_size, 2 * min(height, width)))
+    return fit_size(width, height, size)

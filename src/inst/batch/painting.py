@@ -1,0 +1,220 @@
+"""The orders of `inst batch transfer` and `inst batch generate`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inst.batch.items import Item
+from inst.batch.orders import Chunk, Order, in_chunks
+from inst.batch.pairs import read_pairs
+from inst.batch.prompts import read_prompts_file
+from inst.batch.sources import STYLE_ENDINGS, Source, file_item, open_source
+from inst.batch.worker import ChunkWorker, Content, Entry, LoadedChunk
+from inst.errors import InstError, InstWarning
+from inst.files.pickles import is_safetensors
+from inst.learning.instant import instant_style
+from inst.pictures.io import Photo, decode_photo, picture_format
+from inst.runs import complete
+from inst.styles.style import Style
+from inst.synthesis.from_photo import transfer
+from inst.synthesis.from_prompt import generate
+from inst.synthesis.painter import PaintedPicture, fit_photo, paint_batch
+
+if TYPE_CHECKING:
+    from inst.backbone.model import Backbone
+
+_TOGETHER = 8
+"""Number of pictures in a batch on an accelerator. More are hardly faster (docs/performance.md)."""
+
+_START = 64  # bytes, enough to tell a style file from a picture
+_WINDOW = 4096
+"""Number of listed pairs that are sorted by style at once. More would need more memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOrder(Order):
+    """Pictures in the styles of style files and paintings.
+
+    Attributes:
+        styles: the sources of the styles (`inst.batch.sources`). Each style file and each painting is a style.
+        recursive: whether folders are read with the folders in them.
+        ending: the format of the pictures: ".png", ".jpg" or ".webp". Only PNG files keep their record.
+    """
+
+    styles: Sequence[str] = ()
+    recursive: bool = False
+    ending: str = ".png"
+
+    def __post_init__(self) -> None:
+        picture_format(f"picture{self.ending}")
+
+    def style_source(self) -> Source:
+        """The styles."""
+        return open_source(self.styles, recursive=self.recursive, endings=STYLE_ENDINGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferOrder(PictureOrder):
+    """Photos in styles: each photo in each style, or listed pairs.
+
+    Attributes:
+        photos: the sources of the photos.
+        column: the picture column of Parquet files; None finds it.
+        pairs: a CSV or Parquet file with the columns photo and style, instead of `photos` and `styles`.
+    """
+
+    photos: Sequence[str] = ()
+    column: str | None = None
+    pairs: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The name of the command."""
+        return "transfer"
+
+    def _photo_source(self) -> Source:
+        return open_source(self.photos, recursive=self.recursive, column=self.column)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the photos of one style after the other. Listed pairs are sorted by style within `_WINDOW` of them."""
+        if self.pairs is None:
+            for style in self.style_source():
+                yield from in_chunks(self._photo_source(), style)
+            return
+        rows = read_pairs(self.pairs)
+        while window := list(islice(rows, _WINDOW)):
+            groups: dict[str, list[str]] = {}
+            for photo, style_text in window:
+                groups.setdefault(style_text, []).append(photo)
+            for style_text, photos in groups.items():
+                yield from in_chunks(map(file_item, photos), file_item(style_text))
+
+    def count(self) -> int | None:
+        """Return the number of pairs, if it can be known."""
+        if self.pairs is not None:
+            return sum(1 for _ in read_pairs(self.pairs))
+        photos, styles = self._photo_source().count(), self.style_source().count()
+        return None if photos is None or styles is None else photos * styles
+
+    def worker(self, backbone: Backbone) -> TransferWorker:
+        """Make a worker. Raises UsageError if `transfer` does not take the settings."""
+        settings = {name: value for name, value in self.settings.items() if name != "flatten"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InstWarning)  # the style is none
+            transfer(backbone, torch.zeros(3, 64, 64), _no_style(backbone), **settings).close()
+        return TransferWorker(self, backbone, self.ending, _TOGETHER)
+
+
+class PictureWorker(ChunkWorker[Content, PaintedPicture]):
+    """Makes pictures in the style of a chunk."""
+
+    _kept: tuple[Item | None, Style | InstError | None] = (None, None)
+
+    def prepare(self, loaded: LoadedChunk[Content]) -> Style:
+        """Read the style, or make the instant style of the painting. That of the latest chunk is kept."""
+        item = loaded.chunk.style
+        assert item is not None
+        if self._kept[0] != item:
+            try:
+                self._kept = item, self._read_chunk_style(item, loaded.style)
+            except InstError as error:
+                self._kept = item, error
+        style = self._kept[1]
+        if isinstance(style, InstError):
+            raise copy(style)
+        assert style is not None
+        return style
+
+    def _read_chunk_style(self, item: Item, data: bytes | InstError) -> Style:
+        if isinstance(data, InstError):
+            raise data
+        if is_safetensors(data[:_START]):
+            return Style.from_bytes(data, item.place)
+        return instant_style(self.backbone, decode_photo(data, item.place, flattened=True))
+
+    def encode(self, result: PaintedPicture, name: str) -> bytes:
+        """Return the bytes of the picture file."""
+        return result.encode(name)
+
+
+class TransferWorker(PictureWorker[Photo]):
+    """Repaints photos."""
+
+    def decode(self, item: Item, data: bytes) -> Photo:
+        """Decode a photo, and bring it to the size of the result."""
+        settings = self.order.settings
+        photo = decode_photo(data, item.place, flattened=settings.get("flatten", False))
+        return fit_photo(self.backbone, photo, settings.get("size"))
+
+    def kind(self, content: Photo) -> Hashable:
+        """Return the size of a photo."""
+        return content.picture.shape
+
+    def compute(self, prepared: Style, entries: Sequence[Entry[Photo]]) -> list[PaintedPicture]:
+        """Repaint photos of one size."""
+        settings = {name: value for name, value in self.order.settings.items() if name != "flatten"}
+        photos = [entry.content for entry in entries if entry.content is not None]
+        seeds = [entry.seed for entry in entries]
+        return complete(paint_batch(self.backbone, {"[C]": prepared}, settings, seeds, photos=photos))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOrder(PictureOrder):
+    """Pictures from prompts: each prompt in each style.
+
+    Attributes:
+        prompts: a file of prompts (`inst.batch.prompts`).
+    """
+
+    prompts: str
+
+    @property
+    def command(self) -> str:
+        """The name of the command."""
+        return "generate"
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the prompts of one style after the other."""
+        for style in self.style_source():
+            yield from in_chunks(self._prompt_items(), style)
+
+    def _prompt_items(self) -> Iterator[Item]:
+        return (Item(name, prompt, prompt.encode()) for name, prompt in read_prompts_file(self.prompts))
+
+    def count(self) -> int | None:
+        """Return the number of pictures, if it can be known."""
+        styles = self.style_source().count()
+        return None if styles is None else styles * sum(1 for _ in read_prompts_file(self.prompts))
+
+    def worker(self, backbone: Backbone) -> GenerateWorker:
+        """Make a worker. Raises UsageError if `generate` does not take the settings."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InstWarning)
+            generate(backbone, "[C]", _no_style(backbone), **self.settings).close()
+        return GenerateWorker(self, backbone, self.ending, _TOGETHER)
+
+
+class GenerateWorker(PictureWorker[str]):
+    """Makes pictures from prompts."""
+
+    def decode(self, item: Item, data: bytes) -> str:
+        """Return the prompt."""
+        return data.decode()
+
+    def compute(self, prepared: Style, entries: Sequence[Entry[str]]) -> list[PaintedPicture]:
+        """Make the pictures of prompts."""
+        prompts, seeds = [entry.content or "" for entry in entries], [entry.seed for entry in entries]
+        return complete(paint_batch(self.backbone, {"[C]": prepared}, self.order.settings, seeds, prompts=prompts))
+
+
+def _no_style(backbone: Backbone) -> Style:
+    """Return a style of the backbone, with which the settings are checked before the first picture."""
+    vectors: Any = torch.zeros(1, backbone.text_width)
+    return Style(vectors, backbone.fingerprint, widths=backbone.text_widths)

@@ -1,0 +1,203 @@
+"""Use a Ray cluster: Ray Data streams the chunks to a pool of actors, each with a model on its own device."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from inst.arguments import check_at_least
+from inst.batch.orders import Order, Row
+from inst.errors import Argument, InstError, UsageError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from inst.batch.orders import Worker
+
+_CALLS = 2
+"""Number of chunks in an actor: one is computed while the inputs of the next one are decoded."""
+
+_SAVERS = 4  # threads
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How to use Ray.
+
+    Attributes:
+        address: "auto" for the cluster that this machine belongs to, `ray://HOST:PORT`, or "local" for Ray on this
+            machine alone.
+        num_gpus: GPUs of each actor; a part of one lets actors share a GPU. None is 1 if the cluster has GPUs.
+        num_cpus: CPU cores of each actor.
+        concurrency: number of actors; None is as many as the cluster has room for.
+
+    Raises:
+        UsageError: a number is not possible.
+    """
+
+    address: str = "auto"
+    num_gpus: float | None = None
+    num_cpus: float = 1
+    concurrency: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency is not None:
+            check_at_least(1, actors=self.concurrency)
+        if self.num_gpus is not None and not 0 <= self.num_gpus < float("inf"):
+            raise UsageError(f"{self.num_gpus} GPUs for an actor cannot be used", "give 0 (none), 1 or a part of 1")
+        if not 0 < self.num_cpus < float("inf"):
+            raise UsageError(f"{self.num_cpus} cores for an actor cannot be used", "give a positive number")
+
+
+def ray_rows(order: Order, options: RayOptions) -> Generator[Row | None, None, None]:
+    """Yield None when the cluster answers, and then the rows.
+
+    A chunk whose actor or node dies is done again by another one.
+
+    Raises:
+        InstError: Ray is not installed, there is no cluster at the address, or an error of an actor.
+    """
+    if find_spec("ray") is None:
+        raise InstError("Ray is not installed", 'install it with pip install "inst[ray]"')
+    with _connected(options.address):
+        pool = _pool(options)
+        yield None
+        yield from _stream(order, pool)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    # Ray's own messages go to its log files: on the screen they would hide those of this package.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if ray.is_initialized():  # a program that uses Ray already
+        yield
+        return
+    place = {"include_dashboard": False} if address == "local" else {"address": address}
+    try:
+        ray.init(**place, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InstError(
+            f"No Ray cluster answers at {address} ({first_line(error)})",
+            "start one, or give another ",
+            Argument("address"),
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _pool(options: RayOptions) -> dict[str, Any]:
+    """Return the arguments of `map_batches` for the actors."""
+    import ray
+
+    cluster = ray.cluster_resources()
+    gpus = options.num_gpus
+    if gpus is None:
+        gpus = 1 if cluster.get("GPU", 0) >= 1 else 0
+    # The task that lists the inputs needs a core, too, but next to no time of it.
+    room = cluster.get("GPU", 0) / gpus if gpus else cluster.get("CPU", 1) / options.num_cpus
+    if gpus and room < 1:
+        raise InstError(
+            f"The cluster has {cluster.get('GPU', 0):g} GPUs, and each actor needs {gpus:g}",
+            "give fewer ",
+            Argument("num_gpus"),
+        )
+    actors = options.concurrency or max(1, int(room))
+    return {
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            max_tasks_in_flight_per_actor=_CALLS,
+            max_concurrent_calls_per_actor=_CALLS,
+            enable_true_multi_threading=True,  # the actor itself lets only one use the device
+        ),
+        "num_gpus": gpus,
+        "num_cpus": options.num_cpus,
+    }
+
+
+def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
+    import ray
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    before = context.enable_progress_bars, context.target_max_block_size
+    context.enable_progress_bars = False
+    # Every chunk is a block of its own, so that the actors begin with the first one, and only a few wait in memory.
+    context.target_max_block_size = 1
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        listed = ray.data.range(1, override_num_blocks=1).map_batches(
+            partial(_list_chunks, order), batch_size=None, num_cpus=0.01
+        )
+        rows = listed.map_batches(_Actor, fn_constructor_args=(order,), batch_size=1, **pool)
+        for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
+            for text in batch["row"]:
+                yield Row(**json.loads(text))
+    except RayError as error:
+        raise _plain(error) from None
+    finally:
+        context.enable_progress_bars, context.target_max_block_size = before
+
+
+def _plain(error: Exception) -> Exception:
+    """Return the error of this package that Ray has wrapped; otherwise one that says what Ray says."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InstError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return InstError(f"Ray could not do its work ({first_line(error)})", "look into its logs; what is done stays")
+
+
+def _list_chunks(order: Order, batch: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    """Yield every chunk of the order, in the one task that lists them."""
+    import numpy as np
+
+    for chunk in order.chunks():
+        yield {"chunk": np.array([pickle.dumps(chunk)], dtype=object)}
+
+
+class _Actor:
+    """A worker on a device of the cluster. A chunk that comes meanwhile is loaded while another one is made."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.device, self.savers = order, threading.Lock(), ThreadPoolExecutor(_SAVERS, "save")
+        self._worker: Worker | None = None
+
+    @property
+    def worker(self) -> Worker:
+        """The worker; it is made in the first call, because Ray hides what goes wrong in a constructor."""
+        with self.device:
+            if self._worker is None:
+                from inst.backbone.model import Backbone
+
+                self._worker = self.order.worker(Backbone.load(**self.order.backbone))
+            return self._worker
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Do the chunks of a batch, and return their rows as JSON."""
+        import numpy as np
+
+        rows = [row for data in batch["chunk"] for row in self._do(data)]
+        return {"row": np.array([json.dumps(row.to_dict()) for row in rows], dtype=object)}
+
+    def _do(self, data: bytes) -> list[Row]:
+        worker = self.worker
+        loaded = worker.load(pickle.loads(data))
+        with self.device:
+            saving = [self.savers.submit(save) for save in worker.make(loaded)]
+        return [saved.result() for saved in saving]
