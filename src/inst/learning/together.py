@@ -103,9 +103,8 @@ def learn_together(
         InstWarning: as `inst.learn`.
     """
     check_backbone(backbone)
-    given: dict[str, Any] = defaults_of("inst.learning.loop", "learn") | settings
-    for one in ("name", "preview_every", "begin", "resume"):
-        del given[one]
+    defaults = defaults_of("inst.learning.loop", "learn")
+    given: dict[str, Any] = {name: defaults[name] for name in SharedSettings.__annotations__} | settings
     keep = checked("choice to keep the painting", given.pop("keep_painting"), "bool")
     most = checked("most samples", most_samples, "int")
     check_at_least(1, most_samples=most)
@@ -306,12 +305,12 @@ class _Batch(Replayed):
         styles, batch = crops.shape
         words = self._compute_words(views + self._first_view, *kept)
         samples = (
-            words.detach().repeat_interleave(batch, dim=0),
+            words.detach()[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
             captions.flatten(),
             self._data.latents((crops + self._first_crop).flatten(), sampling_noise.flatten(0, 1)),
             noise.flatten(0, 1),
             timesteps.flatten(),
-            (scale / batch).repeat_interleave(batch),
+            (scale / batch)[:, None].expand(-1, batch).flatten(),
         )
         results = [self._differentiate(*part) for part in zip(*(one.split(self._most) for one in samples), strict=True)]
         losses, slopes = (torch.cat(parts).unflatten(0, (styles, batch)) for parts in zip(*results, strict=True))
