@@ -161,6 +161,7 @@ class LearningRun(Replayed):
                 group["lr"] = rate
         return [torch.full((), self.progress.loss_scale, device=self.backbone.device), *self.next.inputs]
 
+    @torch.inference_mode(False)
     def draw_next(self) -> None:
         """Draw the batch of the next step."""
         self.next = self._draw(self.progress.step + 1)

@@ -75,10 +75,11 @@ def learn_together(
     Each style has its own random numbers, crops, validation, best parameters and patience, so neither the order nor the
     company matters. A style that cannot be learned does not disturb the others.
 
-    On a GPU, a step costs little more than that of one style until the batch fills the GPU. Memory grows with the
-    number of styles S by, for each, the latents of its crops, the patch tokens of its views, and its inversion module
-    six times (parameters, gradient, Adam's two moments, the best ones). The UNet's activations, which need the most,
-    grow with S times `batch_size` up to `most_samples`.
+    On a GPU, a step costs little more than that of one style until the samples fill the GPU. On a CPU there is hardly a
+    gain. Memory: each style needs the latents of its crops (twice, for mean and deviation), the patch tokens of its
+    views, and seven copies of its inversion module (parameters, gradients, Adam's moments, the best parameters). The
+    UNet's activations, which need the most, grow with the number of samples (styles times `batch_size`) up to
+    `most_samples`.
 
     Args:
         backbone: the backbone, as for `inst.learn`.
@@ -103,13 +104,13 @@ def learn_together(
         InstWarning: as `inst.learn`.
     """
     check_backbone(backbone)
-    given: dict[str, Any] = defaults_of("inst.learning.loop", "learn") | settings
-    for one in ("name", "preview_every", "begin", "resume"):
-        del given[one]
+    defaults = defaults_of("inst.learning.loop", "learn")
+    given: dict[str, Any] = {name: defaults[name] for name in SharedSettings.__annotations__} | settings
     keep = checked("choice to keep the painting", given.pop("keep_painting"), "bool")
     most = checked("most samples", most_samples, "int")
     check_at_least(1, most_samples=most)
     common = choose_settings(backbone, **given)
+    check_start(backbone, [], common, None, None)
     if isinstance(paintings, str) or not isinstance(paintings, Sequence) or not paintings:
         raise UsageError("The paintings of the styles cannot be used", "give a list with one entry for each style")
     count = len(paintings)
@@ -125,7 +126,6 @@ def learn_together(
             plans.append(error.with_traceback(None))
         else:
             plans.append(_Plan(loaded, own, name or default_style_name(painting, loaded)))
-    check_start(backbone, [], common, None, None)
     return _learn_together(backbone, plans, common, most)
 
 
@@ -285,6 +285,7 @@ class _Batch(Replayed):
         """Return whether a new batch for the runs that still learn would pay. A new size needs a new graph."""
         return learning < len(self.members) and (self.graphs is None or 2 * learning <= len(self.members))
 
+    @torch.inference_mode(False)
     def take_step(self, learning: Collection[int]) -> Tensor:
         """Take a step, and return the results of `LearningRun.update`, [S, 2].
 
@@ -306,12 +307,12 @@ class _Batch(Replayed):
         styles, batch = crops.shape
         words = self._compute_words(views + self._first_view, *kept)
         samples = (
-            words.detach().repeat_interleave(batch, dim=0),
+            words.detach()[:, None].expand(-1, batch, -1, -1).flatten(0, 1),
             captions.flatten(),
             self._data.latents((crops + self._first_crop).flatten(), sampling_noise.flatten(0, 1)),
             noise.flatten(0, 1),
             timesteps.flatten(),
-            (scale / batch).repeat_interleave(batch),
+            (scale / batch)[:, None].expand(-1, batch).flatten(),
         )
         results = [self._differentiate(*part) for part in zip(*(one.split(self._most) for one in samples), strict=True)]
         losses, slopes = (torch.cat(parts).unflatten(0, (styles, batch)) for parts in zip(*results, strict=True))
