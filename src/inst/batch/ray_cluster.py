@@ -141,7 +141,7 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         listed = ray.data.range(1, override_num_blocks=1).map_batches(
-            partial(_list_chunks, order), batch_size=None, num_cpus=0.01
+            partial(_list_chunks, order), batch_size=None, num_cpus=0
         )
         rows = listed.map_batches(_Actor, fn_constructor_args=(order,), batch_size=1, **pool)
         for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
