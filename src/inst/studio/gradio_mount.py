@@ -59,6 +59,8 @@ _FILE = "/gradio_api/file="
 _MOST_PATHS = 64  # of one request of the page
 _SESSION = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _QUEUED, _QUEUED_PER_JOB = 100, 4  # calls of the page that may wait
+_LOOK_SECONDS, _TELL_SECONDS = 0.02, 0.1
+"""Seconds between two looks of Gradio's queues for a call, and for progress."""
 
 router = APIRouter(include_in_schema=False)
 """The routes that come before Gradio's."""
@@ -108,6 +110,8 @@ def mount_page(app: FastAPI, studio: Studio, build: PageBuilder | None) -> None:
     for language in languages:
         page = build(studio, language)
         page.queue(max_size=_QUEUED_PER_JOB * studio.limits.queue + _QUEUED)
+        # By itself, each looks a thousand times a second, and takes time from the pictures even if nobody is here.
+        page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = _LOOK_SECONDS, _TELL_SECONDS
         app.state.pages[language] = page
         page.has_launched = True  # Gradio checks paths of files only then, and does not set it when it is mounted
         gradio.mount_gradio_app(
