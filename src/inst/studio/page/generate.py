@@ -13,6 +13,7 @@ from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
 from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import shown_problems
 from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
@@ -136,7 +137,7 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
         """Submit the job; None if there is no style."""
         person = person_of(request)
         named = dict(zip(settings, given[: len(settings)], strict=True))
-        refs = choice.refs(*given[len(settings) :])
+        refs = choice.refs(person, *given[len(settings) :])
         if not refs:
             return None
         if (before := running(studio, latest, request)) is not None:
@@ -147,7 +148,8 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
         if not given[0].strip():
             yield {state: hint(texts.need_prompt)}
             return
-        job = await run_in_threadpool(submitted, request, hidden, given)
+        with shown_problems(texts):
+            job = await run_in_threadpool(submitted, request, hidden, given)
         if job is None:
             yield {state: hint(texts.need_style)}
             return

@@ -16,6 +16,7 @@ from inst.studio.page.examples import EXAMPLES, example_pictures, example_upload
 from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.inputs import keep, keep_mask, picture_input
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import shown_problems
 from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
@@ -214,12 +215,12 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         person = person_of(request)
         if (before := running(studio, latest, request)) is not None:
             studio.jobs.wish(before.id, Wish.CANCEL)
-        body: dict[str, Any] = {"photo": keep(studio, photo), "styles": refs}
+        body: dict[str, Any] = {"photo": keep(studio, person, photo), "styles": refs}
         if kind == "sheet":
             body |= {name: named[name] for name in ("seed", "tone", "style_attention", "size")}
         else:
             body |= hidden | named | {"steps": named["steps"] or None, "prompt": named["prompt"].strip() or None}
-            body["mask"] = keep_mask(studio, editor) or hidden.get("mask")
+            body["mask"] = keep_mask(studio, person, editor) or hidden.get("mask")
         body["size"] = int(named["size"])
         return submit(studio, person, kind, body)
 
@@ -228,14 +229,16 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
     ) -> AsyncIterator[dict[Any, Any]]:
         taken, styles = given[: len(settings) + 3], given[len(settings) + 3 :]
         photo, editor, hidden, *values = taken
-        refs = await run_in_threadpool(choice.refs, *styles)
+        with shown_problems(texts):
+            refs = await run_in_threadpool(choice.refs, person_of(request), *styles)
         if photo is None or not refs:
             # Gradio empties the outputs of a handler that yields nothing.
             missing = texts.need_photo if photo is None else texts.need_style
             yield {state: gr.skip() if is_drop else hint(missing)}
             return
         named = dict(zip(settings, values, strict=True))
-        job = await run_in_threadpool(submitted, request, kind, photo, editor, hidden, refs, named)
+        with shown_problems(texts):
+            job = await run_in_threadpool(submitted, request, kind, photo, editor, hidden, refs, named)
         async for update in show(request, job):
             yield update
 
