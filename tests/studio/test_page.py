@@ -87,6 +87,14 @@ def test_every_state_of_a_job_is_a_sentence_without_markup_from_outside(
     assert "{" not in text
 
 
+@pytest.mark.parametrize(
+    ("wish", "sentence"), [("cancel", ENGLISH.stopping), ("finish", ENGLISH.stopping), ("pause", ENGLISH.pausing)]
+)
+def test_what_somebody_wants_of_a_job_is_told_during_its_step(wish: str, sentence: str) -> None:
+    text = status(Any, ENGLISH, job(JobState.RUNNING, progress=Progress(3, 10), wish=wish))  # type: ignore[arg-type]
+    assert sentence in text
+
+
 def test_times_are_said_as_people_say_them() -> None:
     assert [duration(ENGLISH, one) for one in (0.04, 3.21, 42.3, 300)] == ["0.0 s", "3.2 s", "42 s", "5 min"]
 

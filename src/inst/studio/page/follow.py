@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from inst.studio.job_store import ENDED, Job, JobState
+from inst.studio.jobs import Wish
 from inst.studio.page.latest import Latest
 from inst.studio.page.problems import told
 from inst.studio.page.texts import Texts
@@ -62,6 +63,8 @@ def status(studio: Studio, texts: Texts, job: Job | None) -> str:
             sentence = texts.waiting.format(ahead=ahead) if ahead else texts.waiting_next
             if not studio.is_ready:
                 sentence = f"{texts.loading} {sentence}"
+        case JobState.RUNNING if job.wish is not None:
+            sentence = texts.pausing if job.wish == Wish.PAUSE else texts.stopping
         case JobState.RUNNING if progress is None:
             sentence, bar = texts.step.format(step=1, total="…"), '<progress value="0" max="1"></progress>'
         case JobState.RUNNING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
 
     def selected(event: gr.SelectData, ids: list[str]) -> dict[Any, Any]:
         index = event.index if isinstance(event.index, int) else -1
-        return shown_style(ids[index]) if 0 <= index < len(ids) else closed()
+        return {message: "", **(shown_style(ids[index]) if 0 <= index < len(ids) else closed())}
 
     def closed() -> dict[Any, Any]:
         return {about: texts.choose_style, details: gr.update(visible=False), current: ""}
@@ -130,13 +130,15 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             return {message: hint(told(texts, error))}
         return {message: hint(texts.saved), **shown_style(id), **found(text, tag_now)}
 
-    def removed(id: str, text: str, tag_now: str) -> dict[Any, Any]:
+    def removed(id: str, text: str, tag_now: str) -> Iterator[dict[Any, Any]]:
         try:
             old = library.entry(id).name
             library.delete(id)
         except InstError as error:
-            return {message: hint(told(texts, error))}
-        return {
+            yield {message: hint(told(texts, error))}
+            return
+        yield {gallery: []}  # otherwise, the style that takes the place of the deleted one would look chosen
+        yield {
             message: hint(texts.deleted.format(name=old)),
             **closed(),
             **found(text, tag_now),
@@ -172,11 +174,13 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
     async def opened(request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         yield await run_in_threadpool(found, "", "")
 
-    common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    common: dict[str, Any] = {**quiet, "concurrency_limit": None}
     everything = [*listing, *panel, message]
     gr.on([search.change, tag.input], found, [search, tag], listing, trigger_mode="always_last", **common)
     by_picture.change(nearest, by_picture, [*listing, message], **common)
     gallery.select(selected, shown, [*panel, message], **common)
+    gr.on([name.input, tags.input], lambda: "", None, message, queue=False, **quiet)
     save.click(saved, [current, name, tags, search, tag], everything, **common)
     delete.click(removed, [current, search, tag], everything, **common)
     undo.click(undone, [search, tag], everything, **common)

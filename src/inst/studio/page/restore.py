@@ -16,7 +16,7 @@ from inst.studio.page.problems import told
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
-from inst.studio.requests import GenerateRequest, TransferRequest
+from inst.studio.requests import GenerateRequest, SheetRequest, TransferRequest
 from inst.studio.studio import Studio
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def _names(record: PictureRecord) -> list[str]:
 
 def _others(record: PictureRecord, tab: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that the page does not show and a request takes, so that the picture becomes the same."""
-    fields = (TransferRequest if tab == "transfer" else GenerateRequest).model_fields
+    fields = {**TransferRequest.model_fields, **SheetRequest.model_fields}
+    if tab == "generate":
+        fields = GenerateRequest.model_fields
     return {name: value for name, value in record.settings.items() if name in fields and name not in settings}
 
 

@@ -12,6 +12,7 @@ from inst.errors import InstError
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
+from inst.studio.page.common_settings import LONGEST_PROMPT, build_common_settings
 from inst.studio.page.examples import EXAMPLES, example_pictures, example_uploads
 from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.inputs import keep, keep_mask, picture_input
@@ -21,7 +22,7 @@ from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
-from inst.studio.requests import TRANSFER
+from inst.studio.requests import KINDS, TRANSFER
 from inst.studio.studio import Studio
 from inst.studio.uploads import PICTURE_FORMATS
 
@@ -70,33 +71,9 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
                     size = gr.Dropdown(list(texts.sizes), value=SIZE, label=texts.size, info=texts.size_info)
                     count = gr.Slider(1, studio.limits.count, 1, step=1, label=texts.count)
                 with gr.Accordion(texts.more_settings, open=False, elem_id="transfer-more"):
-                    style_attention = gr.Slider(
-                        0,
-                        1,
-                        TRANSFER["style_attention"],
-                        step=0.05,
-                        label=texts.style_attention,
-                        info=texts.style_attention_info,
-                    )
-                    style_weight = gr.Slider(
-                        0,
-                        2,
-                        TRANSFER["style_weight"],
-                        step=0.05,
-                        label=texts.style_weight,
-                        info=texts.style_weight_info,
-                    )
-                    guidance = gr.Slider(
-                        1, 12, TRANSFER["guidance"], step=0.5, label=texts.guidance, info=texts.guidance_info
-                    )
-                    seed = gr.Number(
-                        TRANSFER["seed"], label=texts.seed, info=texts.seed_info, precision=0, minimum=0, maximum=2**53
-                    )
+                    common_settings = build_common_settings(texts, TRANSFER)
                     steps = gr.Slider(0, 60, 0, step=1, label=texts.steps, info=texts.steps_auto)
-                    prompt = gr.Textbox("", label=texts.prompt, info=texts.prompt_info, max_length=2000)
-                    negative = gr.Textbox(
-                        "", label=texts.negative_prompt, info=texts.negative_prompt_info, max_length=2000
-                    )
+                    prompt = gr.Textbox("", label=texts.prompt, info=texts.prompt_info, max_length=LONGEST_PROMPT)
                 with gr.Accordion(texts.mask, open=False, elem_id="transfer-mask-part") as mask_part:
                     gr.Markdown(texts.mask_info)
                     mask = gr.ImageEditor(
@@ -152,13 +129,9 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         "tone": tone,
         "size": size,
         "count": count,
-        "style_attention": style_attention,
-        "style_weight": style_weight,
-        "guidance": guidance,
-        "seed": seed,
+        **common_settings,
         "steps": steps,
         "prompt": prompt,
-        "negative_prompt": negative,
     }
     addressed = {**settings, "style": choice.saved}
     keep_in_address(addressed, {name: component.value for name, component in settings.items()} | {"style": []})
@@ -216,10 +189,11 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         if (before := running(studio, latest, request)) is not None:
             studio.jobs.wish(before.id, Wish.CANCEL)
         body: dict[str, Any] = {"photo": keep(studio, person, photo), "styles": refs}
-        if kind == "sheet":
-            body |= {name: named[name] for name in ("seed", "tone", "style_attention", "size")}
-        else:
-            body |= hidden | named | {"steps": named["steps"] or None, "prompt": named["prompt"].strip() or None}
+        # Settings of a picture that was dropped back may be those of a sheet, or of one picture.
+        fields = KINDS[kind].model_fields
+        body |= {name: value for name, value in (hidden | named).items() if name in fields}
+        if kind == "transfer":
+            body |= {"steps": named["steps"] or None, "prompt": named["prompt"].strip() or None}
             body["mask"] = keep_mask(studio, person, editor) or hidden.get("mask")
         body["size"] = int(named["size"])
         return submit(studio, person, kind, body)
