@@ -21,6 +21,7 @@ from inst.studio.page.address import fitting, read_address
 from inst.studio.page.follow import duration, status
 from inst.studio.page.inputs import keep, keep_mask
 from inst.studio.page.latest import Latest
+from inst.studio.page.restore import _others
 from inst.studio.page.texts import CHINESE, ENGLISH, TEXTS, Texts
 from inst.studio.uploads import Uploads
 
@@ -164,3 +165,15 @@ def test_the_page_keeps_the_uploads_of_two_people_apart(tmp_path: Path) -> None:
     assert again.find(ref["upload"], "ann").exists()
     again.remove_older(time.time() + 10)
     assert list((tmp_path / "uploads" / "owners").iterdir()) == []
+
+
+def test_a_sheet_brings_its_strengths_back_and_a_picture_what_only_it_has() -> None:
+    settings = {"strengths": [0.2, 0.9], "guidances": [3.0], "seed": 4, "query_preservation": 0.5, "paintings": ["x"]}
+    record: Any = SimpleNamespace(settings=settings)
+    shown = {"seed": None}
+    assert _others(record, "transfer", shown) == {
+        "strengths": [0.2, 0.9],
+        "guidances": [3.0],
+        "query_preservation": 0.5,
+    }
+    assert _others(record, "generate", shown) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,13 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             return {message: hint(told(texts, error))}
         return {message: hint(texts.saved), **shown_style(id), **found(text, tag_now)}
 
-    def removed(id: str, text: str, tag_now: str) -> Iterator[dict[Any, Any]]:
+    def removed(id: str, text: str, tag_now: str) -> dict[Any, Any]:
         try:
             old = library.entry(id).name
             library.delete(id)
         except InstError as error:
-            yield {message: hint(told(texts, error))}
-            return
-        yield {gallery: []}  # otherwise, the style that takes the place of the deleted one would look chosen
-        yield {
+            return {message: hint(told(texts, error))}
+        return {
             message: hint(texts.deleted.format(name=old)),
             **closed(),
             **found(text, tag_now),
