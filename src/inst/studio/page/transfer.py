@@ -86,7 +86,6 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
                         brush=gr.Brush(colors=["#e4572e"], default_size=40, color_mode="fixed"),
                         buttons=[],
                         height=360,
-                        visible=False,  # it draws itself sixty times a second, whether somebody sees it or not
                         elem_id="transfer-mask",
                     )
         with gr.Column(scale=6, min_width=320, elem_classes="inst-right"):
@@ -282,8 +281,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
     shown.select(choose_example, None, [choice.painting, photo, others, choice.recorded, choice.note], **common).then(
         dropped, everything_given, results, **common
     )
-    photo.change(show_photo, photo, mask, **common)
-    mask_part.expand(lambda picture: gr.update(value=show_photo(picture), visible=True), photo, mask, **common)
+    gr.on([mask_part.expand, photo.change], show_photo, photo, mask, **common)
     return Tab(opened, [*results, *settings.values(), choice.saved], choice, settings, others, photo)
 
 
