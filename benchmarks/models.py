@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from torch import nn
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -16,6 +15,7 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PreTrainedModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -99,7 +99,7 @@ def save(parts: Parts, folder: Path) -> Path:
     """Write all parts in the layout of diffusers, for processes that load them themselves."""
     assert parts.feature_extractor is not None
     for name, part in vars(parts).items():
-        if isinstance(part, nn.Module):
+        if isinstance(part, ModelMixin | PreTrainedModel):
             part.save_pretrained(folder / name)
     parts.tokenizer.save_pretrained(folder / "tokenizer")
     parts.scheduler.save_pretrained(folder / "scheduler")
