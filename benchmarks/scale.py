@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from models import SIZES, build, save
 from PIL import Image
-from timing import median_ms, seconds
+from timing import median_ms, seconds, step_ms
 
 from inst.backbone.devices import choose_device, choose_dtype
 from inst.backbone.model import Backbone
@@ -155,30 +155,38 @@ def pictures(bench: Bench) -> None:
 
 
 def learning(bench: Bench) -> None:
-    """Measure the seconds that each style takes, alone and together."""
-    steps = 40 if bench.on_gpu else 8
-    counts = (1, 2, 4, 8, 16, 32, 64) if bench.on_gpu else (1, 2, 4)
-    paintings = [Photo(torch.rand(3, 512, 512, generator=torch.Generator().manual_seed(k)) * 2 - 1) for k in range(64)]
-    settings: dict[str, Any] = {"steps": steps, "patience": steps}
-    device = bench.backbone.device
+    """Measure a step of one style, and of several together; then whole styles. `not fast` is without CUDA graphs."""
+    side = bench.backbone.native_size
+    paintings = [
+        Photo(torch.rand(3, side, side, generator=torch.Generator().manual_seed(k)) * 2 - 1) for k in range(64)
+    ]
+    device, count = bench.backbone.device, 24 if bench.on_gpu else 8
+    settings: dict[str, Any] = {"steps": count, "validate_every": 0}
+    alone = step_ms(learn(bench.backbone, paintings[0], **settings), device)
+    bench.note("learning, a step of one style, ms", alone)
+    if bench.on_gpu:
+        plain = Backbone.load(**bench.load, device=device, fast=False)
+        bench.note(
+            "learning, a step of one style, not fast, ms", step_ms(learn(plain, paintings[0], **settings), device)
+        )
+        del plain
+    for styles in (2, 4, 8, 16, 32, 64) if bench.on_gpu else (2, 4):
+        took = step_ms(learn_together(bench.backbone, paintings[:styles], **settings), device) / styles
+        bench.note(f"learning, {styles} together, a step of each style, ms", took)
+        bench.note(f"learning, {styles} together, times as fast as one by one", alone / took)
+    styles = 16 if bench.on_gpu else 2
+    whole: dict[str, Any] = {} if bench.on_gpu else {"steps": 4}
+    one = seconds(partial(_learn, bench.backbone, paintings[:1], whole), device)
+    together = seconds(partial(_learn, bench.backbone, paintings[:styles], whole), device) / styles
+    bench.note("learning by the defaults, s a style, one by one", one)
+    bench.note(f"learning by the defaults, s a style, {styles} together", together)
 
-    def one_by_one(count: int) -> None:
-        for painting in paintings[:count]:
-            complete(learn(bench.backbone, painting, **settings))
 
-    one_by_one(1)  # records the graphs
-    alone = seconds(partial(one_by_one, 3), device) / 3
-    bench.note(f"learning, {steps} steps one by one, s a style", alone)
-    for count in counts:
-        run = partial(_together, bench.backbone, paintings[:count], settings)
-        run()
-        took = seconds(run, device) / count
-        bench.note(f"learning, {steps} steps, {count} together, s a style", took)
-        bench.note(f"learning, {count} together, times as fast as one by one", alone / took)
-
-
-def _together(backbone: Backbone, paintings: list[Photo], settings: dict[str, Any]) -> None:
-    complete(learn_together(backbone, paintings, **settings))
+def _learn(backbone: Backbone, paintings: list[Photo], settings: dict[str, Any]) -> None:
+    if len(paintings) == 1:
+        complete(learn(backbone, paintings[0], **settings))
+    else:
+        complete(learn_together(backbone, paintings, **settings))
 
 
 def devices(bench: Bench) -> None:
