@@ -133,7 +133,7 @@ def test_the_keys_and_values_of_the_painting_are_computed_once(
 def test_the_denoiser_looks_at_finished_frames(
     backbone: Backbone, style: Style, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(film_module, "_KEEP", 0)
+    monkeypatch.setattr(film_module.Held, "over", lambda self, result: result)
     frames = {}
     for share in (0, 0.3):
         monkeypatch.setattr(film_module, "_SHARE", share)

@@ -33,13 +33,8 @@ from inst.synthesis.series import Held, Neighbour, Series
 _SHARE = 0.1
 """The part of the style attention that goes to each of the two finished frames."""
 
-_KEEP = 0.9
-"""How much of a trusted place is held. The rest is new in each frame, so that errors do not stay."""
-
-_TO_ANCHOR = 0.3
-"""How much of what is held comes from the anchor, in one step, so that it is sharp. The frame before gives the rest."""
-
 _LEAST_IN_SIGHT = 0.5
+"""How much of a frame the anchor shows at least, before the frame before becomes the anchor."""
 
 _CUT = 0.12
 """Mean difference of two frames of `_THUMBNAIL` pixels, in [0, 1], from which on another scene begins."""
@@ -156,11 +151,12 @@ class _Scene:
         if self._motion is None or self._since_anchor is None:
             return None
         shares = [(anchor, _SHARE), (before, _SHARE)] if anchor is not before else [(before, 2 * _SHARE)]
-        trust, weight = self._motion.trust, self._since_anchor.trust * _TO_ANCHOR
-        total = weight + trust * (1 - _TO_ANCHOR)
+        # The anchor is moved once. The frame before was moved many times, and each time blurs a little.
+        by_anchor = self._since_anchor.trust
+        by_before = (1 - by_anchor) * self._motion.trust
+        trust = by_anchor + by_before
         pictures = move(before.picture, self._motion.back), move(anchor.picture, self._since_anchor.back)
-        picture = pictures[0].lerp(pictures[1], weight / total.clamp_min(1e-6))
-        return Held(shares, picture, _KEEP * torch.maximum(trust, self._since_anchor.trust))
+        return Held(shares, pictures[0].lerp(pictures[1], by_anchor / trust.clamp_min(1e-6)), trust)
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from inst.backbone.devices import copy_to
@@ -13,6 +15,9 @@ from inst.backbone.text import TextEmbedding
 from inst.sampling.attention import LayersKeysValues, Reference
 from inst.sampling.noise import add_noise
 from inst.sampling.tiles import encode_any_size
+
+_STROKE = 1 / 8
+"""The size up to which a difference belongs to a stroke, as a share of the short side."""
 
 
 @dataclass(eq=False)
@@ -51,8 +56,22 @@ class Held:
     weight: Tensor
 
     def over(self, result: Tensor) -> Tensor:
-        """Return a result [1, 3, H, W] with the held picture over it."""
-        return result.lerp(self.picture.to(result), self.weight.to(result))
+        """Return a result [1, 3, H, W] with the held picture over it, in the light of the result.
+
+        The strokes are held. Differences that are larger than strokes, such as a shadow that comes, are not. A blend of
+        old and new strokes instead would have the contrast of neither.
+        """
+        held, weight = copy_to(self.picture[None], result.device), copy_to(self.weight[None, None], result.device)
+        light = _coarse((result - held) * weight) / _coarse(weight).clamp_min(1e-3)
+        return result.lerp(held + light, weight).clamp(-1, 1)
+
+
+def _coarse(values: Tensor) -> Tensor:
+    """Return values [1, C, H, W] without details that are smaller than `_STROKE`."""
+    height, width = values.shape[2:]
+    least = max(1, round(min(height, width) * _STROKE))
+    small = F.interpolate(values, (math.ceil(height / least), math.ceil(width / least)), mode="area")
+    return F.interpolate(small, (height, width), mode="bilinear")
 
 
 @dataclass
