@@ -62,8 +62,7 @@ def motion_between(earlier: Tensor, later: Tensor, guess: tuple[Tensor, Tensor] 
     exact = error <= 0.01 * (back.square().sum(0) + returned.square().sum(0)) + 0.5
     places = _places(height, width) + back
     inside = (places >= 0).all(0) & (places[0] <= width - 1) & (places[1] <= height - 1)
-    difference = _blur((move(earlier, back) - later) / 2).abs().amax(0)
-    same = ((_OTHER - difference) / (_OTHER - _SAME)).clamp(0, 1)
+    same = ((_OTHER - _difference(move(earlier, back), later)) / (_OTHER - _SAME)).clamp(0, 1)
     trust = -_pool(F.max_pool2d, -same * (exact & inside), _MARGIN)
     return Motion(back, forth, _pool(F.avg_pool2d, trust, _MARGIN // 2))
 
@@ -109,8 +108,14 @@ def _places(height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")).float()
 
 
-def _blur(picture: Tensor) -> Tensor:
-    return F.avg_pool2d(picture, 3, stride=1, padding=1, count_include_pad=False)
+def _difference(moved: Tensor, later: Tensor) -> Tensor:
+    """Return how far colours are outside of what the moved frame has within a pixel around, [H, W] in [0, 1].
+
+    At an edge, colours change with every fraction of a pixel (Birchfield and Tomasi, PAMI 1998).
+    """
+    moved, later = (F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False) for x in (moved, later))
+    highest, lowest = F.max_pool2d(moved, 3, 1, 1), -F.max_pool2d(-moved, 3, 1, 1)
+    return torch.maximum(later - highest, lowest - later).clamp_min(0).amax(0) / 2
 
 
 def _pool(pool: Any, values: Tensor, radius: int) -> Tensor:
