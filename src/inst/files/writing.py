@@ -37,7 +37,7 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
 
 
 @contextlib.contextmanager
-def replace_when_finished(path: str | Path) -> Iterator[Path]:
+def replace_when_finished(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty file in the folder of `path`, and give it that name at the end of the block. An old file stays
     until then, and for good if the block fails.
 

@@ -232,9 +232,11 @@ def _program(name: str) -> str:
 
 
 @contextmanager
-def _running(command: list[str], messages: IO[bytes], **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], messages: IO[bytes], stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program during the block. Afterwards it runs no more."""
-    process = subprocess.Popen(command, stderr=messages, **{"stdin": subprocess.DEVNULL, **pipes})
+    process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=messages)
     try:
         yield process
     finally:

@@ -33,8 +33,12 @@ from inst.synthesis.series import Held, Neighbour, Series
 _SHARE = 0.1
 """The part of the style attention that goes to each of the two finished frames."""
 
-_LEAST_IN_SIGHT = 0.5
-"""How much of a frame the anchor shows at least, before the frame before becomes the anchor."""
+_IN_SIGHT = 0.8
+"""How much of a frame the anchor shows at least. Otherwise the frame before becomes the anchor."""
+
+_STEADY = 0.5
+"""How much is held of what the frame before shows and the anchor does not. With 1, what comes into sight would be put
+together from stripes, one for each frame, and look smeared."""
 
 _CUT = 0.12
 """Mean difference of two frames of `_THUMBNAIL` pixels, in [0, 1], from which on another scene begins."""
@@ -140,7 +144,7 @@ class _Scene:
         else:
             guess = self._motion.after(self._since_anchor)
             self._since_anchor = motion_between(self._anchor_frame, frame, guess)
-        if self._since_anchor.trust.mean() < _LEAST_IN_SIGHT and self.anchor < self._number - 1:
+        if self._since_anchor.trust.mean() < _IN_SIGHT and self.anchor < self._number - 1:
             self.anchor, self._anchor_frame, self._since_anchor = self._number - 1, before, self._motion
 
     def hold(self, anchor: Neighbour, before: Neighbour) -> Held | None:
@@ -153,7 +157,7 @@ class _Scene:
         shares = [(anchor, _SHARE), (before, _SHARE)] if anchor is not before else [(before, 2 * _SHARE)]
         # The anchor is moved once. The frame before was moved many times, and each time blurs a little.
         by_anchor = self._since_anchor.trust
-        by_before = (1 - by_anchor) * self._motion.trust
+        by_before = (1 - by_anchor) * self._motion.trust * _STEADY
         trust = by_anchor + by_before
         pictures = move(before.picture, self._motion.back), move(anchor.picture, self._since_anchor.back)
         return Held(shares, pictures[0].lerp(pictures[1], by_anchor / trust.clamp_min(1e-6)), trust)

@@ -46,7 +46,10 @@ def flicker(
         motion: finds the motion between two photos; by default optical flow, if OpenCV is installed.
     """
     static, warped = [], []
-    pairs = ((resize(photo, tuple(result.shape[1:])), result) for photo, result in zip(photos, results, strict=True))
+    pairs = (
+        (resize(photo, (result.shape[1], result.shape[2])), result)
+        for photo, result in zip(photos, results, strict=True)
+    )
     for (photo, result), (next_photo, next_result) in pairwise(pairs):
         change = (next_photo - photo).abs().amax(0) / 2
         still = F.max_pool2d(change[None], 2 * _AROUND + 1, stride=1, padding=_AROUND)[0] <= _STILL
