@@ -89,6 +89,11 @@ def test_pixels_that_are_not_square_are_stretched_to_squares(tmp_path: Path) -> 
     assert next(read_frames(film)).shape == (3, 64, 192)
 
 
+def test_proportions_of_pixels_that_no_film_has_are_not_believed(tmp_path: Path) -> None:
+    film = probe(make(tmp_path / "film.mkv", "-vf", "setsar=200/1", "-c:v", "ffv1"))
+    assert (film.width, film.height) == (96, 64)
+
+
 def test_a_changing_frame_rate_becomes_constant(tmp_path: Path) -> None:
     changing = "select='not(mod(n,4))+lt(n,8)'"  # every frame at first, then every fourth
     path = make(tmp_path / "film.mkv", "-vf", changing, "-fps_mode", "vfr", "-c:v", "ffv1", rate=20)

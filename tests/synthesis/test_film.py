@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inst import Backbone, InstError, Style, UsageError, save_picture
+from inst import Backbone, InstError, InstWarning, Style, UsageError, save_picture
 from inst.evaluation.metrics.flicker import flicker
 from inst.pictures import motion
 from inst.pictures.io import encode_painting, to_image, to_tensor
@@ -177,6 +177,13 @@ def test_wrong_arguments_are_refused_before_anything_is_computed(
         transfer_film(idle, [], style)
     with pytest.raises(InstError, match="no such file"):
         transfer_film(idle, ["none.png"], style)
+
+
+def test_a_warning_comes_once(backbone: Backbone, style: Style) -> None:
+    word = dataclasses.replace(style, paintings=(), shares=())
+    with pytest.warns(InstWarning, match="no picture of its painting") as warned:
+        list(transfer_film(backbone, pan(3), word, **FEW))
+    assert len(warned) == 1
 
 
 def test_a_frame_of_another_size_is_named(backbone: Backbone, style: Style) -> None:

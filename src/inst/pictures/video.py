@@ -47,6 +47,10 @@ _SOUND = {
 _QUALITY = "16"
 """The constant rate factor of x264: to the eye without loss. Smaller is better; 23 is its default."""
 
+_FASTEST, _FLATTEST = 240, 4
+"""The largest rate of frames, and the largest proportion of the sides of a pixel, that a file is believed to have. Each
+frame would be there many times, or be very large."""
+
 
 @dataclass(frozen=True)
 class Film:
@@ -265,7 +269,8 @@ def _rate(stream: dict[str, Any]) -> Fraction:
     average, lowest = (_fraction(stream.get(name, "")) for name in ("avg_frame_rate", "r_frame_rate"))
     # The second is exact for a constant rate, and much too large for a rate that changes.
     exact = lowest if lowest and average and lowest <= average * Fraction(11, 10) else average
-    return exact or lowest or Fraction(25)
+    rate = exact or lowest
+    return rate if rate and rate <= _FASTEST else Fraction(25)
 
 
 def _fraction(text: str) -> Fraction | None:
@@ -280,6 +285,8 @@ def _fraction(text: str) -> Fraction | None:
 def _shown_size(stream: dict[str, Any]) -> tuple[int, int]:
     """Return width and height of a frame upright and with square pixels. No side gets smaller."""
     width, height, aspect = stream["width"], stream["height"], _fraction(stream.get("sample_aspect_ratio", "")) or 1
+    if not 1 / _FLATTEST <= aspect <= _FLATTEST:
+        aspect = 1
     if aspect > 1:
         width = round(width * aspect)
     else:

@@ -12,6 +12,7 @@ Frame by frame, every frame would get strokes of its own, and the film would fli
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from inst.arguments import checked
 from inst.backbone.model import Backbone
-from inst.errors import UsageError
+from inst.errors import InstWarning, UsageError
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.io import resize, to_image, to_tensor
 from inst.pictures.motion import Motion, motion_between, move
@@ -72,7 +73,10 @@ def transfer_film(
 
     Raises:
         UsageError: an argument cannot be used. It is raised at once; for a frame of another size, when it is its turn.
-        InstError: there is no frame, or a frame cannot be read; and the errors of `transfer`.
+        InstError: a frame cannot be read; and the errors of `transfer`.
+
+    Warns:
+        InstWarning: as `transfer`, once.
     """
     seed = checked("seed", seed, "int")
     if refused := {"noise", "series"} & settings.keys():
@@ -112,7 +116,10 @@ def _run(
         if scene.anchor == number - 1:
             anchor = before
         held = None if anchor is None or before is None else scene.hold(anchor, before)
-        result = complete(transfer(backbone, frame, style, **settings, series=series.holding(held)))[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InstWarning)  # it came when the arguments were checked
+            run = transfer(backbone, frame, style, **settings, series=series.holding(held))
+        result = complete(run)[0]
         # This run goes on with what a later one would read from a file.
         before = Neighbour(to_tensor(to_image(result)))
         yield before.picture
