@@ -6,6 +6,7 @@ without it, nothing is known to move, and only what stands still is trusted.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inst.errors import InstWarning
 from inst.pictures.io import to_image
 
 _STILL = 0.1
@@ -89,6 +91,18 @@ def opencv() -> Any:
     except ImportError:
         return None
     return cv2
+
+
+def warn_without_opencv() -> None:
+    """Warn with `InstWarning` if OpenCV is not installed, for the caller of a function that needs motion."""
+    if opencv() is None:
+        warnings.warn(
+            InstWarning(
+                "OpenCV is not installed, so only the strokes on what stands still keep their places",
+                "run pip install 'inst[control]'",
+            ),
+            stacklevel=3,
+        )
 
 
 def _flow(here: Tensor, there: Tensor, guess: Tensor | None) -> Tensor:

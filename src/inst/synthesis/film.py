@@ -35,7 +35,7 @@ from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.io import resize, to_image, to_tensor
-from inst.pictures.motion import Motion, motion_between, move
+from inst.pictures.motion import Motion, motion_between, move, warn_without_opencv
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import result_size, transfer
@@ -86,7 +86,7 @@ def transfer_film(
         InstError: a frame cannot be read; and the errors of `transfer`.
 
     Warns:
-        InstWarning: as `transfer`, once.
+        InstWarning: as `transfer`, once; or OpenCV is not installed.
     """
     seed = checked("seed", seed, "int")
     if refused := {"noise", "series"} & settings.keys():
@@ -97,6 +97,7 @@ def transfer_film(
         raise UsageError("No frame is given", "give at least one")
     opening = to_photo(first, "frame").picture
     transfer(backbone, opening, style, seed=seed, **settings).close()  # checks the arguments, and computes nothing
+    warn_without_opencv()
     size = result_size(backbone, (opening.shape[1], opening.shape[2]), settings.get("size"))
     return _run(backbone, chain([opening], stream), style, finished, {**settings, "seed": seed}, size)
 
