@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PreTrainedModel,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -89,6 +93,32 @@ def build(sizes: dict[str, dict[str, Any]], dtype: torch.dtype) -> Parts:
         image_encoder=CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes["vision"])).to(dtype),
         feature_extractor=FeatureExtractor(sizes["vision"]["image_size"], CLIP_MEAN, CLIP_STD),
     )
+
+
+def save(parts: Parts, folder: Path) -> Path:
+    """Write all parts in the layout of diffusers, for processes that load them themselves."""
+    assert parts.feature_extractor is not None
+    for name, part in vars(parts).items():
+        if isinstance(part, ModelMixin | PreTrainedModel):
+            part.save_pretrained(folder / name)
+    parts.tokenizer.save_pretrained(folder / "tokenizer")
+    parts.scheduler.save_pretrained(folder / "scheduler")
+    side = {"height": parts.feature_extractor.size, "width": parts.feature_extractor.size}
+    crop = CLIPImageProcessorPil(size={"shortest_edge": side["width"]}, crop_size=side)
+    crop.save_pretrained(folder / "feature_extractor")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def byte_tokenizer() -> CLIPTokenizer:

@@ -19,6 +19,7 @@ from .sampling.control import load_controlnet as load_controlnet
 from .styles.exporting import export_style as export_style
 from .styles.importing import import_style as import_style
 from .styles.style import Style as Style
+from .synthesis.film import transfer_film as transfer_film
 from .synthesis.from_photo import transfer as transfer
 from .synthesis.from_prompt import generate as generate
 from .version import __version__ as __version__

@@ -735,8 +735,11 @@ def test_nobody_chooses_their_address(
             ]
         assert statuses == [401] * 10 + [429] * 2
         with httpx.Client(base_url=one.address, headers={"Authorization": f"Bearer {TOKEN}"}) as mine:
-            id = mine.post("/api/jobs/transfer", json=one.transfer()).json()["id"]
-            assert mine.get(f"/api/jobs/{id}", headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 200
+            claimed = {"X-Forwarded-For": "10.0.0.1"}
+            photo = {"upload": mine.post("/api/uploads", files={"file": png()}).json()["upload"]}
+            body = {"photo": photo, "styles": [{"paintings": [photo]}], "steps": 1, "size": 64}
+            id = mine.post("/api/jobs/transfer", json=body, headers=claimed).json()["id"]
+            assert mine.get(f"/api/jobs/{id}", headers=claimed).status_code == 200
 
 
 def test_a_studio_that_does_no_jobs_is_not_healthy(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -745,3 +748,24 @@ def test_a_studio_that_does_no_jobs_is_not_healthy(served: Served, monkeypatch: 
         answer = served.client.get("/healthz")
         assert (answer.status_code, answer.json()["status"]) == (503, "stopped")
     refused(served.client.get("/api/jobs/none"), 404)
+
+
+def test_a_file_of_the_page_has_a_name_that_nobody_can_know(served: Served) -> None:
+    paths = [served.client.post("/en/gradio_api/upload", files={"files": ("x.png", png())}).json()[0] for _ in "12"]
+    key, (known, other) = served.key(), (Path(path) for path in paths)
+    assert (known.stem, other.stem) == (key, key)
+    assert known.parent != other.parent
+    for path in (known, other):
+        assert served.client.get(f"/en/gradio_api/file={path}").content == png()
+        # Whoever knows the hash alone, from the record of a picture, does not get the photo.
+        guessed = path.parents[1] / path.name
+        assert served.client.get(f"/en/gradio_api/file={guessed}").status_code in (403, 404)
+        refused(served.client.get(f"/en/gradio_api/file={served.studio.uploads.folder / path.name}"), 403)
+
+
+def test_the_page_refuses_in_its_own_language(served: Served) -> None:
+    def answer(language: str) -> str:
+        return served.client.post(f"/{language}/gradio_api/upload", files={"files": ("x.png", b"no picture")}).text
+
+    assert answer("en") == "The file is not a picture in a known format: export it as PNG or JPEG."
+    assert answer("zh") == "文件不是可识别的图片格式：请导出为 PNG 或 JPEG。"  # noqa: RUF001

@@ -24,13 +24,14 @@ def test_fifty_people_at_once_lose_no_job(tiny_backbone: inst.Backbone, tmp_path
         return tiny_backbone
 
     with serving(tmp_path / "data", load, Limits(queue=20), wait=False) as served:
-        body = served.transfer()
+        people = [{"X-Inst-Person": f"person-{number:04}"} for number in range(50)]
+        bodies = [served.transfer(one) for one in people]
         together = threading.Barrier(50)
 
         def submit(number: int) -> httpx.Response:
             with httpx.Client(base_url=served.address, timeout=60) as client:
                 together.wait()
-                return client.post("/api/jobs/transfer", json=body, headers={"X-Inst-Person": f"person-{number:04}"})
+                return client.post("/api/jobs/transfer", json=bodies[number], headers=people[number])
 
         with ThreadPoolExecutor(50) as pool:
             answers = list(pool.map(submit, range(50)))
@@ -39,7 +40,7 @@ def test_fifty_people_at_once_lose_no_job(tiny_backbone: inst.Backbone, tmp_path
         gate.set()
         for number, answer in enumerate(answers):
             if answer.status_code == 202:
-                served.client.headers["X-Inst-Person"] = f"person-{number:04}"
+                served.client.headers.update(people[number])
                 assert served.wait(answer.json()["id"])["state"] == "done"
 
 

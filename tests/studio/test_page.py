@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import string
+import time
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,14 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+from inst.errors import InstError, UsageError
 from inst.studio.job_store import Job, JobState, Progress
 from inst.studio.limits import Limits
 from inst.studio.page.address import fitting, read_address
 from inst.studio.page.follow import duration, status
 from inst.studio.page.inputs import keep, keep_mask
 from inst.studio.page.latest import Latest
+from inst.studio.page.restore import _others
 from inst.studio.page.texts import CHINESE, ENGLISH, TEXTS, Texts
 from inst.studio.uploads import Uploads
 
@@ -84,6 +88,14 @@ def test_every_state_of_a_job_is_a_sentence_without_markup_from_outside(
     assert "{" not in text
 
 
+@pytest.mark.parametrize(
+    ("wish", "sentence"), [("cancel", ENGLISH.stopping), ("finish", ENGLISH.stopping), ("pause", ENGLISH.pausing)]
+)
+def test_what_somebody_wants_of_a_job_is_told_during_its_step(wish: str, sentence: str) -> None:
+    text = status(Any, ENGLISH, job(JobState.RUNNING, progress=Progress(3, 10), wish=wish))  # type: ignore[arg-type]
+    assert sentence in text
+
+
 def test_times_are_said_as_people_say_them() -> None:
     assert [duration(ENGLISH, one) for one in (0.04, 3.21, 42.3, 300)] == ["0.0 s", "3.2 s", "42 s", "5 min"]
 
@@ -100,10 +112,10 @@ def test_a_visit_follows_the_job_that_it_asked_for_last_and_no_visit_follows_ano
 def test_the_painted_part_becomes_a_mask_that_is_white_where_there_is_paint(tmp_path: Path) -> None:
     studio: Any = SimpleNamespace(uploads=Uploads(tmp_path / "uploads", Limits()))
     layer = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
-    assert keep_mask(studio, {"layers": [layer]}) is None
-    assert keep_mask(studio, None) is None
+    assert keep_mask(studio, "ann", {"layers": [layer]}) is None
+    assert keep_mask(studio, "ann", None) is None
     layer.paste((228, 87, 46, 255), (0, 0, 4, 4))
-    ref = keep_mask(studio, {"layers": [layer]})
+    ref = keep_mask(studio, "ann", {"layers": [layer]})
     assert ref is not None
     with Image.open(studio.uploads.find(ref["upload"])) as mask:
         assert [mask.convert("L").getpixel((x, 2)) for x in range(8)] == [255] * 4 + [0] * 4
@@ -112,14 +124,14 @@ def test_the_painted_part_becomes_a_mask_that_is_white_where_there_is_paint(tmp_
 def test_a_picture_of_the_page_is_kept_once_under_its_own_name(tmp_path: Path) -> None:
     studio: Any = SimpleNamespace(uploads=Uploads(tmp_path / "uploads", Limits()))
     Image.new("RGB", (4, 4), "red").save(tmp_path / "x.png")
-    first = keep(studio, (str(tmp_path / "x.png"), "rose.png"))
+    first = keep(studio, "ann", (str(tmp_path / "x.png"), "rose.png"))
     assert first is not None
     assert first["name"] == "rose.png"
-    again = keep(studio, (str(studio.uploads.find(first["upload"])), "rose.png"))
+    again = keep(studio, "ann", (str(studio.uploads.find(first["upload"])), "rose.png"))
     assert again == first
     (tmp_path / "page.png").write_text("<html>", encoding="utf-8")
-    with pytest.raises(gr.Error, match="not a picture"):
-        keep(studio, (str(tmp_path / "page.png"), "page.png"))
+    with pytest.raises(InstError, match="not a picture"):
+        keep(studio, "ann", (str(tmp_path / "page.png"), "page.png"))
 
 
 def test_a_picture_that_browsers_cannot_show_is_kept_as_png_with_the_same_pixels(tmp_path: Path) -> None:
@@ -128,7 +140,40 @@ def test_a_picture_that_browsers_cannot_show_is_kept_as_png_with_the_same_pixels
     picture.save(tmp_path / "x.tif")
     with uploads.receive() as receiver:
         receiver.write((tmp_path / "x.tif").read_bytes())
-        kept = uploads.keep_shown(receiver)
+        kept = uploads.keep_shown(receiver, "ann")
     assert kept.path.suffix == ".png"
     with Image.open(kept.path) as shown:
         assert shown.convert("RGB").tobytes() == picture.tobytes()
+
+
+def test_the_page_keeps_the_uploads_of_two_people_apart(tmp_path: Path) -> None:
+    studio: Any = SimpleNamespace(uploads=Uploads(tmp_path / "uploads", Limits()))
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "x.png")
+    ref = keep(studio, "ann", (str(tmp_path / "x.png"), "rose.png"))
+    assert ref is not None
+    gone = re.escape("not here any more")
+    with pytest.raises(UsageError, match=gone):
+        studio.uploads.find(ref["upload"], "bob")
+    with pytest.raises(UsageError, match=gone):  # a path that only has the right name
+        keep(studio, "bob", (str(tmp_path / f"{ref['upload']}.png"), "rose.png"))
+    # Who has the file itself has uploaded it.
+    assert keep(studio, "bob", (str(tmp_path / "x.png"), "red.png")) == {**ref, "name": "red.png"}
+    for person in ("ann", "bob"):
+        assert studio.uploads.find(ref["upload"], person).exists()
+    # It is remembered in another run, and forgotten with the upload.
+    again = Uploads(tmp_path / "uploads", Limits())
+    assert again.find(ref["upload"], "ann").exists()
+    again.remove_older(time.time() + 10)
+    assert list((tmp_path / "uploads" / "owners").iterdir()) == []
+
+
+def test_a_sheet_brings_its_strengths_back_and_a_picture_what_only_it_has() -> None:
+    settings = {"strengths": [0.2, 0.9], "guidances": [3.0], "seed": 4, "query_preservation": 0.5, "paintings": ["x"]}
+    record: Any = SimpleNamespace(settings=settings)
+    shown = {"seed": None}
+    assert _others(record, "transfer", shown) == {
+        "strengths": [0.2, 0.9],
+        "guidances": [3.0],
+        "query_preservation": 0.5,
+    }
+    assert _others(record, "generate", shown) == {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,7 +102,7 @@ def test_the_style_goes_only_where_the_mask_is_painted(studio: Served, tmp_path:
             stroke = stroke.move_by_offset(15, 0)
         visitor.wait(lambda: visitor.find("#transfer-mask img, #transfer-mask canvas"), "the photo below the brush")
         stroke.release().perform()
-        time.sleep(3)  # the editor sends what was painted after a while, and nothing on the page tells when
+        visitor.wait(lambda: visitor.find("#transfer-mask button[aria-label=Undo]").is_enabled(), "the stroke is taken")
         visitor.upload("#transfer-painting", PAINTING)
         visitor.wait_for_status("transfer", "Done")
         made = fetch(visitor, visitor.find("#transfer-download a").get_property("href"))
@@ -164,6 +163,20 @@ def test_a_learning_shows_previews_and_its_loss_survives_a_reload_and_ends_on_re
         visitor.click("#library-undo")
         visitor.wait(lambda: "is back" in visitor.find("#library-message").text, "undone")
         visitor.wait(lambda: visitor.find_all("#library-styles button img"), "it is there again")
+
+        # A style file that was taken away can be brought to another library; here, it is a second style.
+        (tmp_path / "taken-away.safetensors").write_bytes(style)
+        imports = visitor.find("input[data-testid='Import a style file-upload-button']")
+        imports.send_keys(str(tmp_path / "taken-away.safetensors"))
+        visitor.wait(lambda: "is in the library" in visitor.find("#library-message").text, "imported")
+        search = visitor.find("#library-search input, #library-search textarea")
+        search.clear()
+        search.send_keys(" ")
+        visitor.wait(lambda: len(visitor.find_all("#library-styles button img")) == 2, "both styles")
+        (tmp_path / "no-style.safetensors").write_bytes(b"this is none")
+        imports = visitor.find("input[data-testid='Import a style file-upload-button']")
+        imports.send_keys(str(tmp_path / "no-style.safetensors"))
+        visitor.wait(lambda: "not a style file" in visitor.text(), "refused in one line")
 
         # It makes pictures from a prompt, without the painting.
         visitor.tab("generate")

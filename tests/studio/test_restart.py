@@ -1,7 +1,8 @@
-"""What happens when the studio is stopped, killed and started again."""
+"""The command: what its options do, and what happens when it is stopped, killed and started again."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from PIL import Image
 
 from inst.styles.style import Style
 from studio_program import Program, running, start
@@ -172,3 +174,39 @@ def test_the_log_is_json_without_secrets(tiny_backbone_folder: Path, tmp_path: P
     assert [line for line in lines if line.get("reason") == "token"]
     for secret in (token, "secret", "127.0.0.1", "a-test-person"):
         assert secret not in text
+
+
+def test_the_data_folder_has_a_largest_size(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise((4000, 3000), 100).save(picture, "PNG")
+    with running(tiny_backbone_folder, tmp_path / "data", "--max-disk-gb", 0.01) as program:
+        answers = [
+            program.client.post("/api/uploads", files={"file": data})
+            for data in (picture.getvalue(), b"the disk is full before this is looked at")
+        ]
+    assert [answer.status_code for answer in answers] == [201, 507]
+    assert "disk is full" in answers[1].json()["error"]
+
+
+def test_the_headers_of_a_proxy_are_believed_only_on_request(tiny_backbone_folder: Path, tmp_path: Path) -> None:
+    token = "a token of some length"
+    visitor = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "10.0.0.200"}
+
+    def guesses(program: Program) -> set[int]:
+        """Return the answers to wrong tokens, each of which claims to come from another address."""
+        return {
+            program.client.get(
+                "/api/jobs", headers={"Authorization": "Bearer guess", "X-Forwarded-For": f"10.0.0.{number}"}
+            ).status_code
+            for number in range(12)
+        }
+
+    def cookie(program: Program) -> str:
+        return program.client.get(f"/en/?token={token}", headers=visitor).headers["Set-Cookie"]
+
+    with running(tiny_backbone_folder, tmp_path / "data", "--token", token, "--behind-proxy") as program:
+        assert guesses(program) == {401}
+        assert "Secure" in cookie(program)
+    with running(tiny_backbone_folder, tmp_path / "data", "--token", token) as program:
+        assert guesses(program) == {401, 429}
+        assert "Secure" not in cookie(program)

@@ -145,7 +145,8 @@ def test_two_requests_with_one_key_are_one_job(slow: tuple[Served, threading.Eve
     assert first.status_code == second.status_code == 202
     assert first.json()["id"] == second.json()["id"]
     assert len(served.client.get("/api/jobs").json()) == 1
-    other = served.submit(body=body, headers=key | {"X-Inst-Person": "another-person"})
+    somebody = {"X-Inst-Person": "another-person"}
+    other = served.submit(body=served.transfer(somebody), headers=key | somebody)
     assert other.json()["id"] != first.json()["id"]
     changed = served.submit(body={**body, "seed": 5}, headers=key)
     assert changed.status_code == 422
@@ -164,7 +165,8 @@ def test_too_many_jobs_are_refused_with_a_time(slow: tuple[Served, threading.Eve
     assert int(third.headers["Retry-After"]) >= 1
     assert "2 unfinished jobs" in error(third)
     people = [{"X-Inst-Person": f"person-number-{number}"} for number in range(3)]
-    assert [served.submit(body=body, headers=one).status_code for one in people] == [202, 429, 429]
+    answers = [served.submit(body=served.transfer(one), headers=one) for one in people]
+    assert [answer.status_code for answer in answers] == [202, 429, 429]
     text = served.client.get("/metrics").text
     assert 'inst_refused_total{reason="person"} 1.0' in text
     assert 'inst_refused_total{reason="queue"} 2.0' in text
@@ -365,7 +367,8 @@ def test_a_visitor_of_the_page_becomes_a_person(served: Served) -> None:
         assert len(browser.cookies["inst_person"]) >= 22
         assert "Set-Cookie" not in browser.get("/en/").headers
         name = browser.cookies["inst_person"]
-        id = browser.post("/api/jobs/transfer", json=served.transfer()).json()["id"]
+        body = served.transfer({"X-Inst-Person": name})
+        id = browser.post("/api/jobs/transfer", json=body).json()["id"]
     assert served.client.get(f"/api/jobs/{id}", headers={"X-Inst-Person": name}).status_code == 200
     assert served.client.get(f"/api/jobs/{id}").status_code == 404
 
@@ -383,3 +386,35 @@ def test_clients_of_gradio_work_and_their_files_get_new_names(tiny_backbone: ins
         shown = served.client.get("/en/gradio_api/file=" + made["path"])
         assert Image.open(io.BytesIO(shown.content)).size == (64, 48)
         assert not [path for path in served.studio.folder.rglob("*") if "secret" in path.name]
+
+
+def test_nobody_names_an_upload_of_somebody_else(served: Served) -> None:
+    ann, bob = ({"X-Inst-Person": name} for name in ("ann-and-nobody", "bob-and-nobody"))
+    body, missing = served.transfer(ann), "0" * 64
+    names = [body | {"photo": {"upload": missing}}, body]
+    answers = [served.submit(body=one, headers=bob) for one in names]
+    answers += [
+        served.submit("learn", {"paintings": [{"upload": key}]}, headers=bob)
+        for key in (missing, body["photo"]["upload"])
+    ]
+    answers += [
+        served.client.post("/api/styles/nearest", json={"upload": key}, headers=bob)
+        for key in (missing, body["photo"]["upload"])
+    ]
+    assert {(answer.status_code, error(answer)) for answer in answers} == {
+        (422, "The picture is not here any more: upload it again.")
+    }
+    assert served.submit(body=body, headers=ann).status_code == 202
+    # The same content belongs to both.
+    assert served.transfer(bob) == body
+    for person in (bob, ann):
+        assert served.submit(body=body, headers=person).status_code == 202
+
+
+def test_who_paused_or_finishes_a_job_is_told_of_a_full_queue(served: Served) -> None:
+    paths = served.client.get("/openapi.json").json()["paths"]
+    for what in ("pause", "finish", "resume"):
+        assert "429" in paths[f"/api/jobs/{{id}}/{what}"]["post"]["responses"], what
+    assert paths["/api/jobs/sheet"]["post"]["requestBody"]["content"]["application/json"]["schema"] == {
+        "$ref": "#/components/schemas/SheetRequest"
+    }

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import inst
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.library import Library
 from inst.studio.limits import Limits
+from inst.studio.requests import KINDS
 from inst.studio.studio import Studio
 from inst.studio.work import _preview, read_curve
 from studio_server import png
@@ -28,17 +30,21 @@ def studio(tiny_backbone: inst.Backbone, tmp_path: Path) -> Iterator[Studio]:
         one.close()
 
 
-def upload(studio: Studio, data: bytes) -> str:
+def upload(studio: Studio, data: bytes, person: str = "ann") -> str:
     with studio.uploads.receive() as receiver:
         receiver.write(data)
-        return studio.uploads.keep_picture(receiver).key
+        return studio.uploads.keep_picture(receiver, person).key
+
+
+def submit(studio: Studio, person: str, kind: str, request: dict[str, Any]) -> Job:
+    return studio.submit(person, KINDS[kind].model_validate(request))
 
 
 def test_a_learning_killed_while_its_style_was_added_adds_it_once_and_does_not_learn_again(
     studio: Studio, tiny_backbone: inst.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {"paintings": [{"upload": upload(studio, png(64, 64))}], "steps": 3, "batch_size": 1, "preview_every": 0}
-    job = studio.submit("ann", "learn", body)
+    job = submit(studio, "ann", "learn", body)
     add = Library.add
 
     class Killed(BaseException):
@@ -71,7 +77,7 @@ def test_a_learning_killed_while_its_style_was_added_adds_it_once_and_does_not_l
 
 def test_old_uploads_go_but_not_those_of_unfinished_jobs(studio: Studio) -> None:
     needed, other = upload(studio, png(64, 64)), upload(studio, png(64, 64, seed=5))
-    studio.submit("ann", "learn", {"paintings": [{"upload": needed}], "steps": 3})
+    submit(studio, "ann", "learn", {"paintings": [{"upload": needed}], "steps": 3})
     studio.jobs.submit("ann", "film", {"of": "another version"})
     for path in studio.uploads.folder.iterdir():
         os.utime(path, (1, 1))
@@ -94,9 +100,9 @@ def test_a_very_long_photo_is_painted_or_refused_in_one_line(studio: Studio, kin
     extra = {"steps": 2, "style_attention": 0.0} if kind == "transfer" else {"strengths": [0.3], "guidances": [2.0]}
     long, longer = ({"upload": upload(studio, png(width, 40))} for width in (1000, 3000))
     studio.start()
-    painted = ended(studio, studio.submit("ann", kind, {"photo": long, "styles": styles, "size": 32, **extra}))
+    painted = ended(studio, submit(studio, "ann", kind, {"photo": long, "styles": styles, "size": 32, **extra}))
     assert painted.state is JobState.DONE, painted.error
-    refused = ended(studio, studio.submit("ann", kind, {"photo": longer, "styles": styles, **extra}))
+    refused = ended(studio, submit(studio, "ann", kind, {"photo": longer, "styles": styles, **extra}))
     assert refused.state is JobState.FAILED
     assert "pixels long" in (refused.error or "")
     assert "crop the photo" in (refused.error or "")
@@ -134,15 +140,17 @@ def test_the_rows_of_a_damaged_curve_are_read_up_to_the_damage(tmp_path: Path) -
 
 
 def test_between_two_pictures_of_a_job_another_person_gets_one(studio: Studio) -> None:
+    for person in ("ann", "bob"):  # the same pictures belong to both
+        photo, painting = (upload(studio, png(64, 64, seed=seed), person) for seed in (0, 9))
     request = {
-        "photo": {"upload": upload(studio, png(64, 64))},
-        "styles": [{"paintings": [{"upload": upload(studio, png(64, 64, seed=9))}]}],
+        "photo": {"upload": photo},
+        "styles": [{"paintings": [{"upload": painting}]}],
         "steps": 2,
         "size": 64,
         "style_attention": 0.0,
     }
-    many = studio.submit("ann", "transfer", {**request, "count": 3})
-    one = studio.submit("bob", "transfer", request)
+    many = submit(studio, "ann", "transfer", {**request, "count": 3})
+    one = submit(studio, "bob", "transfer", request)
     seen: list[tuple[str, int]] = []
     studio.jobs.listeners.append(
         lambda job: seen.append((f"{job.person} {job.state}", len(list(studio.jobs.folder(many.id).glob("*.png")))))

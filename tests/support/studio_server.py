@@ -51,13 +51,14 @@ class Served:
         files = {"file": (name, png() if data is None else data)}
         return self.client.post("/api/uploads", files=files, **more)
 
-    def key(self, data: bytes | None = None) -> str:
+    def key(self, data: bytes | None = None, **more: Any) -> str:
         """Upload a picture and return its key."""
-        return str(self.upload(data).json()["upload"])
+        return str(self.upload(data, **more).json()["upload"])
 
-    def transfer(self, **more: Any) -> dict[str, Any]:
-        """Return a small request."""
-        request = {"photo": {"upload": self.key()}, "styles": [{"paintings": [{"upload": self.key(png(seed=9))}]}]}
+    def transfer(self, headers: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
+        """Return a small request of the person in the headers."""
+        photo, painting = self.key(headers=headers), self.key(png(seed=9), headers=headers)
+        request = {"photo": {"upload": photo}, "styles": [{"paintings": [{"upload": painting}]}]}
         return {**request, "steps": 2, "size": 64, "style_attention": 0.0, **more}
 
     def submit(self, kind: str = "transfer", body: dict[str, Any] | None = None, **more: Any) -> httpx.Response:

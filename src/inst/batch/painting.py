@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.painter import PaintedPicture, fit_photo, paint_batch
+from inst.synthesis.series import Series
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -147,6 +149,10 @@ class PictureWorker(ChunkWorker[Content, PaintedPicture]):
 class TransferWorker(PictureWorker[Photo]):
     """Repaints photos."""
 
+    @cached_property
+    def _series(self) -> Series:
+        return Series()  # all photos of a style share the keys and values of its painting
+
     def decode(self, item: Item, data: bytes) -> Photo:
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
@@ -162,7 +168,8 @@ class TransferWorker(PictureWorker[Photo]):
         settings = {name: value for name, value in self.order.settings.items() if name != "flatten"}
         photos = [entry.content for entry in entries if entry.content is not None]
         seeds = [entry.seed for entry in entries]
-        return complete(paint_batch(self.backbone, {"[C]": prepared}, settings, seeds, photos=photos))
+        painting = paint_batch(self.backbone, {"[C]": prepared}, settings, seeds, photos=photos, series=self._series)
+        return complete(painting)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,6 @@ def _pool(options: RayOptions) -> dict[str, Any]:
     gpus = options.num_gpus
     if gpus is None:
         gpus = 1 if cluster.get("GPU", 0) >= 1 else 0
-    # The task that lists the inputs needs a core, too, but next to no time of it.
     room = cluster.get("GPU", 0) / gpus if gpus else cluster.get("CPU", 1) / options.num_cpus
     if gpus and room < 1:
         raise InstError(
@@ -140,9 +139,8 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        listed = ray.data.range(1, override_num_blocks=1).map_batches(
-            partial(_list_chunks, order), batch_size=None, num_cpus=0.01
-        )
+        # Neither takes a core: the actors may have taken all of them, and wait for what is listed.
+        listed = ray.data.from_items([0]).map_batches(partial(_list_chunks, order), batch_size=None, num_cpus=0)
         rows = listed.map_batches(_Actor, fn_constructor_args=(order,), batch_size=1, **pool)
         for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["row"]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,10 +15,11 @@ import typer
 from inst.cli.learn import LearnOptions
 from inst.cli.pictures import FlattenOption, GenerateOptions, TransferOptions
 from inst.cli.places import read_path
-from inst.cli.session import SeedOption, Session, with_session
+from inst.cli.session import SeedOption, Session, StyleOption, read_styles, with_session
 from inst.errors import UsageError
 
 if TYPE_CHECKING:
+    from inst.batch.film import FilmStep
     from inst.batch.orders import Order
     from inst.batch.ray_cluster import RayOptions
     from inst.batch.run import Progress, Totals
@@ -225,6 +227,48 @@ def generate(
         return GenerateOrder(**shared, prompts=prompts, styles=tuple(styles), ending=f".{ending.removeprefix('.')}")
 
     _run(session, batch, order, options.settings(), seed, batch_size, out, "painting")
+
+
+@app.command()
+@with_session
+def film(
+    session: Session,
+    source: Annotated[Path, typer.Argument(help="The film, or a folder of its frames.", show_default=False)],
+    style: StyleOption,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The new film (.mp4, .mov, .mkv), or a folder for its frames.")
+    ],
+    options: TransferOptions,
+    seed: SeedOption = 0,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", help="Frames a second of a film that is made from a folder; 25 by default."),
+    ] = None,
+) -> None:
+    """Repaint a film, so that its strokes stay where they are."""
+    from inst.batch.film import FilmOrder, restyle_film
+
+    settings = {**options.settings(), "seed": seed}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    FilmOrder(source, out, {}, settings, rate)  # refuses wrong paths before a model is loaded
+    model = session.load(find_image_encoder=False)
+    steps = restyle_film(model, FilmOrder(source, out, read_styles(model, style), settings, rate))
+    latest: FilmStep | None = None
+    begin = time.monotonic()
+    try:
+        with session.progress("repainting") as update:
+            for latest in steps:
+                update(latest.number, latest.total, f"{latest.rate:.2f} frames/s")
+    except KeyboardInterrupt:
+        if latest is not None:
+            session.note(f"{latest.number:,} frames are finished. The same command goes on.")
+        raise
+    finally:
+        steps.close()
+    frames, kept = (0, 0) if latest is None else (latest.number, latest.kept)
+    seconds = time.monotonic() - begin
+    line = f"{frames:,} frames, {frames - kept:,} of them made in {_duration(seconds)}."
+    session.report([line, str(out)], film=str(out), frames=frames, made=frames - kept, seconds=round(seconds, 3))
 
 
 def _run(

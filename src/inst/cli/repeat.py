@@ -147,7 +147,8 @@ def _complete_settings(picture: Path, record: PictureRecord, settings: dict[str,
         raise InstError(f"{picture} was made by inst demo, which learns first", "run inst demo again")
     function = _MADE_BY.get(record.command)
     defaults = {"transfer": TRANSFER, "generate": GENERATE}.get(function or "", {})
-    defaults = {name: value for name, value in defaults.items() if name not in ("seed", "mask", "control", "noise")}
+    unrecorded = ("seed", "mask", "control", "noise", "series")
+    defaults = {name: value for name, value in defaults.items() if name not in unrecorded}
     known = {"prompt", *defaults}
     defaults.pop("eta", None)  # no command has it, so the record of the repeated picture would differ
     if record.format <= 2 and function == "transfer":

@@ -28,6 +28,19 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
 
     `data` can be an iterable of pieces. They are written one by one and need not be in memory together.
 
+    Raises:
+        InstError: as `replace_when_finished`.
+    """
+    with replace_when_finished(path) as unfinished, unfinished.open("wb") as file:
+        file.writelines([data] if isinstance(data, bytes | memoryview) else data)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replace_when_finished(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty file in the folder of `path`, and give it that name at the end of the block. An old file stays
+    until then, and for good if the block fails.
+
     A link is followed and stays a link. A file that is replaced keeps its permissions.
 
     Raises:
@@ -46,11 +59,11 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
                 raise InstError(f"{path} cannot be written: it is write-protected", "choose another name")
         unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            with unfinished.open("xb") as file:
-                if target.exists():
-                    unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
-                file.writelines([data] if isinstance(data, bytes | memoryview) else data)
-                file.flush()
+            unfinished.open("xb").close()
+            if target.exists():
+                unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
+            yield unfinished
+            with unfinished.open("ab") as file:
                 os.fsync(file.fileno())
             unfinished.replace(target)
         except BaseException:
@@ -64,7 +77,6 @@ def write_bytes_atomically(path: str | Path, data: bytes | memoryview | Iterable
         ) from None
     except OSError as error:
         raise cannot_write(path, error) from None
-    return path
 
 
 def folder_of(path: Path) -> Path:

@@ -220,12 +220,11 @@ class LearningRun(Replayed):
 
     def changing(self) -> dict[Hashable, Tensor]:
         """Return the parameters and Adam's moments, which a step changes."""
-        moments = {
-            (number, name): value
-            for number, parameter in enumerate(self.parameters.values())
-            for name, value in self.adam.state.get(parameter, {}).items()
-        }
-        return {**self.parameters, **moments}
+        found: dict[Hashable, Tensor] = {}
+        for key, parameter in self.parameters.items():
+            found[key] = parameter
+            found.update({(key, name): value for name, value in self.adam.state.get(parameter, {}).items()})
+        return found
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -269,8 +269,10 @@ class _Batch(Replayed):
         backbone, device = self._runs[0].backbone, self._runs[0].backbone.device
         super().__init__(backbone, None if backbone.graphs is None else cuda_graphs(device))
         data = [run.data for run in self._runs]
-        parts = ([getattr(one, name) for one in data] for name in ("mean", "std", "pooled", "tokens"))
-        self._data = LearningData(*map(torch.cat, parts), data[0].captions)
+        mean, std, pooled, tokens = (
+            torch.cat([getattr(one, name) for one in data]) for name in ("mean", "std", "pooled", "tokens")
+        )
+        self._data = LearningData(mean, std, pooled, tokens, data[0].captions)
         self._first_crop = _starts([len(one.mean) for one in data]).to(device)
         self._first_view = _starts([len(one.pooled) for one in data]).to(device)
         self._parameters = {}

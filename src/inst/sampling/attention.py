@@ -62,6 +62,13 @@ class AttentionSettings:
         check_choice("attention blocks", self.blocks, BLOCKS)
 
 
+KeysValues = tuple[Tensor, Tensor]
+"""K and V of one layer, each [1, heads, M, d]."""
+
+LayersKeysValues = Mapping[str, KeysValues]
+"""K and V of every layer, by its name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
     """A painting that the denoiser looks at.
@@ -70,15 +77,14 @@ class Reference:
         at: the latents of the painting at a timestep, [1, C, h, w]; h and w need not be those of the picture.
         text: its prompt, one text.
         share: its part among several paintings; the shares sum to 1.
+        kept: its keys and values at timesteps, for the next runs. They are those of one backbone and one choice of
+            blocks. None keeps them during a run only.
     """
 
     at: Callable[[int], Tensor]
     text: TextEmbedding
     share: float = 1.0
-
-
-KeysValues = tuple[Tensor, Tensor]
-"""K and V of one layer, each [1, heads, M, d]."""
+    kept: dict[int, LayersKeysValues] | None = None
 
 
 def attend(
@@ -160,7 +166,7 @@ class StyleAttention:
         # Calls of one size, if possible: each size needs its own CUDA graph.
         calls = max(1, math.ceil(len(self._computed) / ahead))
         self._ahead = math.ceil(len(self._computed) / calls)
-        self._memory: dict[int, list[dict[str, KeysValues]]] = {}
+        self._memory: dict[int, list[LayersKeysValues]] = {}
 
     def with_content(self, denoise: Denoise) -> Denoise:
         """Add the latents of the photos as extra channels to the latents that `denoise` takes.
@@ -191,18 +197,28 @@ class StyleAttention:
 
         return predict
 
-    def _keys_values(self, timestep: int) -> list[dict[str, KeysValues]]:
+    def _keys_values(self, timestep: int) -> list[LayersKeysValues]:
         """Return K and V of every layer, by its name, for each painting."""
         timestep = self._source.get(timestep, timestep)
         if timestep not in self._memory:
             place = self._computed.index(timestep) if timestep in self._computed else None
             chunk = [timestep] if place is None else self._computed[place : place + self._ahead]
-            records = [self._record_reference(reference, chunk) for reference in self.references]
-            self._memory = {
-                t: [{name: (k[i : i + 1], v[i : i + 1]) for name, (k, v) in record.items()} for record in records]
-                for i, t in enumerate(chunk)
-            }
+            records = [self._of_reference(reference, chunk) for reference in self.references]
+            self._memory = {t: [record[t] for record in records] for t in chunk}
         return self._memory[timestep]
+
+    def _of_reference(self, reference: Reference, timesteps: Sequence[int]) -> dict[int, LayersKeysValues]:
+        kept = {} if reference.kept is None else reference.kept
+        missing = [t for t in timesteps if t not in kept]
+        if missing:
+            record = self._record_reference(reference, missing)
+            found = {
+                t: {n: (k[i : i + 1], v[i : i + 1]) for n, (k, v) in record.items()} for i, t in enumerate(missing)
+            }
+            if not self.backbone.low_memory:
+                kept.update(found)
+            return kept | found
+        return kept
 
     def _record_reference(self, reference: Reference, timesteps: Sequence[int]) -> dict[str, KeysValues]:
         latents = torch.cat([reference.at(t) for t in timesteps])

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -26,6 +27,7 @@ from inst.studio.dependencies import TheMetrics, TheStudio
 from inst.studio.disk import NoSpace, NotKept, kept_errors
 from inst.studio.editors import Editors
 from inst.studio.multipart import form_with_file, received
+from inst.studio.people import person_of
 from inst.studio.studio import Studio
 from inst.studio.uploads import Receiver, TooLarge
 
@@ -59,6 +61,8 @@ _FILE = "/gradio_api/file="
 _MOST_PATHS = 64  # of one request of the page
 _SESSION = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _QUEUED, _QUEUED_PER_JOB = 100, 4  # calls of the page that may wait
+_LOOK_SECONDS, _TELL_SECONDS = 0.02, 0.1
+"""Seconds between two looks of Gradio's queues for a call, and for progress."""
 
 router = APIRouter(include_in_schema=False)
 """The routes that come before Gradio's."""
@@ -108,6 +112,8 @@ def mount_page(app: FastAPI, studio: Studio, build: PageBuilder | None) -> None:
     for language in languages:
         page = build(studio, language)
         page.queue(max_size=_QUEUED_PER_JOB * studio.limits.queue + _QUEUED)
+        # By itself, each looks a thousand times a second, and takes time from the pictures even if nobody is here.
+        page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = _LOOK_SECONDS, _TELL_SECONDS
         app.state.pages[language] = page
         page.has_launched = True  # Gradio checks paths of files only then, and does not set it when it is mounted
         gradio.mount_gradio_app(
@@ -160,7 +166,6 @@ async def upload(
     """Take the place of Gradio's route, which keeps files under the names that people gave them."""
     from gradio.routes import file_upload_statuses
 
-    folder = page_files(studio.folder) / _UPLOADS
     if upload_id is not None:  # the page asks how far it is
         file_upload_statuses.track(upload_id)
     paths: list[str] = []
@@ -170,13 +175,17 @@ async def upload(
             async for name, receiver in files:
                 if len(paths) == FILES_AT_ONCE:
                     raise UsageError(f"These are more than {FILES_AT_ONCE} files", "choose fewer")
-                paths.append(str(await run_in_threadpool(_keep, studio, folder, receiver, name)))
+                kept = await run_in_threadpool(_keep, studio, person_of(request), receiver, name)
+                paths.append(str(kept))
                 studio.disk.add(receiver.size)
                 metrics.upload_bytes.inc(receiver.size)
     except InstError as error:
-        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
+        status = _status_of(error, 422)
         _log.info("request refused", extra={"reason": "upload", "status": status})
-        return PlainTextResponse(str(error), status)
+        from inst.studio.page.problems import told
+        from inst.studio.page.texts import TEXTS
+
+        return PlainTextResponse(told(TEXTS[language], error), status)
     finally:
         if upload_id is not None:
             file_upload_statuses.set_done(upload_id)
@@ -193,22 +202,32 @@ async def component_server(request: Request, studio: TheStudio, language: Langua
             data = await run_in_threadpool(receiver.path.read_bytes)
             state.editors.take(state.pages[language], fields, data)
     except InstError as error:
-        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 400)
+        status = _status_of(error, 400)
         _log.info("request refused", extra={"reason": "editor", "status": status})
         return problem(status, str(error))
     return JSONResponse(None)
 
 
-def _keep(studio: Studio, folder: Path, receiver: Receiver, name: str) -> Path:
-    """Keep a file, and return a second name of it in Gradio's own folder, where Gradio may delete it."""
+def _keep(studio: Studio, person: str, receiver: Receiver, name: str) -> Path:
+    """Keep a file, and return a second name of it in Gradio's own folder, where Gradio may delete it.
+
+    Whoever knows that name gets the file, and the hash in it is in the record of every picture that is given away. So
+    the name has a part that nobody can know.
+    """
+    folder = page_files(studio.folder) / _UPLOADS / secrets.token_hex(16)
     if PurePath(name).suffix.lower() in _STYLES:  # among the uploads, it might be taken for a picture
         source, path = receiver.path, folder / f"{receiver.digest()}{studio.uploads.check_style(receiver, name)}"
     else:
-        source = studio.uploads.keep_shown(receiver).path
+        source = studio.uploads.keep_shown(receiver, person).path
         path = folder / source.name
-    with kept_errors(), contextlib.suppress(FileExistsError):
+    with kept_errors():
+        folder.mkdir()
         os.link(source, path)
     return path
+
+
+def _status_of(error: InstError, otherwise: int) -> int:
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), otherwise)
 
 
 def _language(accepted: str) -> Language:

@@ -36,6 +36,7 @@ _SUBMIT: Responses = {
     429: {"model": Problem, "description": "The queue is full; the header Retry-After says when to try again."},
     507: {"model": Problem, "description": "The studio's disk is full."},
 }
+_FULL: Responses = {429: {"model": Problem, "description": "The queue is full, or too many jobs are paused."}}
 _SUBMITTED = "The job waits for its turn. Follow it at the address in the header Location."
 _SOON = "It takes effect before the job's next step. A job that has ended stays as it is."
 
@@ -71,26 +72,26 @@ def bytes_of(kind: str) -> Responses:
     },
     openapi_extra=file_form("PNG, JPEG, WebP, TIFF, BMP or GIF."),
 )
-async def upload(request: Request, studio: TheStudio, metrics: TheMetrics) -> UploadAnswer:
+async def upload(request: Request, studio: TheStudio, person: Person, metrics: TheMetrics) -> UploadAnswer:
     """Send a picture in the field `file` of a form. Name the returned key in requests.
 
-    It is kept for some days after its last use. Uploading it again changes nothing.
+    Only whoever uploaded it can name it. It is kept for some days after its last use.
     """
     await run_in_threadpool(studio.disk.check)
     async with aclosing(received(request, studio.uploads, "file")) as files:
         async for name, receiver in files:
-            answer = await run_in_threadpool(_keep, studio, receiver, name)
+            answer = await run_in_threadpool(_keep, studio, person, receiver, name)
             studio.disk.add(receiver.size)
             metrics.upload_bytes.inc(receiver.size)
             return answer
     raise UsageError('The form has no field "file" with a file', "add it")
 
 
-def _keep(studio: Studio, receiver: Receiver, name: str) -> UploadAnswer:
+def _keep(studio: Studio, person: str, receiver: Receiver, name: str) -> UploadAnswer:
     from PIL import Image
 
     try:
-        kept = studio.uploads.keep_picture(receiver)
+        kept = studio.uploads.keep_picture(receiver, person)
     except (UsageError, NoSpace, NotKept):
         raise
     except InstError as error:
@@ -114,66 +115,32 @@ IdempotencyKey = Annotated[
 ]
 
 
-@router.post(
-    "/api/jobs/transfer",
-    tags=["jobs"],
-    status_code=202,
-    responses=_SUBMIT,
-    summary="Repaint a photo",
-    description=_SUBMITTED,
-)
-def submit_transfer(
-    studio: TheStudio, person: Person, response: Response, body: TransferRequest, idempotency_key: IdempotencyKey = None
-) -> JobAnswer:
-    return _submit(studio, person, response, "transfer", body, idempotency_key)
+def _add_submit_route(form: type[JobRequest], summary: str) -> None:
+    """Add the route that takes requests of a form."""
+
+    def submit(
+        studio: TheStudio, person: Person, response: Response, body: Any, idempotency_key: IdempotencyKey = None
+    ) -> JobAnswer:
+        job = studio.submit(person, body, idempotency_key)
+        response.headers["Location"] = f"/api/jobs/{job.id}"
+        return job_answer(studio.jobs, job)
+
+    submit.__annotations__["body"] = form  # from which FastAPI reads and documents the body
+    router.post(
+        f"/api/jobs/{form.kind}",
+        tags=["jobs"],
+        status_code=202,
+        responses=_SUBMIT,
+        summary=summary,
+        description=_SUBMITTED,
+        name=f"submit_{form.kind}",
+    )(submit)
 
 
-@router.post(
-    "/api/jobs/sheet",
-    tags=["jobs"],
-    status_code=202,
-    responses=_SUBMIT,
-    summary="Repaint a photo at several strengths and guidance scales",
-    description=_SUBMITTED,
-)
-def submit_sheet(
-    studio: TheStudio, person: Person, response: Response, body: SheetRequest, idempotency_key: IdempotencyKey = None
-) -> JobAnswer:
-    return _submit(studio, person, response, "sheet", body, idempotency_key)
-
-
-@router.post(
-    "/api/jobs/generate",
-    tags=["jobs"],
-    status_code=202,
-    responses=_SUBMIT,
-    summary="Make pictures from a prompt",
-    description=_SUBMITTED,
-)
-def submit_generate(
-    studio: TheStudio, person: Person, response: Response, body: GenerateRequest, idempotency_key: IdempotencyKey = None
-) -> JobAnswer:
-    return _submit(studio, person, response, "generate", body, idempotency_key)
-
-
-@router.post(
-    "/api/jobs/learn",
-    tags=["jobs"],
-    status_code=202,
-    responses=_SUBMIT,
-    summary="Learn a style from paintings",
-    description=_SUBMITTED,
-)
-def submit_learn(
-    studio: TheStudio, person: Person, response: Response, body: LearnRequest, idempotency_key: IdempotencyKey = None
-) -> JobAnswer:
-    return _submit(studio, person, response, "learn", body, idempotency_key)
-
-
-def _submit(studio: Studio, person: str, response: Response, kind: str, body: JobRequest, key: str | None) -> JobAnswer:
-    job = studio.submit(person, kind, body.model_dump(mode="json"), key=key)
-    response.headers["Location"] = f"/api/jobs/{job.id}"
-    return job_answer(studio.jobs, job)
+_add_submit_route(TransferRequest, "Repaint a photo")
+_add_submit_route(SheetRequest, "Repaint a photo at several strengths and guidance scales")
+_add_submit_route(GenerateRequest, "Make pictures from a prompt")
+_add_submit_route(LearnRequest, "Learn a style from paintings")
 
 
 @router.get("/api/jobs", tags=["jobs"], summary="List your jobs")
@@ -273,7 +240,7 @@ def cancel(studio: TheStudio, job: Mine) -> JobAnswer:
     "/api/jobs/{id}/pause",
     tags=["jobs"],
     summary="Pause a job",
-    responses=_UNKNOWN,
+    responses={**_UNKNOWN, **_FULL},
     description=f"A learning saves where it is; a picture that was begun is begun again. {_SOON}",
 )
 def pause(studio: TheStudio, job: Mine) -> JobAnswer:
@@ -284,7 +251,7 @@ def pause(studio: TheStudio, job: Mine) -> JobAnswer:
     "/api/jobs/{id}/finish",
     tags=["jobs"],
     summary="Finish a learning early",
-    responses=_UNKNOWN,
+    responses={**_UNKNOWN, **_FULL},
     description=f"Its best style so far is kept. Other jobs are cancelled. {_SOON}",
 )
 def finish(studio: TheStudio, job: Mine) -> JobAnswer:
@@ -295,7 +262,7 @@ def finish(studio: TheStudio, job: Mine) -> JobAnswer:
     "/api/jobs/{id}/resume",
     tags=["jobs"],
     summary="Resume a paused job",
-    responses={**_UNKNOWN, 429: {"model": Problem, "description": "The queue is full."}},
+    responses={**_UNKNOWN, **_FULL},
 )
 def resume(studio: TheStudio, job: Mine) -> JobAnswer:
     """It waits for its turn again."""

@@ -6,7 +6,7 @@ Only types, and what a server must limit, are checked here. Ranges are checked w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -54,7 +54,13 @@ class StyleRef(_Part):
 
 
 class Request(_Part):
-    """What all requests have."""
+    """What all requests have.
+
+    Attributes:
+        kind: the kind of job that does it.
+    """
+
+    kind: ClassVar[str]
 
     def uploads(self) -> list[UploadRef]:
         """Return all uploads that the request names."""
@@ -102,6 +108,8 @@ class _PictureRequest(Request):
 class TransferRequest(_PictureRequest):
     """Repaint a photo (`inst.transfer`)."""
 
+    kind = "transfer"
+
     photo: UploadRef
     mask: UploadRef | None = Field(None, description="White applies the style, black keeps the photo.")
     prompt: Prompt | None = TRANSFER["prompt"]
@@ -120,6 +128,8 @@ class TransferRequest(_PictureRequest):
 class SheetRequest(Request):
     """One photo at several strengths and guidance scales, on one sheet (`inst sheet`)."""
 
+    kind = "sheet"
+
     photo: UploadRef
     styles: list[StyleRef] = Field(min_length=1, max_length=4)
     strengths: list[float] = Field([0.3, 0.5, 0.7], min_length=1, max_length=6)
@@ -132,6 +142,8 @@ class SheetRequest(Request):
 
 class GenerateRequest(_PictureRequest):
     """Make pictures from a prompt (`inst.generate`)."""
+
+    kind = "generate"
 
     prompt: Prompt
     steps: int = Field(GENERATE["steps"], le=200)
@@ -146,6 +158,8 @@ class GenerateRequest(_PictureRequest):
 class LearnRequest(Request):
     """Learn a style from paintings (`inst.learn`)."""
 
+    kind = "learn"
+
     paintings: list[UploadRef] = Field(min_length=1, max_length=MOST_PAINTINGS)
     name: Name = ""
     steps: int = Field(LEARN["steps"], ge=1)
@@ -156,9 +170,6 @@ class LearnRequest(Request):
 
 
 KINDS: dict[str, type[Request]] = {
-    "transfer": TransferRequest,
-    "sheet": SheetRequest,
-    "generate": GenerateRequest,
-    "learn": LearnRequest,
+    request.kind: request for request in (TransferRequest, SheetRequest, GenerateRequest, LearnRequest)
 }
-Kind = Literal["transfer", "sheet", "generate", "learn"]
+"""The form of the request of each kind of job."""

@@ -42,8 +42,9 @@ _ABOUT = """Turn paintings into styles, and photos into paintings, with the same
 Upload pictures, submit a job that names them, follow it, and download its files. Every error is JSON with one line:
 `{"error": "..."}`.
 
-Your jobs are yours by a name that you choose: send the same random text (8 to 64 letters, digits, - and _) as the
-header `X-Inst-Person` with every request. Whoever knows it sees your jobs. Without it, they belong to your address.
+Your uploads and jobs are yours by a name that you choose: send the same random text (8 to 64 letters, digits, - and _)
+as the header `X-Inst-Person` with every request. Whoever knows it sees your jobs. Without it, they belong to your
+address.
 
 If the studio was started with a token, send it as `Authorization: Bearer TOKEN`.
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pydantic
 
@@ -19,7 +19,7 @@ from inst.studio.job_store import Job
 from inst.studio.jobs import JobRunner
 from inst.studio.library import Library
 from inst.studio.limits import Limits
-from inst.studio.requests import KINDS
+from inst.studio.requests import KINDS, Request
 from inst.studio.uploads import Uploads
 from inst.studio.work import Workshop
 
@@ -90,41 +90,38 @@ class Studio:
         assert self._backbone is not None
         return self._backbone
 
-    def submit(self, person: str, kind: str, request: Mapping[str, Any], key: str | None = None) -> Job:
-        """Accept a job (`JobRunner.submit`), after the types of its request were checked.
+    def submit(self, person: str, request: Request, key: str | None = None) -> Job:
+        """Accept a job (`JobRunner.submit`), after it was checked whether the person has what the request names.
 
         Args:
             person: who asks for it; an opaque text.
-            kind: one of `inst.studio.requests.KINDS`.
-            request: the request as plain JSON values.
+            request: the request; its class says what kind of job it is (`inst.studio.requests.KINDS`).
             key: see `JobRunner.submit`.
 
         Raises:
-            pydantic.ValidationError: the request has a wrong form.
-            UsageError: an upload that it names is not here.
+            UsageError: an upload that it names is not here, or is somebody else's.
             UnknownStyle: a style that it names is not in the library.
             Refused: no job is accepted now.
             NoSpace: the disk is full.
         """
         self.disk.check()
-        checked = KINDS[kind].model_validate(request)
-        for upload in checked.uploads():
-            self.uploads.find(upload.upload)
-        for id in checked.style_ids():
+        for upload in request.uploads():
+            self.uploads.find(upload.upload, person)
+        for id in request.style_ids():
             self.library.entry(id)
-        return self.jobs.submit(person, kind, checked.model_dump(mode="json"), key)
+        return self.jobs.submit(person, request.kind, request.model_dump(mode="json"), key)
 
-    def nearest(self, upload: str, count: int = 12) -> list[tuple[StyleEntry, float]]:
-        """Find the styles whose first painting looks most like an uploaded picture, with their cosine similarities.
+    def nearest(self, person: str, upload: str, count: int = 12) -> list[tuple[StyleEntry, float]]:
+        """Find the styles whose first painting looks most like a person's upload, with their cosine similarities.
 
         Raises:
-            UsageError: there is no such upload.
+            UsageError: the person has no such upload.
             InstError: the backbone is not there yet, or has no image encoder; or the picture cannot be read.
         """
         if not self.is_ready:
             raise InstError("The model is being loaded", "try again in some seconds")
         backbone = self.backbone()
-        vector = self.library.embed_picture(backbone, self.uploads.find(upload))
+        vector = self.library.embed_picture(backbone, self.uploads.find(upload, person))
         for _ in self.library.embed_missing(backbone):
             pass
         return self.library.nearest(vector, self.library.encoder(backbone), count)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from inst.errors import InstError, UsageError
 from inst.files.provenance import base_name
 from inst.studio.answers import NearStyleAnswer, Problem, StyleAnswer, style_answer
-from inst.studio.dependencies import TheMetrics, TheStudio
+from inst.studio.dependencies import Person, TheMetrics, TheStudio
 from inst.studio.entry import StyleEntry, tidy_name
 from inst.studio.job_routes import Responses, bytes_of, file_form
 from inst.studio.library import THUMBNAIL_SIDES
@@ -103,10 +103,10 @@ def _import(studio: Studio, receiver: Receiver, name: str) -> StyleEntry:
     summary="Find styles that look like a picture",
     responses={**_LOADING, 422: {"model": Problem, "description": "The upload is not there."}},
 )
-def nearest(studio: TheStudio, body: NearestRequest) -> list[NearStyleAnswer]:
+def nearest(studio: TheStudio, person: Person, body: NearestRequest) -> list[NearStyleAnswer]:
     """The picture is an upload, named by its key. The most similar first."""
     _check_ready(studio)
-    found = studio.nearest(body.upload, body.count)
+    found = studio.nearest(person, body.upload, body.count)
     return [NearStyleAnswer(style=_answer(studio, entry), similarity=cosine) for entry, cosine in found]
 
 

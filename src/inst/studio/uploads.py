@@ -18,6 +18,7 @@ from pathlib import Path
 from inst.errors import InstError, UsageError
 from inst.studio.disk import kept_errors
 from inst.studio.limits import Limits
+from inst.studio.owners import Owners
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _PICTURES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif"}
@@ -28,6 +29,9 @@ _STYLES = (".safetensors", ".pt", ".pth", ".bin")
 """Endings of style files and of embeddings of other programs."""
 _STYLE_PICTURES = {".png": "PNG", ".webp": "WEBP"}
 """Endings and formats of pictures that may hold an embedding."""
+
+GONE = "The picture is not here any more", "upload it again"
+"""Problem and remedy of an upload that was removed, never was here, or is somebody else's: nobody can tell which."""
 
 _DECODED_AT_ONCE = 2
 
@@ -60,6 +64,7 @@ class Uploads:
         self._decoding = threading.Semaphore(_DECODED_AT_ONCE)
         self._styles = self.folder / "styles"
         self._styles.mkdir(parents=True, exist_ok=True)
+        self._owners = Owners(self.folder / "owners")
 
     @contextlib.contextmanager
     def receive(self) -> Iterator[Receiver]:
@@ -78,8 +83,8 @@ class Uploads:
                 os.close(handle)
                 Path(name).unlink(missing_ok=True)
 
-    def keep_picture(self, receiver: Receiver) -> Upload:
-        """Keep a received picture.
+    def keep_picture(self, receiver: Receiver, person: str | None) -> Upload:
+        """Keep a received picture as an upload of a person; None keeps one that nobody can name in a request.
 
         Raises:
             UsageError: it has too many pixels.
@@ -95,13 +100,15 @@ class Uploads:
             else:
                 os.link(receiver.path, path)
                 path.chmod(0o644)
+            if person is not None:
+                self._owners.add(key, person)
         return Upload(key, path)
 
-    def keep_shown(self, receiver: Receiver) -> Upload:
+    def keep_shown(self, receiver: Receiver, person: str | None) -> Upload:
         """Keep a received picture in a format that browsers show: a TIFF becomes a PNG. Raises as `keep_picture`."""
         from inst.pictures.io import open_picture
 
-        kept = self.keep_picture(receiver)
+        kept = self.keep_picture(receiver, person)
         if kept.path.suffix != _PICTURES["TIFF"]:
             return kept
         png = io.BytesIO()
@@ -109,7 +116,7 @@ class Uploads:
             open_picture(kept.path).save(png, "PNG")
         with self.receive() as converted:
             converted.write(png.getvalue())
-            return self.keep_picture(converted)
+            return self.keep_picture(converted, person)
 
     def check_picture(self, receiver: Receiver, formats: Iterable[str] = PICTURE_FORMATS) -> str:
         """Decode a received picture, without keeping it, and return its format by Pillow's name.
@@ -153,22 +160,27 @@ class Uploads:
             raise InstError("The file is not a style file, whatever its name is", "choose another one")
         return suffix
 
-    def find(self, key: str) -> Path:
+    def find(self, key: str, person: str | None = None) -> Path:
         """Return the path of an upload. `key` may be any text.
 
+        Args:
+            key: sha256 of its bytes.
+            person: whose upload it must be; None for what the studio itself has accepted already.
+
         Raises:
-            UsageError: there is no such upload, or it was removed.
+            UsageError: the person has no such upload, or it was removed.
         """
         places = [self.folder / f"{key}{ending}" for ending in _PICTURES.values()] if _KEY.fullmatch(key) else []
         found = [place for place in places if place.exists()]
-        if not found:
-            raise UsageError("The picture is not here any more", "upload it again")
+        if not found or (person is not None and not self._owners.has(key, person)):
+            raise UsageError(*GONE)
         with contextlib.suppress(OSError):
             os.utime(found[0])  # it is in use, so it is kept for a while
         return found[0]
 
     def remove_older(self, before: float) -> None:
         """Remove the files that were last used before a Unix time, and what interrupted uploads left."""
+        self._owners.remove_older(before)
         for folder in self._styles.iterdir():
             with contextlib.suppress(OSError):
                 if folder.stat().st_mtime < time.time() - 3600:

@@ -117,9 +117,7 @@ class Workshop:
         styles = [self._style(backbone, style) for style in request.styles]
         settings = request.model_dump(exclude={"photo", "styles"})
         run = paint_sheet(backbone, photo, styles, settings)
-        painted, _ = yield from _followed(
-            run, lambda step, preview: Progress(step.pictures, step.total, preview=preview), backbone
-        )
+        painted, _ = yield from _followed(run, lambda step: Progress(step.pictures, step.total), backbone)
         return {"files": [painted.save(task.folder / "sheet.png").name]}
 
     def learn(self, task: Task) -> Steps:
@@ -313,12 +311,12 @@ def _write_curve(path: Path, curve: Sequence[tuple[int, float, float, float | No
     write_bytes_atomically(path, to_csv(rows).encode())
 
 
-def _picture_progress(number: int, count: int, files: tuple[str, ...], step: Any, preview: bytes | None) -> Progress:
-    return Progress(number * step.total + step.index + 1, count * step.total, files=files, preview=preview)
+def _picture_progress(number: int, count: int, files: tuple[str, ...], step: Any) -> Progress:
+    return Progress(number * step.total + step.index + 1, count * step.total, files=files)
 
 
 def _followed(
-    run: Generator[Any, None, Any], progress: Callable[[Any, bytes | None], Progress], backbone: Backbone
+    run: Generator[Any, None, Any], progress: Callable[[Any], Progress], backbone: Backbone
 ) -> Generator[Progress, None, tuple[Any, Progress]]:
     """Run a transfer, a generation or a sheet to its end, and yield its progress with previews of the picture.
 
@@ -333,14 +331,14 @@ def _followed(
                 step = next(run)
             except StopIteration as end:
                 return end.value, last
-            preview = None
+            last = progress(step)
             begin = time.monotonic()
-            if step.clean is not None and begin > next_at:
+            # After the last step, the picture itself is there almost as soon.
+            if step.clean is not None and begin > next_at and last.step < last.total:
                 with torch.no_grad():
-                    preview = _webp(_preview(backbone, step.clean))
+                    last = replace(last, preview=_webp(_preview(backbone, step.clean)))
                 now = time.monotonic()
                 next_at = now + max(_PREVIEW_SECONDS, _PREVIEW_SHARE * (now - begin))
-            last = progress(step, preview)
             yield last
     finally:
         run.close()

@@ -29,6 +29,7 @@ from inst.styles.style import Style
 from inst.synthesis.plan import default_steps, make_plan
 from inst.synthesis.prompts import check_prompts, complete_prompts, embed_both, name_styles, read_prompts
 from inst.synthesis.references import check_style_scale, prepare_attention, read_paintings
+from inst.synthesis.series import Series
 from inst.synthesis.tone import TONES, adain, keep_colours, latent_statistics, match_palette, palette_of
 
 
@@ -60,6 +61,7 @@ def transfer(
     noise: Tensor | None = None,
     spacing: str = "power",
     cache_interval: int = 2,
+    series: Series | None = None,
 ) -> Sampling:
     """Give photos the style of a painting. Stochastic inversion keeps their content (paper sec. 3.3).
 
@@ -120,6 +122,8 @@ def transfer(
         cache_interval: the difference that guidance makes, and the keys and values of the painting, are computed anew
             in every step of this number, and used again in the steps between, up to 120 timesteps below. 1 uses
             nothing again.
+        series: shared by the calls for a batch of photos, which is faster (`inst.synthesis.series`). The frames of a
+            film are made by `inst.transfer_film`.
 
     Yields:
         `SamplingStep`; nothing at strength 0. The latents are those of pictures padded at the right and the bottom. The
@@ -155,7 +159,7 @@ def transfer(
     height, width = photos.shape[2:]
     pixel_mask = None if mask is None else to_mask(mask, (height, width))
     check_control(control, backbone, (height, width), photo=True)
-    out = result_size(backbone, width, height, size)
+    out = result_size(backbone, (height, width), size)
     steps = default_steps(strength) if steps is None else steps
     plan = make_plan(
         backbone, out, len(photos), seed, strength, steps, guidance, solver, tile, eta, noise, spacing, cache_interval
@@ -189,6 +193,8 @@ def transfer(
             style_scale,
             style_weight,
             lambda t: add_noise(target, plan.noise, t, backbone.alphas_cumprod),
+            series,
+            text,
         )
         prepared_control = plan.prepare_control(backbone, control, content)
         unguided = plan.denoiser(backbone, text, None, 1, prepared_control if inversion == "ddim" else None)
@@ -202,6 +208,8 @@ def transfer(
         result = decode_any_size(backbone, latents, plan.height, plan.width)
         if tone == "photo":
             result = keep_colours(result, content)
+        if series is not None and series.held is not None:
+            result = series.held.over(result)
         if region is not None:
             result = content.lerp(result, feather(region, backbone.downscale // 2))
         return result
@@ -209,11 +217,12 @@ def transfer(
     return run()
 
 
-def result_size(backbone: Backbone, width: int, height: int, size: int | None) -> tuple[int, int]:
-    """Return (width, height) of the result of `transfer` for a photo of this width and height, all in pixels.
+def result_size(backbone: Backbone, photo: tuple[int, int], size: int | None = None) -> tuple[int, int]:
+    """Return (width, height) of the result for a photo of (height, width) pixels; `size` is that of `transfer`.
 
-    `size` is that argument of `transfer`. Raises UsageError if it is not a positive number.
+    Raises UsageError if the size is not a positive number.
     """
+    height, width = photo
     if size is None:
-        size = max(backbone.size_multiple, min(backbone.default_size, 2 * min(height, width)))
+        size = max(backbone.size_multiple, min(backbone.default_size, 2 * min(photo)))
     return fit_size(width, height, size)

@@ -21,6 +21,7 @@ from inst.synthesis.from_photo import result_size, transfer
 from inst.synthesis.from_prompt import generate
 from inst.synthesis.record import ControlRecord, PictureRecord
 from inst.synthesis.references import uses_paintings
+from inst.synthesis.series import Series
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ def fit_photo(backbone: Backbone, photo: Photo, size: int | None) -> Photo:
     The opacity keeps its size. Raises UsageError if `size` is not a positive number.
     """
     height, width = photo.picture.shape[1:]
-    width, height = result_size(backbone, width, height, size)
+    width, height = result_size(backbone, (height, width), size)
     return replace(photo, picture=resize(copy_to(photo.picture, backbone.device), (height, width)))
 
 
@@ -111,6 +112,7 @@ def paint_batch(
     *,
     photos: Sequence[Photo] | None = None,
     prompts: Sequence[str] | None = None,
+    series: Series | None = None,
 ) -> Generator[SamplingStep, Tensor | None, list[PaintedPicture]]:
     """Make several pictures and their records in one batch, as `paint` makes one.
 
@@ -121,6 +123,7 @@ def paint_batch(
         seeds: the seed of each picture.
         photos: the photos for `inst.transfer`, from `fit_photo`, all of one size.
         prompts: the prompts for `inst.generate`, instead of photos.
+        series: what the batches of one style share (`inst.synthesis.series`); for photos only.
 
     Raises:
         UsageError: the function cannot use an argument. It is raised before anything is computed.
@@ -132,7 +135,7 @@ def paint_batch(
         sources: Sequence[Photo | None] = [None] * len(prompts)
     else:
         size = min(photos[0].picture.shape[1:])
-        sampling = transfer(backbone, photos, styles, seed=list(seeds), **{**settings, "size": size})
+        sampling = transfer(backbone, photos, styles, seed=list(seeds), series=series, **{**settings, "size": size})
         each = [
             {**settings, "seed": seed, "flatten": photo.alpha is None}
             for photo, seed in zip(photos, seeds, strict=True)

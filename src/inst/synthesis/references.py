@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from inst.sampling.tiles import encode_in_tiles
 from inst.styles.style import Style
 from inst.synthesis.plan import Plan
 from inst.synthesis.prompts import Prompts, embed_prompts
+from inst.synthesis.series import Series
 
 _LARGEST_ENLARGEMENT = 1.5
 """A smaller painting enters smaller than `style_scale` says: enlarged further, its strokes would be blurred."""
@@ -123,20 +126,34 @@ def prepare_attention(
     style_scale: float,
     style_weight: float,
     content_at: Callable[[int], Tensor] | None,
+    series: Series | None = None,
+    text: TextEmbedding | None = None,
 ) -> StyleAttention | None:
     """Prepare the style attention of a run; None if its weight is 0, or there is no painting or no step.
 
     Args:
         styles, paintings, style_scale, style_weight: as for `make_references`.
         content_at: the latents of the photos at a timestep, for query preservation; None if there is no photo.
+        series: keeps the references to the paintings, and has those to other frames of a film; None for one picture.
+        text: the prompt of these frames.
     """
     if settings.weight == 0 or not plan.timesteps:
         return None
     field = None if plan.tile is None else plan.tile * backbone.downscale
     size = plan.height, plan.width
-    references = make_references(backbone, styles, paintings, size, field, style_scale, style_weight)
+    make = partial(make_references, backbone, styles, paintings, size, field, style_scale, style_weight)
+    if series is None:
+        references = make()
+    else:
+        named = (*styles.items(), *paintings)
+        fixed = (backbone, backbone.options, named, size, field, style_scale, style_weight, settings.blocks)
+        references = series.references(fixed, make)
     if not references:
         return None
+    if series is not None and text is not None:
+        neighbours = series.neighbours(backbone, plan.noise, text)
+        left = 1 - sum(neighbour.share for neighbour in neighbours)
+        references = [replace(reference, share=left * reference.share) for reference in references] + neighbours
     preserved = content_at if settings.query_preservation else None
     return StyleAttention(backbone, settings, references, plan.timesteps, preserved, plan.fresh)
 

@@ -12,6 +12,8 @@ import gradio as gr
 from inst.studio.job_store import Job, JobState
 from inst.studio.page.follow import submit
 from inst.studio.page.inputs import keep, picture_input
+from inst.studio.page.problems import shown_problems
+from inst.studio.page.texts import ENGLISH
 from inst.studio.people import person_of
 from inst.studio.requests import LEARN, TRANSFER
 from inst.studio.studio import Studio
@@ -33,12 +35,12 @@ def build_client_endpoints(studio: Studio) -> None:
         style_file = gr.File(label="style file")
         trigger = gr.Button()
 
-    def styles(painting: tuple[str, str] | None, style: str) -> list[dict[str, Any]]:
+    def styles(request: gr.Request, painting: tuple[str, str] | None, style: str) -> list[dict[str, Any]]:
         if style:
             return [{"id": style}]
         if painting is None:
             raise gr.Error("Give a painting or the id of a style")
-        return [{"paintings": [keep(studio, painting)]}]
+        return [{"paintings": [keep(studio, person_of(request), painting)]}]
 
     async def finished(job: Job) -> str:
         """Wait for a job, and return the path of its first file."""
@@ -60,23 +62,31 @@ def build_client_endpoints(studio: Studio) -> None:
         """Repaint a photo in the style of a painting, or of a style of the library."""
         if photo is None:
             raise gr.Error("Give a photo")
-        body: dict[str, Any] = {"photo": keep(studio, photo), "styles": styles(painting, style)}
-        body |= {"strength": strength, "size": size or None, "seed": seed}
-        return await finished(submit(studio, person_of(request), "transfer", body))
+        body: dict[str, Any] = {"strength": strength, "size": size or None, "seed": seed}
+        with shown_problems(ENGLISH):
+            body |= {"photo": keep(studio, person_of(request), photo), "styles": styles(request, painting, style)}
+            job = submit(studio, person_of(request), "transfer", body)
+        return await finished(job)
 
     async def generate(
         request: gr.Request, prompt: str, painting: tuple[str, str] | None, style: str, size: int | None, seed: int
     ) -> str:
         """Make a picture from a prompt in the style of a painting, or of a style of the library."""
-        body: dict[str, Any] = {"prompt": prompt, "styles": styles(painting, style), "size": size or None, "seed": seed}
-        return await finished(submit(studio, person_of(request), "generate", body))
+        body: dict[str, Any] = {"prompt": prompt, "size": size or None, "seed": seed}
+        with shown_problems(ENGLISH):
+            body["styles"] = styles(request, painting, style)
+            job = submit(studio, person_of(request), "generate", body)
+        return await finished(job)
 
     async def learn(request: gr.Request, painting: tuple[str, str] | None, name: str, steps: int) -> str:
         """Learn the style of a painting; it is added to the library, and its file is returned."""
         if painting is None:
             raise gr.Error("Give a painting")
-        body = {"paintings": [keep(studio, painting)], "name": name, "steps": steps, "preview_every": 0}
-        return await finished(submit(studio, person_of(request), "learn", body))
+        body: dict[str, Any] = {"name": name, "steps": steps, "preview_every": 0}
+        with shown_problems(ENGLISH):
+            body["paintings"] = [keep(studio, person_of(request), painting)]
+            job = submit(studio, person_of(request), "learn", body)
+        return await finished(job)
 
     common: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "public"}
     trigger.click(transfer, [photo, painting, style, strength, size, seed], picture, api_name="transfer", **common)

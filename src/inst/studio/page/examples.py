@@ -27,7 +27,7 @@ def example_uploads(studio: Studio) -> dict[str, Upload]:
     for name in sorted({name for pair in EXAMPLES for name in pair}):
         with studio.uploads.receive() as receiver:
             receiver.write(Path(str(files("inst.demo") / name)).read_bytes())
-            kept[name] = studio.uploads.keep_picture(receiver)
+            kept[name] = studio.uploads.keep_picture(receiver, None)
         remember_name(kept[name].key, name)
     return kept
 

@@ -8,25 +8,20 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
-from inst.errors import InstError
 from inst.studio.job_store import ENDED, Job, JobState
+from inst.studio.jobs import Wish
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import told
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
+from inst.studio.requests import KINDS
 from inst.studio.studio import Studio
 
 
 def submit(studio: Studio, person: str, kind: str, request: dict[str, Any]) -> Job:
-    """Submit a job from the page. Raises gr.Error, which the page shows as one line, if it is not accepted."""
-    try:
-        return studio.submit(person, kind, request)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise gr.Error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except InstError as error:
-        raise gr.Error(str(error)) from None
+    """Submit a job from the page. Raises as `Studio.submit`, and pydantic.ValidationError if a value is wrong."""
+    return studio.submit(person, KINDS[kind].model_validate(request))
 
 
 def find(studio: Studio, id: str | None, person: str) -> Job | None:
@@ -68,6 +63,8 @@ def status(studio: Studio, texts: Texts, job: Job | None) -> str:
             sentence = texts.waiting.format(ahead=ahead) if ahead else texts.waiting_next
             if not studio.is_ready:
                 sentence = f"{texts.loading} {sentence}"
+        case JobState.RUNNING if job.wish is not None:
+            sentence = texts.pausing if job.wish == Wish.PAUSE else texts.stopping
         case JobState.RUNNING if progress is None:
             sentence, bar = texts.step.format(step=1, total="…"), '<progress value="0" max="1"></progress>'
         case JobState.RUNNING:
@@ -86,7 +83,7 @@ def status(studio: Studio, texts: Texts, job: Job | None) -> str:
         case JobState.CANCELLED:
             sentence = texts.cancelled
         case JobState.FAILED:
-            sentence = texts.failed.format(error=job.error)
+            sentence = texts.failed.format(error=told(texts, job.error))
     return f'<div class="inst-status inst-{job.state.value}">{bar}<span>{html.escape(sentence)}</span></div>'
 
 

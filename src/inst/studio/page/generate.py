@@ -11,8 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
+from inst.studio.page.common_settings import LONGEST_PROMPT, build_common_settings
 from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import shown_problems
 from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
@@ -30,7 +32,7 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
                 label=texts.generate_prompt,
                 info=texts.generate_prompt_info,
                 lines=2,
-                max_length=2000,
+                max_length=LONGEST_PROMPT,
                 elem_id="generate-prompt",
             )
             choice = build_style_choice(studio, texts, "generate")
@@ -40,35 +42,11 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
             with gr.Column(elem_classes="inst-settings"):
                 count = gr.Slider(1, studio.limits.count, 1, step=1, label=texts.count, elem_id="generate-count")
                 with gr.Accordion(texts.more_settings, open=False, elem_id="generate-more"):
-                    guidance = gr.Slider(
-                        1, 12, GENERATE["guidance"], step=0.5, label=texts.guidance, info=texts.guidance_info
-                    )
-                    style_attention = gr.Slider(
-                        0,
-                        1,
-                        GENERATE["style_attention"],
-                        step=0.05,
-                        label=texts.style_attention,
-                        info=texts.style_attention_info,
-                    )
-                    style_weight = gr.Slider(
-                        0,
-                        2,
-                        GENERATE["style_weight"],
-                        step=0.05,
-                        label=texts.style_weight,
-                        info=texts.style_weight_info,
-                    )
+                    common_settings = build_common_settings(texts, GENERATE)
                     size = gr.Dropdown(
                         list(texts.sizes), value=texts.sizes[0][1], label=texts.size, info=texts.size_info
                     )
-                    seed = gr.Number(
-                        GENERATE["seed"], label=texts.seed, info=texts.seed_info, precision=0, minimum=0, maximum=2**53
-                    )
                     steps = gr.Slider(1, 60, GENERATE["steps"], step=1, label=texts.steps)
-                    negative = gr.Textbox(
-                        "", label=texts.negative_prompt, info=texts.negative_prompt_info, max_length=2000
-                    )
         with gr.Column(scale=6, min_width=320, elem_classes="inst-right"):
             state = gr.HTML("", elem_id="generate-status")
             preview = gr.HTML("", visible=False, elem_id="generate-preview")
@@ -87,13 +65,9 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
     settings: dict[str, Any] = {
         "prompt": prompt,
         "count": count,
-        "guidance": guidance,
-        "style_attention": style_attention,
-        "style_weight": style_weight,
+        **common_settings,
         "size": size,
-        "seed": seed,
         "steps": steps,
-        "negative_prompt": negative,
     }
     addressed = {**{f"generate.{name}": one for name, one in settings.items()}, "generate.style": choice.saved}
     keep_in_address(addressed, {name: one.value for name, one in addressed.items()} | {"generate.style": []})
@@ -136,7 +110,7 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
         """Submit the job; None if there is no style."""
         person = person_of(request)
         named = dict(zip(settings, given[: len(settings)], strict=True))
-        refs = choice.refs(*given[len(settings) :])
+        refs = choice.refs(person, *given[len(settings) :])
         if not refs:
             return None
         if (before := running(studio, latest, request)) is not None:
@@ -147,7 +121,8 @@ def build_generate(studio: Studio, texts: Texts) -> Tab:
         if not given[0].strip():
             yield {state: hint(texts.need_prompt)}
             return
-        job = await run_in_threadpool(submitted, request, hidden, given)
+        with shown_problems(texts):
+            job = await run_in_threadpool(submitted, request, hidden, given)
         if job is None:
             yield {state: hint(texts.need_style)}
             return

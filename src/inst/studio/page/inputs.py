@@ -13,9 +13,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.files.provenance import base_name
 from inst.studio.studio import Studio
+from inst.studio.uploads import GONE
 
 _MOST_NAMES = 1000
 
@@ -67,33 +68,34 @@ def remember_name(key: str, name: str) -> None:
         _names.popitem(last=False)
 
 
-def keep(studio: Studio, given: tuple[str, str] | None) -> Ref | None:
-    """Keep the value of a `picture_input` among the uploads, and return how a request names it.
+def keep(studio: Studio, person: str, given: tuple[str, str] | None) -> Ref | None:
+    """Keep the value of a `picture_input` among a person's uploads, and return how a request names it.
 
     Raises:
-        gr.Error: it is no picture, or too large; shown on the page as one line.
+        InstError: it is no picture, too large, or not here any more.
     """
     if given is None:
         return None
     path, name = Path(given[0]), given[1]
     with contextlib.suppress(InstError):  # the usual case: the upload was kept under its key already
-        studio.uploads.find(path.stem)
+        studio.uploads.find(path.stem, person)
         return {"upload": path.stem, "name": _names.get(path.stem, "") if path.stem in name else name}
     try:
         with studio.uploads.receive() as receiver, path.open("rb") as file:
             while data := file.read(1 << 20):
                 receiver.write(data)
-            return {"upload": studio.uploads.keep_picture(receiver).key, "name": name}
-    except InstError as error:
-        raise gr.Error(str(error)) from None
+            kept = studio.uploads.keep_picture(receiver, person)
+    except OSError:
+        raise UsageError(*GONE) from None
+    return {"upload": kept.key, "name": _names.get(kept.key, "") if kept.key in name else name}
 
 
-def keep_all(studio: Studio, given: Sequence[tuple[str, str]]) -> list[Ref]:
+def keep_all(studio: Studio, person: str, given: Sequence[tuple[str, str]]) -> list[Ref]:
     """Keep the value of a `pictures_input`, as `keep`."""
-    return [ref for one in given if (ref := keep(studio, one)) is not None]
+    return [ref for one in given if (ref := keep(studio, person, one)) is not None]
 
 
-def keep_mask(studio: Studio, editor: Mapping[str, Any] | None) -> Ref | None:
+def keep_mask(studio: Studio, person: str, editor: Mapping[str, Any] | None) -> Ref | None:
     """Keep what was painted in an editor as a mask: white where there is paint. None if nothing is painted."""
     layers = [layer.getchannel("A") for layer in (editor or {}).get("layers") or [] if layer.mode == "RGBA"]
     if not layers:
@@ -107,5 +109,5 @@ def keep_mask(studio: Studio, editor: Mapping[str, Any] | None) -> Ref | None:
     Image.merge("L", [mask]).save(data, "PNG")
     with studio.uploads.receive() as receiver:
         receiver.write(data.getvalue())
-        key = studio.uploads.keep_picture(receiver).key
+        key = studio.uploads.keep_picture(receiver, person).key
     return {"upload": key, "name": f"mask-{hashlib.sha256(data.getvalue()).hexdigest()[:8]}.png"}

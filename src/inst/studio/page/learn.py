@@ -14,6 +14,7 @@ from inst.studio.jobs import Wish
 from inst.studio.page.follow import find, follow, hint, link_html, newest, running, status, submit
 from inst.studio.page.inputs import keep_all, pictures_input
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import shown_problems, told
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
@@ -147,14 +148,10 @@ def build_learn(studio: Studio, texts: Texts) -> Tab:
     def started(request: gr.Request, given: Any, name: str, steps: float, every: float, seed: float) -> str:
         if not given:
             raise gr.Error(texts.need_painting, print_exception=False)
-        body = {
-            "paintings": keep_all(studio, given[: MOST_PAINTINGS + 1]),
-            "name": name,
-            "steps": int(steps),
-            "preview_every": int(every),
-            "seed": int(seed or 0),
-        }
-        job = submit(studio, person_of(request), "learn", body)
+        body = {"name": name, "steps": int(steps), "preview_every": int(every), "seed": int(seed or 0)}
+        with shown_problems(texts):
+            paintings = keep_all(studio, person_of(request), given[: MOST_PAINTINGS + 1])
+            job = submit(studio, person_of(request), "learn", body | {"paintings": paintings})
         latest.follow(request, job.id)
         return status(studio, texts, job)
 
@@ -176,7 +173,7 @@ def build_learn(studio: Studio, texts: Texts) -> Tab:
             try:
                 studio.jobs.wish(job.id, wish)
             except InstError as error:
-                return hint(str(error))
+                return hint(told(texts, error))
             return hint(texts.pausing if wish is Wish.PAUSE else texts.stopping)
 
         return ask
@@ -188,7 +185,7 @@ def build_learn(studio: Studio, texts: Texts) -> Tab:
         try:
             return status(studio, texts, studio.jobs.resume(job.id))
         except InstError as error:
-            return hint(str(error))
+            return hint(told(texts, error))
 
     async def opened(request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         job = newest(studio, person_of(request), "learn")

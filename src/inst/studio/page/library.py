@@ -15,8 +15,10 @@ from inst.errors import InstError
 from inst.studio.entry import tidy_name
 from inst.studio.page.follow import hint, link_html
 from inst.studio.page.inputs import keep, picture_input, style_input
+from inst.studio.page.problems import told
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
+from inst.studio.people import person_of
 from inst.studio.studio import Studio
 
 _SHOWN = 60
@@ -85,22 +87,24 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
         found = library.styles(text or "", tag_now or None)
         return listed(found, tag_now or "", filtered=bool(text or tag_now))
 
-    def nearest(given: tuple[str, str] | None) -> dict[Any, Any]:
-        ref = keep(studio, given)
-        if ref is None:
+    def nearest(request: gr.Request, given: tuple[str, str] | None) -> dict[Any, Any]:
+        person = person_of(request)
+        if given is None:
             return found("", "")
         if not studio.is_ready:
             return {message: hint(texts.loading)}
         try:
-            return listed([entry for entry, _ in studio.nearest(ref["upload"])], "")
+            ref = keep(studio, person, given)
+            assert ref is not None
+            return listed([entry for entry, _ in studio.nearest(person, ref["upload"])], "")
         except InstError as error:
-            return {message: hint(str(error))}
+            return {message: hint(told(texts, error))}
 
     def shown_style(id: str) -> dict[Any, Any]:
         try:
             entry = library.entry(id)
         except LookupError as error:
-            return {**closed(), message: hint(str(error))}
+            return {**closed(), message: hint(told(texts, error))}
         lines = [f"### {texts.provenance}", *(f"- {html.escape(line)}" for line in _provenance(entry))]
         return {
             about: "\n".join(lines),
@@ -112,7 +116,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
 
     def selected(event: gr.SelectData, ids: list[str]) -> dict[Any, Any]:
         index = event.index if isinstance(event.index, int) else -1
-        return shown_style(ids[index]) if 0 <= index < len(ids) else closed()
+        return {message: "", **(shown_style(ids[index]) if 0 <= index < len(ids) else closed())}
 
     def closed() -> dict[Any, Any]:
         return {about: texts.choose_style, details: gr.update(visible=False), current: ""}
@@ -123,7 +127,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
                 library.rename(id, new_name)
             library.set_tags(id, new_tags.replace("\uff0c", ",").split(","))
         except InstError as error:
-            return {message: hint(str(error))}
+            return {message: hint(told(texts, error))}
         return {message: hint(texts.saved), **shown_style(id), **found(text, tag_now)}
 
     def removed(id: str, text: str, tag_now: str) -> dict[Any, Any]:
@@ -131,7 +135,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             old = library.entry(id).name
             library.delete(id)
         except InstError as error:
-            return {message: hint(str(error))}
+            return {message: hint(told(texts, error))}
         return {
             message: hint(texts.deleted.format(name=old)),
             **closed(),
@@ -143,7 +147,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
         try:
             entry = library.restore(library.deleted()[0].id)
         except (InstError, IndexError) as error:
-            return {message: hint(str(error) if isinstance(error, InstError) else ""), **found(text, tag_now)}
+            return {message: hint(told(texts, error) if isinstance(error, InstError) else ""), **found(text, tag_now)}
         sentence = texts.undone.format(name=entry.name)
         return {message: hint(sentence), **shown_style(entry.id), **found(text, tag_now)}
 
@@ -161,18 +165,20 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             if entry.name == path.stem:  # an embedding that holds no name has that of its file
                 entry = library.rename(entry.id, tidy_name(name.stem))
         except InstError as error:
-            return {message: hint(str(error).replace(str(path), name.name).replace(path.name, name.name))}
+            return {message: hint(told(texts, error).replace(str(path), name.name).replace(path.name, name.name))}
         sentence = texts.imported.format(name=entry.name)
         return {message: hint(sentence), **found(text, tag_now), **shown_style(entry.id)}
 
     async def opened(request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
         yield await run_in_threadpool(found, "", "")
 
-    common: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    common: dict[str, Any] = {**quiet, "concurrency_limit": None}
     everything = [*listing, *panel, message]
     gr.on([search.change, tag.input], found, [search, tag], listing, trigger_mode="always_last", **common)
     by_picture.change(nearest, by_picture, [*listing, message], **common)
     gallery.select(selected, shown, [*panel, message], **common)
+    gr.on([name.input, tags.input], lambda: "", None, message, queue=False, **quiet)
     save.click(saved, [current, name, tags, search, tag], everything, **common)
     delete.click(removed, [current, search, tag], everything, **common)
     undo.click(undone, [search, tag], everything, **common)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ from inst.errors import InstError
 from inst.studio.page.address import fitting
 from inst.studio.page.follow import hint
 from inst.studio.page.inputs import Ref, keep, picture_input, remember_name
+from inst.studio.page.problems import told
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
-from inst.studio.requests import GenerateRequest, TransferRequest
+from inst.studio.requests import GenerateRequest, SheetRequest, TransferRequest
 from inst.studio.studio import Studio
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def build_restore(studio: Studio, texts: Texts, tabs: Mapping[str, Tab], bar: gr
         if picture is None:
             return {state: ""}
         try:
-            ref = keep(studio, picture)
+            ref = keep(studio, person_of(request), picture)
             assert ref is not None
             record = _record(studio, ref)
         except InstError as error:
-            return {state: hint(str(error))}
+            return {state: hint(told(texts, error))}
         name = _TAB_OF[record.command]
         tab = tabs[name]
         assert tab.choice is not None
@@ -97,19 +97,21 @@ def _names(record: PictureRecord) -> list[str]:
 
 def _others(record: PictureRecord, tab: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that the page does not show and a request takes, so that the picture becomes the same."""
-    fields = (TransferRequest if tab == "transfer" else GenerateRequest).model_fields
+    fields = {**TransferRequest.model_fields, **SheetRequest.model_fields}
+    if tab == "generate":
+        fields = GenerateRequest.model_fields
     return {name: value for name, value in record.settings.items() if name in fields and name not in settings}
 
 
 def _kept(studio: Studio, person: str, source: SourceFile | None) -> str | None:
-    """Return the photo or the mask of a picture, if it is still among the uploads, and remember its name.
+    """Return the photo or the mask of a picture, if it is still among the person's uploads, and remember its name.
 
-    Only a person who used it before gets it: a picture that was given away must not give away its photo.
+    Nobody else gets it: a picture that was given away must not give away its photo.
     """
-    if source is None or all(source.sha256 not in json.dumps(job.request) for job in studio.jobs.jobs(person)):
+    if source is None:
         return None
     with suppress(InstError):
-        path = studio.uploads.find(source.sha256)
+        path = studio.uploads.find(source.sha256, person)
         remember_name(source.sha256, source.name)
         return str(path)
     return None

@@ -37,16 +37,21 @@ class StyleChoice:
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """The components whose values `refs` takes."""
+        """The components whose values `refs` takes, after the person."""
         return [self.painting, self.saved, self.recorded, *self.weights]
 
     def refs(
-        self, painting: tuple[str, str] | None, saved: Sequence[str], recorded: Sequence[Any], *weights: float
+        self,
+        person: str,
+        painting: tuple[str, str] | None,
+        saved: Sequence[str],
+        recorded: Sequence[Any],
+        *weights: float,
     ) -> list[dict[str, Any]]:
-        """Return the styles as parts of a request; empty if none is chosen."""
+        """Return the styles that a person chose as parts of a request; empty if there are none."""
         refs: list[dict[str, Any]] = list(recorded)
         if painting is not None:
-            refs.append({"paintings": [keep(self.studio, painting)]})
+            refs.append({"paintings": [keep(self.studio, person, painting)]})
         refs += [{"id": id} for id in saved or ()]
         if len(refs) > 1 and not recorded:
             for ref, weight in zip(refs, weights, strict=False):

@@ -12,6 +12,7 @@ Language = Literal["en", "zh"]
 class Texts:
     """All words of the page in one language. Braces are replaced with `str.format`."""
 
+    language: Language
     title: str
     subtitle: str
     other_language: str
@@ -146,6 +147,7 @@ class Texts:
 
 
 ENGLISH = Texts(
+    language="en",
     title="InST studio",
     subtitle="A painting and a photo become a picture.",
     other_language="中文",
@@ -282,6 +284,7 @@ ENGLISH = Texts(
 )
 
 CHINESE = Texts(
+    language="zh",
     title="InST 画室",
     subtitle="一幅画和一张照片，变成一幅新画。",
     other_language="English",

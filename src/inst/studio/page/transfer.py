@@ -12,15 +12,17 @@ from inst.errors import InstError
 from inst.studio.job_store import ENDED, Job, JobState
 from inst.studio.jobs import Wish
 from inst.studio.page.address import keep_in_address, read_address
+from inst.studio.page.common_settings import LONGEST_PROMPT, build_common_settings
 from inst.studio.page.examples import EXAMPLES, example_pictures, example_uploads
 from inst.studio.page.follow import follow, hint, job_links, newest, picture_html, running, status, submit
 from inst.studio.page.inputs import keep, keep_mask, picture_input
 from inst.studio.page.latest import Latest
+from inst.studio.page.problems import shown_problems
 from inst.studio.page.style_choice import build_style_choice
 from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
-from inst.studio.requests import TRANSFER
+from inst.studio.requests import KINDS, TRANSFER
 from inst.studio.studio import Studio
 from inst.studio.uploads import PICTURE_FORMATS
 
@@ -69,33 +71,9 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
                     size = gr.Dropdown(list(texts.sizes), value=SIZE, label=texts.size, info=texts.size_info)
                     count = gr.Slider(1, studio.limits.count, 1, step=1, label=texts.count)
                 with gr.Accordion(texts.more_settings, open=False, elem_id="transfer-more"):
-                    style_attention = gr.Slider(
-                        0,
-                        1,
-                        TRANSFER["style_attention"],
-                        step=0.05,
-                        label=texts.style_attention,
-                        info=texts.style_attention_info,
-                    )
-                    style_weight = gr.Slider(
-                        0,
-                        2,
-                        TRANSFER["style_weight"],
-                        step=0.05,
-                        label=texts.style_weight,
-                        info=texts.style_weight_info,
-                    )
-                    guidance = gr.Slider(
-                        1, 12, TRANSFER["guidance"], step=0.5, label=texts.guidance, info=texts.guidance_info
-                    )
-                    seed = gr.Number(
-                        TRANSFER["seed"], label=texts.seed, info=texts.seed_info, precision=0, minimum=0, maximum=2**53
-                    )
+                    common_settings = build_common_settings(texts, TRANSFER)
                     steps = gr.Slider(0, 60, 0, step=1, label=texts.steps, info=texts.steps_auto)
-                    prompt = gr.Textbox("", label=texts.prompt, info=texts.prompt_info, max_length=2000)
-                    negative = gr.Textbox(
-                        "", label=texts.negative_prompt, info=texts.negative_prompt_info, max_length=2000
-                    )
+                    prompt = gr.Textbox("", label=texts.prompt, info=texts.prompt_info, max_length=LONGEST_PROMPT)
                 with gr.Accordion(texts.mask, open=False, elem_id="transfer-mask-part") as mask_part:
                     gr.Markdown(texts.mask_info)
                     mask = gr.ImageEditor(
@@ -150,13 +128,9 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         "tone": tone,
         "size": size,
         "count": count,
-        "style_attention": style_attention,
-        "style_weight": style_weight,
-        "guidance": guidance,
-        "seed": seed,
+        **common_settings,
         "steps": steps,
         "prompt": prompt,
-        "negative_prompt": negative,
     }
     addressed = {**settings, "style": choice.saved}
     keep_in_address(addressed, {name: component.value for name, component in settings.items()} | {"style": []})
@@ -213,12 +187,13 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
         person = person_of(request)
         if (before := running(studio, latest, request)) is not None:
             studio.jobs.wish(before.id, Wish.CANCEL)
-        body: dict[str, Any] = {"photo": keep(studio, photo), "styles": refs}
-        if kind == "sheet":
-            body |= {name: named[name] for name in ("seed", "tone", "style_attention", "size")}
-        else:
-            body |= hidden | named | {"steps": named["steps"] or None, "prompt": named["prompt"].strip() or None}
-            body["mask"] = keep_mask(studio, editor) or hidden.get("mask")
+        body: dict[str, Any] = {"photo": keep(studio, person, photo), "styles": refs}
+        # Settings of a picture that was dropped back may be those of a sheet, or of one picture.
+        fields = KINDS[kind].model_fields
+        body |= {name: value for name, value in (hidden | named).items() if name in fields}
+        if kind == "transfer":
+            body |= {"steps": named["steps"] or None, "prompt": named["prompt"].strip() or None}
+            body["mask"] = keep_mask(studio, person, editor) or hidden.get("mask")
         body["size"] = int(named["size"])
         return submit(studio, person, kind, body)
 
@@ -227,14 +202,16 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
     ) -> AsyncIterator[dict[Any, Any]]:
         taken, styles = given[: len(settings) + 3], given[len(settings) + 3 :]
         photo, editor, hidden, *values = taken
-        refs = await run_in_threadpool(choice.refs, *styles)
+        with shown_problems(texts):
+            refs = await run_in_threadpool(choice.refs, person_of(request), *styles)
         if photo is None or not refs:
             # Gradio empties the outputs of a handler that yields nothing.
             missing = texts.need_photo if photo is None else texts.need_style
             yield {state: gr.skip() if is_drop else hint(missing)}
             return
         named = dict(zip(settings, values, strict=True))
-        job = await run_in_threadpool(submitted, request, kind, photo, editor, hidden, refs, named)
+        with shown_problems(texts):
+            job = await run_in_threadpool(submitted, request, kind, photo, editor, hidden, refs, named)
         async for update in show(request, job):
             yield update
 

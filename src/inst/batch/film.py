@@ -1,0 +1,222 @@
+"""`inst batch film`: repaint a film, or a folder of frames, so that an interruption loses nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from inst.errors import InstError, UsageError
+from inst.files.listing import pictures_in
+from inst.files.provenance import SourceFile, versions
+from inst.files.writing import make_folder, write_bytes_atomically
+from inst.pictures.io import read_picture, save_png
+from inst.pictures.video import film_format, is_film, probe, read_frames, write_film
+from inst.styles.style import Style
+from inst.synthesis.film import transfer_film
+
+if TYPE_CHECKING:
+    from inst.backbone.model import Backbone
+    from inst.pictures.video import Film
+
+DESCRIPTION = "film.json"
+"""The file beside the frames that says what they were made from."""
+
+_RATE = 25  # frames a second, if frames come from a folder
+
+
+@dataclass(frozen=True)
+class FilmOrder:
+    """What becomes of a film.
+
+    Attributes:
+        source: a film file, or a folder of frames, in the order of the numbers in their names.
+        out: a film file, or a folder for the frames.
+        styles: the styles by placeholder.
+        settings: the arguments of `inst.transfer_film`, with the seed.
+        rate: frames a second of a film that is made from a folder; None is 25. A film keeps its own rate.
+
+    Raises:
+        UsageError: `source` or `out` is neither, the source would be overwritten, or there is no use for a rate.
+    """
+
+    source: Path
+    out: Path
+    styles: Mapping[str, Style]
+    settings: Mapping[str, Any]
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.to_film:
+            film_format(self.out)
+        elif self.out.is_file():
+            raise UsageError(f"{self.out} is a file", "give a folder for the frames, or a film such as film.mp4")
+        if self.out.exists() and self.source.exists() and self.out.samefile(self.source):
+            raise UsageError(f"{self.source} would be overwritten", "give another name for the result")
+        if self.rate is not None:
+            if not self.to_film or not self.source.is_dir():
+                raise UsageError("A rate is only for a film that is made from frames", "leave it out")
+            if not 0 < self.rate <= 1000:
+                raise UsageError(f"{self.rate} frames a second cannot be used", "give a number such as 25 or 23.976")
+
+    @property
+    def to_film(self) -> bool:
+        """Whether the result is a film, not a folder."""
+        return is_film(self.out)
+
+    @property
+    def frames_folder(self) -> Path:
+        """The folder of the finished frames; that of a film is deleted when the film is there."""
+        return self.out.with_name(f"{self.out.name}.frames") if self.to_film else self.out
+
+
+@dataclass(frozen=True)
+class FilmStep:
+    """A frame of a film that is finished.
+
+    Attributes:
+        number: its number, from 1.
+        total: about how many there are; None if that is not known.
+        kept: how many of them were finished before.
+        seconds: time since the start.
+    """
+
+    number: int
+    total: int | None
+    kept: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Frames made in a second."""
+        return (self.number - self.kept) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """The frames of the source: their names without ending, and a stream of the pictures."""
+
+    film: Film | None
+    files: list[Path]
+    total: int | None
+
+    @classmethod
+    def of(cls, source: Path) -> _Frames:
+        if not source.is_dir():
+            film = probe(source)
+            return cls(film, [], film.frames)
+        files = sorted(pictures_in(source), key=_by_numbers)
+        if not files:
+            raise InstError(f"{source} contains no frames", "give a film, or a folder with pictures")
+        return cls(None, files, len(files))
+
+    def name(self, number: int) -> str:
+        """Return the file name of a finished frame, whose number is from 0."""
+        return f"{self.files[number].stem}.png" if self.files else f"{number + 1:06}.png"
+
+    def pictures(self) -> Generator[Any, None, None]:
+        if self.film is not None:
+            yield from read_frames(self.film)
+        else:
+            yield from self.files
+
+    def digest(self) -> str:
+        """Return a hash of the film file; or of the names and sizes of the frames in a folder, which may be many."""
+        if self.film is not None:
+            return SourceFile.of(self.film.path).sha256
+        names = [f"{path.name}\n{path.stat().st_size}" for path in self.files]
+        return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def restyle_film(backbone: Backbone, order: FilmOrder) -> Generator[FilmStep, None, Path]:
+    """Repaint a film with `inst.transfer_film`, and go on after the frames that are finished.
+
+    Every frame is written when it is finished. A film is put together from them at the end, with the sound of the
+    source, and the folder of its frames is deleted.
+
+    Yields:
+        `FilmStep` for each frame; first one for those that were finished before, if there are any.
+
+    Returns:
+        `order.out`.
+
+    Raises:
+        UsageError: a setting cannot be used, or the folder has frames that were made otherwise.
+        InstError: the source has no frames, or one of them is damaged; or the result cannot be written. The finished
+            frames stay, and the same order goes on after them.
+    """
+    frames = _Frames.of(order.source)
+    folder = order.frames_folder
+    described = _describe(backbone, order, frames)
+    finished = _finished(folder, described, frames)
+    with closing(frames.pictures()) as given:
+        pictures = transfer_film(backbone, given, order.styles, finished=finished, **order.settings)
+        make_folder(folder)  # now that everything is checked
+        write_bytes_atomically(folder / DESCRIPTION, json.dumps(described, indent=2).encode())
+        begin, number = time.perf_counter(), len(finished)
+        if finished:
+            yield FilmStep(number, frames.total, number, 0.0)
+        for number, picture in enumerate(pictures, len(finished) + 1):
+            save_png(picture, folder / frames.name(number - 1))
+            yield FilmStep(number, frames.total, len(finished), time.perf_counter() - begin)
+    if order.to_film:
+        _put_together(order, frames, number)
+        shutil.rmtree(folder)
+    return order.out
+
+
+def _describe(backbone: Backbone, order: FilmOrder, frames: _Frames) -> dict[str, Any]:
+    styles = {name: hashlib.sha256(style.to_bytes()).hexdigest() for name, style in order.styles.items()}
+    model = [backbone.fingerprint, backbone.denoiser_fingerprint, str(backbone.dtype), backbone.quantize]
+    made_from = {"frames": frames.digest(), "styles": styles, "model": model, "settings": dict(order.settings)}
+    return json.loads(json.dumps({"kind": "film", **made_from, "versions": versions()}))
+
+
+def _finished(folder: Path, described: Mapping[str, Any], frames: _Frames) -> list[Path]:
+    """Return the finished frames in the folder, from the first one on. Raises UsageError if it holds something else."""
+    place = folder / DESCRIPTION
+    if not place.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"{folder} holds other files", "give a folder that is new or empty")
+        return []
+    earlier: Any = None
+    with suppress(OSError, ValueError, RecursionError):
+        earlier = json.loads(place.read_text())
+    if not isinstance(earlier, dict) or any(
+        earlier.get(key) != value for key, value in described.items() if key != "versions"
+    ):
+        raise UsageError(
+            f"{folder} holds the frames of another film, or of other settings", "delete it, or give another name"
+        )
+    finished: list[Path] = []
+    while len(finished) < (len(frames.files) or len(finished) + 1):
+        path = folder / frames.name(len(finished))
+        if not path.is_file():
+            break
+        finished.append(path)
+    return finished
+
+
+def _put_together(order: FilmOrder, frames: _Frames, count: int) -> None:
+    def pictures() -> Iterator[Tensor]:
+        for number in range(count):
+            yield read_picture(order.frames_folder / frames.name(number))
+
+    rate = frames.film.rate if frames.film is not None else Fraction(order.rate or _RATE).limit_denominator(1001)
+    write_film(order.out, pictures(), rate, frames.film)
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """Return a key that sorts frame9 before frame10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
