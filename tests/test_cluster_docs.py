@@ -65,6 +65,35 @@ def test_ray_accepts_the_file_for_a_cloud() -> None:
     assert "InstanceMarketOptions" not in kinds["head"]["node_config"]  # the head must not be lost
 
 
+def test_the_launcher_prepares_the_cluster_on_aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a model of AWS: keys, network, the role and the resources of each kind of machine."""
+    moto = pytest.importorskip("moto")
+    boto3 = pytest.importorskip("boto3")
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    yaml = pytest.importorskip("yaml")
+    for name, value in {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)  # the launcher writes a key into the home folder
+    config = util.prepare_config(yaml.safe_load((FOLDER / "aws.yaml").read_text()))
+    with moto.mock_aws():
+        boto3.client("iam", region_name="us-west-2").create_instance_profile(InstanceProfileName="inst-ray")
+        config = bootstrap_aws(AWSNodeProvider.fillout_available_node_types_resources(config))
+    workers = config["available_node_types"]["gpu"]
+    [command] = quoted_commands()
+    assert parse(command)["concurrency"] == workers["resources"]["GPU"] * workers["max_workers"]
+    for kind in config["available_node_types"].values():
+        assert kind["node_config"]["IamInstanceProfile"] == {"Name": "inst-ray"}
+        assert kind["node_config"]["ImageId"]
+        assert kind["node_config"]["SubnetIds"]
+
+
+def quoted_commands() -> list[str]:
+    """The `inst` commands of the page that another command is given."""
+    return re.findall(r"-- +(inst [^\"]*)\"", PAGE.replace("\\\n", " "))
+
+
 def test_ray_refuses_what_it_does_not_know() -> None:
     """The validator of the test above looks at the names."""
     util = pytest.importorskip("ray.autoscaler._private.util")
@@ -157,9 +186,7 @@ def test_the_command_of_the_script_for_slurm_is_one_of_inst() -> None:
     assert settings["address"] == "auto"
 
 
-def test_the_commands_inside_quotes_of_the_page_are_those_of_inst() -> None:
+def test_the_command_that_the_page_gives_to_the_head_is_one_of_inst() -> None:
     """Those on lines of their own are tested with all pages."""
-    found = re.findall(r"-- +(inst [^\"]*)\"", PAGE.replace("\\\n", " "))
-    assert len(found) == 1
-    for command in found:
-        assert parse(command)["num_gpus"] == 1
+    [command] = quoted_commands()
+    assert parse(command)["num_gpus"] == 1
