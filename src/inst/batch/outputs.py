@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inst.batch.places import Place, is_url, without_secrets
+from inst.batch.places import Place, is_url, local_path, without_secrets
 from inst.errors import InstError, first_line
 from inst.files.writing import make_folder, write_bytes_atomically
 
@@ -25,7 +25,7 @@ class Outputs:
     """
 
     def __init__(self, place: str) -> None:
-        self.place = place
+        self.place = local_path(place)
 
     @cached_property
     def _store(self) -> tuple[Any, str] | None:

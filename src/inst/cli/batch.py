@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,11 @@ from inst.cli.learn import LearnOptions
 from inst.cli.pictures import FlattenOption, GenerateOptions, TransferOptions
 from inst.cli.places import read_path
 from inst.cli.session import SeedOption, Session, with_session
-from inst.errors import UsageError
+from inst.cli.wording import command_line_wording
+from inst.errors import InstError, UsageError
 
 if TYPE_CHECKING:
-    from inst.batch.orders import Order
+    from inst.batch.orders import Order, Row
     from inst.batch.ray_cluster import RayOptions
     from inst.batch.run import Progress, Totals
 
@@ -248,6 +250,7 @@ def _run(
             "seed": seed,
             "batch_size": batch_size,
             "recursive": batch.recursive,
+            "wording": command_line_wording,
             "backbone": session.load_arguments(find_image_encoder=find_image_encoder),
         }
     )
@@ -308,7 +311,7 @@ def _follow(session: Session, order: Order, steps: Generator[Progress, None, Tot
                 if step.row.status == "failed":
                     shown += 1
                     if shown <= _MOST_FAILURES_SHOWN:
-                        session.note(f"Failed: {step.row.error}")
+                        session.note(_failure(step.row))
                     if shown == _MOST_FAILURES_SHOWN:
                         session.note("Further failures are only in the manifest.")
                 if session.hides_progress and not session.as_json and time.monotonic() - noted > _NOTES_EVERY:
@@ -330,7 +333,14 @@ class _Count:
         threading.Thread(target=self._count, args=(order,), daemon=True).start()
 
     def _count(self, order: Order) -> None:
-        self.total = order.count()
+        with suppress(InstError):  # the run says what is wrong with its inputs
+            self.total = order.count()
+
+
+def _failure(row: Row) -> str:
+    """Return the line about an input that failed. Errors of files name them; others do not."""
+    where = "" if row.input in row.error or (row.style and row.style in row.error) else f"{row.input}: "
+    return f"Failed: {where}{row.error}"
 
 
 def _note_changes(session: Session, changed: dict[str, tuple[object, object]]) -> None:
