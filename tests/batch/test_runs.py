@@ -140,10 +140,10 @@ def test_a_temporary_folder_without_room_costs_nothing_but_the_table(
 def test_a_picture_is_that_of_inst_transfer_with_its_seed_and_is_made_again_by_inst_repeat(
     work: Path, transfer: list[object], peaceful: dict[str, bytes], run: Run, common: list[object]
 ) -> None:
-    (row,) = [row for row in rows(work / "peace") if row["input"] == "photos/p3.png" and row["style"] == "styles/s1.png"]
-    assert row["seed"] == seed_of(
-        0, *(SourceFile.of(work / row[name]).sha256 for name in ("input", "style"))
-    )
+    (row,) = [
+        row for row in rows(work / "peace") if row["input"] == "photos/p3.png" and row["style"] == "styles/s1.png"
+    ]
+    assert row["seed"] == seed_of(0, *(SourceFile.of(work / row[name]).sha256 for name in ("input", "style")))
     alone = ["transfer", row["input"], "--style", row["style"], "--seed", row["seed"]]
     assert run(*alone, *QUICK, *common, "-o", "alone.png")[0] == 0
     assert (work / "alone.png").read_bytes() == peaceful[row["output"]]
@@ -159,10 +159,11 @@ def test_the_same_pictures_come_out_whatever_the_batch_size_and_the_order(
     write_pictures(work / "photos", "wide.png", size=(96, 64))  # of another size, in the same chunk
     assert run(*transfer, "-o", "peace")[0] == 0
     assert run(*transfer, "-o", "together", "--batch-size", 8)[0] == 0
-    reverse = [f"photos/{name}\n" for name in [*reversed(PHOTOS), "wide.png"]]
-    (work / "reverse.txt").write_text("".join(reverse))
+    (work / "photos" / "reverse.txt").write_text("\n".join([*reversed(PHOTOS), "wide.png"]))
     others = ["--styles", "styles/s1.png", "--styles", "styles/s0.png", "--batch-size", 3]
-    assert run("batch", "transfer", "--photos", "reverse.txt", *others, *QUICK, *common, "-o", "reversed")[0] == 0
+    assert (
+        run("batch", "transfer", "--photos", "photos/reverse.txt", *others, *QUICK, *common, "-o", "reversed")[0] == 0
+    )
     one_by_one = results(work / "peace")
     assert len(one_by_one) == 14
     for other in ("together", "reversed"):
@@ -186,7 +187,9 @@ def test_an_incomplete_batch_is_made_again_as_a_whole(work: Path, transfer: list
     assert results(work / "out") == before
 
 
-def test_only_what_has_changed_is_made(work: Path, transfer: list[object], peaceful: dict[str, bytes], run: Run) -> None:
+def test_only_what_has_changed_is_made(
+    work: Path, transfer: list[object], peaceful: dict[str, bytes], run: Run
+) -> None:
     write_pictures(work / "photos", "p2.png", seed=9)
     code, out, _ = run(*transfer, "-o", "peace")
     assert code == 0
@@ -208,9 +211,7 @@ def test_only_what_has_changed_is_made(work: Path, transfer: list[object], peace
     assert run(*transfer, "-o", "peace")[1].startswith("0 made, 12 there already in ")
 
 
-def test_learned_styles_and_pictures_of_prompts_go_on_as_well(
-    work: Path, run: Run, common: list[object]
-) -> None:
+def test_learned_styles_and_pictures_of_prompts_go_on_as_well(work: Path, run: Run, common: list[object]) -> None:
     learn = ["batch", "learn", "--paintings", "styles", "--steps", 3, "--validate-every", 0, "--vectors", 2, *common]
     assert run(*learn, "-o", "learned")[0] == 0
     learned = results(work / "learned")
@@ -219,9 +220,9 @@ def test_learned_styles_and_pictures_of_prompts_go_on_as_well(
     assert run(*learn, "-o", "learned")[1].startswith("1 made, 1 there already in ")
     assert results(work / "learned") == learned
     row = next(row for row in rows(work / "learned") if row["input"] == "styles/s1.png")
-    alone = ["learn", "styles/s1.png", *learn[4:], "--seed", row["seed"], "-o", "alone.safetensors"]
+    alone = ["learn", "styles/s1.png", *learn[4:], "--seed", row["seed"], "-o", "s1.safetensors"]
     assert run(*alone)[0] == 0
-    assert (work / "alone.safetensors").read_bytes() == learned[row["output"]]
+    assert (work / "s1.safetensors").read_bytes() == learned[row["output"]]
 
     (work / "prompts.txt").write_text("a river in the style of [C]\na dog by [C]\n")
     paint = ["batch", "generate", "--prompts", "prompts.txt", "--styles", "learned", *QUICK, *common]

@@ -36,9 +36,7 @@ def results(out: Path) -> dict[str, bytes]:
     """The outputs in a folder by name, without the manifest, and without what a killed process has left."""
     files = (path for path in out.rglob("*") if path.is_file())
     return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in files
-        if not path.name.startswith(("manifest.", "."))
+        str(path.relative_to(out)): path.read_bytes() for path in files if not path.name.startswith(("manifest.", "."))
     }
 
 
