@@ -140,7 +140,7 @@ def test_a_damaged_table_is_named_and_stays(tmp_path: Path) -> None:
     table.write_bytes(data)
     run = begin(tmp_path)
     run.add(made("new"))
-    with pytest.raises(InstError, match="manifest.parquet cannot be brought up to date") as caught:
+    with pytest.raises(InstError, match=r"manifest\.parquet cannot be brought up to date") as caught:
         run.finish()
     run.close()
     assert "\n" not in str(caught.value)
