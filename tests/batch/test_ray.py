@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-ray = pytest.importorskip("ray")
-
 import inst
 from batch_runs import QUICK, facts, results, wait_for_results, write_pictures
 
@@ -23,13 +21,13 @@ PROMPTS = "a river in the style of [C]\na dog by [C]\n"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes on this machine, each with one core."""
+    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80_000_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         patch.setenv("PYTHONPATH", str(Path(inst.__file__).parents[1]))
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         cluster.other = cluster.add_node(**node)

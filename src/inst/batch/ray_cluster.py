@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from inst.arguments import check_at_least
 from inst.batch.orders import Order, Row
+from inst.batch.places import printable
 from inst.errors import Argument, InstError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _CALLS = 2
 """Number of chunks in an actor: one is computed while the inputs of the next one are decoded."""
 
+_RAISED = "raised"
 _SAVERS = 4  # threads
 _CONNECT = 10  # seconds to reach a cluster
 
@@ -92,8 +94,6 @@ def ray_rows(order: Order, options: RayOptions) -> Generator[Row | None, None, N
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    # Ray's own messages go to its log files: on the screen they would hide those of this package.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this run sends nothing to Ray's makers
     import ray
 
@@ -188,22 +188,18 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
         rows = listed.map_batches(_Actor, fn_constructor_args=(order, here), batch_size=1, **pool)
         for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["row"]:
-                yield Row(**json.loads(text))
+                content = json.loads(text)
+                if _RAISED in content:
+                    raise pickle.loads(bytes.fromhex(content[_RAISED]))
+                yield Row(**content)
     except RayError as error:
-        raise _plain(error) from None
+        reason = str(error).strip().splitlines()[-1]  # the lines before it are a traceback
+        raise InstError(
+            f"Ray could not do its work ({printable(reason)[:300]})", "look into its logs; what is done stays"
+        ) from None
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-
-
-def _plain(error: Exception) -> Exception:
-    """Return the error of this package that Ray has wrapped; otherwise one that says what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InstError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return InstError(f"Ray could not do its work ({first_line(error)})", "look into its logs; what is done stays")
 
 
 def _list_chunks(order: Order, folder: str, batch: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
@@ -211,8 +207,11 @@ def _list_chunks(order: Order, folder: str, batch: Any) -> Iterator[dict[str, np
     import numpy as np
 
     _enter(folder)
-    for chunk in order.chunks():
-        yield {"chunk": np.array([pickle.dumps(chunk)], dtype=object)}
+    try:
+        for chunk in order.chunks():
+            yield {"chunk": np.array([pickle.dumps(chunk)], dtype=object)}
+    except InstError as error:
+        yield {"chunk": np.array([pickle.dumps(error)], dtype=object)}
 
 
 def _enter(folder: str) -> None:
@@ -240,15 +239,21 @@ class _Actor:
             return self._worker
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Do the chunks of a batch, and return their rows as JSON."""
+        """Do the chunks of a batch, and return their rows as JSON; or an error, of which Ray would keep the text only."""
         import numpy as np
 
-        rows = [row for data in batch["chunk"] for row in self._do(data)]
-        return {"row": np.array([json.dumps(row.to_dict()) for row in rows], dtype=object)}
+        try:
+            contents = [row.to_dict() for data in batch["chunk"] for row in self._do(data)]
+        except InstError as error:
+            contents = [{_RAISED: pickle.dumps(error).hex()}]
+        return {"row": np.array([json.dumps(content) for content in contents], dtype=object)}
 
     def _do(self, data: bytes) -> list[Row]:
+        chunk = pickle.loads(data)
+        if isinstance(chunk, InstError):
+            raise chunk
         worker = self.worker
-        loaded = worker.load(pickle.loads(data))
+        loaded = worker.load(chunk)
         with self.device:
             saving = [self.savers.submit(save) for save in worker.make(loaded)]
         return [saved.result() for saved in saving]
