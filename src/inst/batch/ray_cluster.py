@@ -94,6 +94,8 @@ def ray_rows(order: Order, options: RayOptions) -> Generator[Row | None, None, N
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
+    # Ray's own messages go to its log files: on the screen they would hide those of this package.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this run sends nothing to Ray's makers
     import ray
 
@@ -101,11 +103,12 @@ def _connected(address: str) -> Iterator[None]:
         yield
         return
     _check_port(address)
-    place = {"include_dashboard": False} if address == "local" else {}
+    place: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **place, logging_level=_NOTHING, log_to_driver=False)
+        with _nothing_printed():
+            ray.init(address=address, **place, logging_level=_NOTHING, log_to_driver=False)
     except ImportError as error:
         raise InstError(f"{address} needs more of Ray ({first_line(error)})", *_INSTALL_CLIENT) from None
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
@@ -117,6 +120,23 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Discard what is written to the standard error, where Ray's own library says that it is silent."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # it is closed
+        yield
+        return
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_port(address: str) -> None:
@@ -239,7 +259,7 @@ class _Actor:
             return self._worker
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Do the chunks of a batch, and return their rows as JSON; or an error, of which Ray would keep the text only."""
+        """Return the rows of the chunks of a batch as JSON; or the error, of which Ray would keep the text only."""
         import numpy as np
 
         try:
