@@ -92,6 +92,6 @@ def ended(pid: int) -> int:
 def wait_for_results(out: Path, count: int, most: float = 120) -> None:
     """Wait until a folder has so many outputs."""
     until = time.monotonic() + most
-    while len([*out.glob("*/*.png"), *out.glob("*.safetensors")]) < count:
+    while len([*out.rglob("*.png"), *out.rglob("*.safetensors")]) < count:
         assert time.monotonic() < until, f"there are no {count} results in {out}"
         time.sleep(0.002)

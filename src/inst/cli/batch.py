@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -254,7 +254,6 @@ def _run(
             "backbone": session.load_arguments(find_image_encoder=find_image_encoder),
         }
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job
     from inst.batch.run import run_batch
 
     devices = () if ray is not None else _devices(session, batch)
@@ -266,11 +265,22 @@ def _run(
         ray=ray,
         max_failures=batch.max_failures,
     )
-    totals = _follow(session, order, steps, what)
+    with _ends_as_ctrl_c(signal.SIGTERM):  # as clusters stop a job
+        totals = _follow(session, order, steps, what)
     numbers = asdict(totals) | {"seconds": round(totals.seconds, 3), "per_second": round(totals.rate, 4)}
     session.report([_line(totals), totals.manifest], **numbers)
     if totals.failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _ends_as_ctrl_c(number: signal.Signals) -> Iterator[None]:
+    """Let a signal end the work in this block as Ctrl-C does."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _devices(session: Session, batch: BatchOptions) -> tuple[str, ...]:
