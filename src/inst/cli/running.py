@@ -18,6 +18,7 @@ def ends_as_ctrl_c(number: signal.Signals) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
+    """Return a duration as people say it: "12.3 s", "5 min 20 s" or "2 h 5 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
