@@ -8,6 +8,7 @@ number of seconds: what is done is seen from the outputs.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from inst.batch.orders import Row
 from inst.batch.outputs import Outputs
-from inst.errors import InstError, UsageError
+from inst.errors import InstError, UsageError, first_line
 from inst.files.writing import cannot_write, make_folder
 from inst.version import __version__
 
@@ -30,6 +31,8 @@ LINES, TABLE, PARTS = "manifest.jsonl", "manifest.parquet", "manifest"
 _BATCH = 10_000  # rows in memory
 _PART_ROWS = 1_000  # rows of a file on a store; when a run is killed, the last ones are not in the manifest
 _FORMAT = 1
+_START = b'{"inst": '  # of the first line
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has none, as on some clusters
 
 
 class Manifest:
@@ -75,16 +78,27 @@ class Manifest:
     def finish(self) -> str:
         """Write the Parquet file, delete the lines, and return the path of the manifest.
 
-        Without the library pyarrow, the lines stay. Raises InstError if it cannot be written.
+        Without the library pyarrow, the lines stay. Raises InstError if it cannot be written, or an earlier one is
+        damaged; the lines then stay too.
         """
         self._lines.flush()
         if find_spec("pyarrow") is None:
             self._lines.close()
             return self.outputs.path(LINES if self.outputs.is_local else PARTS)
-        with tempfile.TemporaryDirectory() as folder:
-            table = Path(folder) / TABLE
-            _write_table(table, _merged(self.outputs, Path(folder)), self.described)
-            self.outputs.put(TABLE, table)
+        import pyarrow as pa
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                table = Path(folder) / TABLE
+                _write_table(table, _merged(self.outputs, Path(folder)), self.described)
+                self.outputs.put(TABLE, table)
+        except (pa.ArrowException, sqlite3.Error, OSError) as error:
+            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
+            raise InstError(
+                f"{self.outputs.path(TABLE)} cannot be brought up to date ({reason})",
+                "free space for temporary files, or move it away if it is damaged; what is done stays, and the same "
+                "command goes on",
+            ) from None
         self._lines.delete()
         return self.outputs.path(TABLE)
 
@@ -95,12 +109,13 @@ class _LocalLines:
     def __init__(self, outputs: Outputs) -> None:
         self.path = make_folder(outputs.place) / LINES
         try:
-            self.file: IO[bytes] = self.path.open("ab")
-            _lock(self.file, outputs.place)
-            if self.file.tell() and not _ends_with_line(self.path):
+            self.file: IO[bytes] = _open_locked(self.path, outputs.place)
+            self.earlier = self.file.tell()  # bytes
+            if self.earlier and not _ends_with_line(self.path):
                 self.file.write(b"\n")  # a killed process left half a line
         except OSError as error:
             raise cannot_write(self.path, error) from None
+        self.count = 0
 
     def add(self, content: Mapping[str, Any]) -> None:
         try:
@@ -108,12 +123,18 @@ class _LocalLines:
             self.file.flush()
         except OSError as error:
             raise cannot_write(self.path, error) from None
+        self.count += 1
 
     def flush(self) -> None:
         pass  # every line is in the file
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported by `add`
+            if self.count <= 1 and not self.file.closed:  # a run without a row leaves no trace
+                os.ftruncate(self.file.fileno(), self.earlier)
+                if not self.earlier:
+                    self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
             self.file.close()
 
     def delete(self) -> None:
@@ -139,11 +160,39 @@ class _StoreLines:
             self.number, self.waiting = self.number + 1, []
 
     def close(self) -> None:
-        self.flush()
+        with contextlib.suppress(InstError):  # a store that does not answer was reported
+            self.flush()
 
     def delete(self) -> None:
         for name in self.outputs.names(PARTS, ".jsonl"):
             self.outputs.remove(f"{PARTS}/{name}")
+
+
+def _open_locked(path: Path, place: str) -> IO[bytes]:
+    """Open the file of lines. Raises InstError if another run has it, UsageError if it is a file of something else."""
+    while True:
+        file = path.open("a+b")
+        try:
+            _lock(file, place)
+            if not _is_at(file, path):  # the run that had it has just ended, and has deleted it
+                file.close()
+                continue
+            file.seek(0)
+            start = file.read(len(_START))
+            if start != _START[: len(start)]:
+                raise UsageError(f"{path} is not the manifest of a batch", "give another folder for the results")
+            file.seek(0, os.SEEK_END)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(file: IO[bytes], place: str) -> None:
@@ -154,8 +203,11 @@ def _lock(file: IO[bytes], place: str) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return
+        if not isinstance(error, BlockingIOError):
+            raise
         raise InstError(
             f"Another run is writing to {place}", "wait until it has ended, or give another folder"
         ) from None
@@ -204,7 +256,7 @@ def _latest_header(outputs: Outputs) -> dict[str, Any] | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.nullcontext("") if outputs.is_local else tempfile.TemporaryDirectory() as folder:
         table = outputs.fetch(TABLE, Path(folder))
         if table is None:
             return None
@@ -220,7 +272,7 @@ def _latest_header(outputs: Outputs) -> dict[str, Any] | None:
 
 
 def _merged(outputs: Outputs, folder: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of all runs in lists of `_BATCH`: the latest of each output, and the failures of the last run.
+    """Yield the rows of all runs in lists of `_BATCH`: the latest of each input and output, and the latest failures.
 
     A database on disk finds the latest row, so that the memory does not grow with the number of rows.
     """
@@ -242,8 +294,8 @@ def _merged(outputs: Outputs, folder: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _put(database: sqlite3.Connection, row: dict[str, Any]) -> None:
-    failed = row["status"] == "failed"
-    key = f"failed {row['input']}\n{row['style']}" if failed else f"there {row['output']}"
+    # Two inputs with the same bytes and the same name share an output, and each has a row.
+    key = f"{'failed' if row['status'] == 'failed' else 'there'} {row['input']}\n{row['style']}\n{row['output']}"
     # An output that was kept has an earlier row, which says how long it took; or none, if a process was killed.
     how = "IGNORE" if row["status"] == "kept" else "REPLACE"
     database.execute(f"INSERT OR {how} INTO rows VALUES (?, ?)", (key, json.dumps(row)))

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from inst.batch.items import Item
+from inst.batch.places import Place, is_url, local_path
+from inst.errors import Wording, python_wording
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -23,6 +27,9 @@ CHUNK = 32
 
 _CHUNK_BYTES = 64_000_000
 """A chunk ends when the inputs that travel with it (from shards and Parquet files) are larger than this."""
+
+_RESULT = re.compile(r"-[0-9a-f]{10}\.[a-z]+")
+"""The end of a name that `output_name` has made."""
 
 _EXACT = 53
 """Number of bits of a seed: every reader of JSON and Parquet takes such numbers exactly."""
@@ -98,6 +105,7 @@ class Order(ABC):
         settings: the settings of each output, without seed.
         seed: the seed that the seeds of all outputs come from (`seed_of`).
         batch_size: number of outputs that are computed together; None chooses it by the device.
+        wording: words the errors in the rows, wherever they are raised (`inst.errors.use_wording`).
     """
 
     out: str
@@ -105,6 +113,7 @@ class Order(ABC):
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int | None = None
+    wording: Wording = python_wording
 
     @property
     @abstractmethod
@@ -126,12 +135,31 @@ class Order(ABC):
     @property
     def described(self) -> dict[str, Any]:
         """What the user chose, for the manifest: command, model, settings and seed."""
+        model = {"backbone" if name == "name" else name: value for name, value in self.backbone.items()}
         return {
             "command": self.command,
-            "backbone": {name: value for name, value in self.backbone.items() if name != "device"},
+            **{name: value for name, value in model.items() if name not in ("device", "download", "low_memory")},
             **self.settings,
             "seed": self.seed,
         }
+
+
+def without_results(inputs: Iterable[Item], out: str) -> Iterator[Item]:
+    """Leave out the files in the output folder that have the name of an output.
+
+    So the results in a folder of photos, which is read with the folders in it, do not become photos themselves.
+    """
+    remote = is_url(out)
+    root = Place.of(out).shown.rstrip("/") + "/" if remote else os.path.join(os.path.realpath(local_path(out)), "")
+    for item in inputs:
+        file = item.file
+        if file is not None and file.is_remote == remote:
+            path = file.shown if remote else file.locator
+            if _RESULT.fullmatch(path[path.rfind("-") :]) and (path if remote else os.path.realpath(path)).startswith(
+                root
+            ):
+                continue
+        yield item
 
 
 def outputs_identity(order: Order, backbone: Backbone) -> str:
@@ -141,6 +169,7 @@ def outputs_identity(order: Order, backbone: Backbone) -> str:
         "settings": dict(order.settings),
         "seed": order.seed,
         "model": [backbone.fingerprint, backbone.denoiser_fingerprint, str(backbone.dtype), backbone.quantize],
+        "image encoder": order.backbone.get("image_encoder"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

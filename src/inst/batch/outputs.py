@@ -9,9 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inst.batch.places import Place, is_url, without_secrets
+from inst.batch.places import Place, is_url, local_path, without_secrets
 from inst.errors import InstError, first_line
 from inst.files.writing import make_folder, write_bytes_atomically
+
+_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+"""Stores without folders, by fsspec's names. To make a folder there would make a bucket with a mistyped name."""
 
 
 class Outputs:
@@ -25,7 +28,7 @@ class Outputs:
     """
 
     def __init__(self, place: str) -> None:
-        self.place = place
+        self.place = local_path(place)
 
     @cached_property
     def _store(self) -> tuple[Any, str] | None:
@@ -107,7 +110,8 @@ class Outputs:
             return
         store, root = self._store
         with self._answers():
-            store.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
+            if not _OBJECT_STORES & {*([store.protocol] if isinstance(store.protocol, str) else store.protocol)}:
+                store.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)
             store.pipe_file(f"{root}/{name}", data)
 
     def remove(self, name: str) -> None:

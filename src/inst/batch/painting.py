@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inst.batch.items import Item
-from inst.batch.orders import Chunk, Order, in_chunks
+from inst.batch.orders import Chunk, Order, in_chunks, without_results
 from inst.batch.pairs import read_pairs
 from inst.batch.prompts import read_prompts_file
 from inst.batch.sources import STYLE_ENDINGS, Source, file_item, open_source
@@ -57,9 +57,11 @@ class PictureOrder(Order):
     def __post_init__(self) -> None:
         picture_format(f"picture{self.ending}")
 
-    def style_source(self) -> Source:
-        """The styles."""
+    def _styles(self) -> Source:
         return open_source(self.styles, recursive=self.recursive, endings=STYLE_ENDINGS)
+
+    def _read_styles(self) -> Iterator[Item]:
+        return without_results(self._styles(), self.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +83,17 @@ class TransferOrder(PictureOrder):
         """The name of the command."""
         return "transfer"
 
-    def _photo_source(self) -> Source:
+    def _photos(self) -> Source:
         return open_source(self.photos, recursive=self.recursive, column=self.column)
+
+    def _read_photos(self) -> Iterator[Item]:
+        return without_results(self._photos(), self.out)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the photos of one style after the other. Listed pairs are sorted by style within `_WINDOW` of them."""
         if self.pairs is None:
-            for style in self.style_source():
-                yield from in_chunks(self._photo_source(), style)
+            for style in self._read_styles():
+                yield from in_chunks(self._read_photos(), style)
             return
         rows = read_pairs(self.pairs)
         while window := list(islice(rows, _WINDOW)):
@@ -102,8 +107,9 @@ class TransferOrder(PictureOrder):
         """Return the number of pairs, if it can be known."""
         if self.pairs is not None:
             return sum(1 for _ in read_pairs(self.pairs))
-        photos, styles = self._photo_source().count(), self.style_source().count()
-        return None if photos is None or styles is None else photos * styles
+        if not self._photos().is_countable or not self._styles().is_countable:
+            return None
+        return sum(1 for _ in self._read_photos()) * sum(1 for _ in self._read_styles())
 
     def worker(self, backbone: Backbone) -> TransferWorker:
         """Make a worker. Raises UsageError if `transfer` does not take the settings."""
@@ -117,18 +123,18 @@ class TransferOrder(PictureOrder):
 class PictureWorker(ChunkWorker[Content, PaintedPicture]):
     """Makes pictures in the style of a chunk."""
 
-    _kept: tuple[Item | None, Style | InstError | None] = (None, None)
+    _kept: tuple[Item | None, bytes | InstError, Style | InstError | None] = (None, b"", None)
 
     def prepare(self, loaded: LoadedChunk[Content]) -> Style:
         """Read the style, or make the instant style of the painting. That of the latest chunk is kept."""
         item = loaded.chunk.style
         assert item is not None
-        if self._kept[0] != item:
+        if self._kept[:2] != (item, loaded.style):
             try:
-                self._kept = item, self._read_chunk_style(item, loaded.style)
+                self._kept = item, loaded.style, self._read_chunk_style(item, loaded.style)
             except InstError as error:
-                self._kept = item, error
-        style = self._kept[1]
+                self._kept = item, loaded.style, error
+        style = self._kept[2]
         if isinstance(style, InstError):
             raise copy(style)
         assert style is not None
@@ -189,7 +195,7 @@ class GenerateOrder(PictureOrder):
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield the prompts of one style after the other."""
-        for style in self.style_source():
+        for style in self._read_styles():
             yield from in_chunks(self._prompt_items(), style)
 
     def _prompt_items(self) -> Iterator[Item]:
@@ -197,8 +203,9 @@ class GenerateOrder(PictureOrder):
 
     def count(self) -> int | None:
         """Return the number of pictures, if it can be known."""
-        styles = self.style_source().count()
-        return None if styles is None else styles * sum(1 for _ in read_prompts_file(self.prompts))
+        if not self._styles().is_countable:
+            return None
+        return sum(1 for _ in self._read_styles()) * sum(1 for _ in read_prompts_file(self.prompts))
 
     def worker(self, backbone: Backbone) -> GenerateWorker:
         """Make a worker. Raises UsageError if `generate` does not take the settings."""

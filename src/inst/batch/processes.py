@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import traceback
+import warnings
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from inst.batch.engine import do_chunks
 from inst.batch.orders import Order, Row
-from inst.errors import InstError
+from inst.errors import InstError, InstWarning, first_line
 
 _RESTARTS = 3
 """Number of times that a process which died is started again without having done anything in between."""
@@ -33,8 +35,10 @@ class _Member:
         device: its device.
         share: its number, and the number of all processes.
         chunk: the number of the chunk that its latest row came from.
-        seen: the inputs and styles of that chunk whose rows came.
-        restarts: how often it was started again since its latest row.
+        seen: the inputs and styles of that chunk whose rows came, and how many. An input can be listed twice.
+        again: those that come a second time, because the process was started again at that chunk.
+        restarts: how often it was started again since its latest new row.
+        problem: what it said before it died; "" if nothing.
     """
 
     device: str
@@ -42,17 +46,20 @@ class _Member:
     process: BaseProcess
     connection: Connection
     chunk: int = 0
-    seen: set[tuple[str, str]] = field(default_factory=set)
+    seen: Counter[tuple[str, str]] = field(default_factory=Counter)
+    again: Counter[tuple[str, str]] = field(default_factory=Counter)
     restarts: int = 0
+    problem: str = ""
 
     def take(self, number: int, row: Row) -> bool:
         """Note a row; return False if it came before from a process that died."""
         if number != self.chunk:
-            self.chunk, self.seen = number, set()
+            self.chunk, self.seen, self.again = number, Counter(), Counter()
         key = row.input, row.style
-        if key in self.seen:
+        if self.again[key]:
+            self.again[key] -= 1
             return False
-        self.seen.add(key)
+        self.seen[key] += 1
         self.restarts = 0
         return True
 
@@ -62,28 +69,64 @@ def process_rows(order: Order, devices: Sequence[str]) -> Generator[Row | None, 
 
     A process that dies is started again at its latest chunk.
 
+    Warns:
+        InstWarning: a warning of the first process about its model.
+
     Raises:
         InstError: an error of a process, or one that dies again and again.
     """
-    members = [_start(order, device, (number, len(devices)), 0) for number, device in enumerate(devices)]
+    members: list[_Member] = []
     try:
+        for number, device in enumerate(devices):
+            share = number, len(devices)
+            members.append(_Member(device, share, *_start(order, device, share, 0)))
         for member in members:
-            _receive(member, member.connection)
+            _until_ready(order, member)
         yield None
         for member in members:
-            member.connection.send(_GO)
+            with suppress(OSError):  # it has died, which the next message shows
+                member.connection.send(_GO)
         yield from _rows_of(order, members)
     finally:
         _stop(members)
 
 
-def _start(order: Order, device: str, share: tuple[int, int], first: int) -> _Member:
+def _start(order: Order, device: str, share: tuple[int, int], first: int) -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a forked process
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(order, device, share, first, there), daemon=True)
-    process.start()
+    with _without_ctrl_c():
+        process.start()
     there.close()  # so that its end is noticed when the process dies
-    return _Member(device, share, process, here)
+    return process, here
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Block Ctrl-C in this block, and in the processes that it starts for ever: the first process stops them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # `multiprocessing` starts it when it is needed, and then unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _until_ready(order: Order, member: _Member) -> None:
+    """Wait until a process has loaded its model."""
+    while True:
+        try:
+            message = _receive(member)
+        except (EOFError, OSError):
+            _restart(order, member)
+            continue
+        if message is None:
+            return
+        for warning in message if member.share[0] == 0 else ():
+            warnings.warn(warning, stacklevel=1)
 
 
 def _rows_of(order: Order, members: list[_Member]) -> Iterator[Row]:
@@ -92,9 +135,12 @@ def _rows_of(order: Order, members: list[_Member]) -> Iterator[Row]:
         ready = wait([member.connection for member in working])
         for member in [member for member in working if member.connection in ready]:
             try:
-                message = _receive(member, member.connection)
-            except EOFError:
+                message = _receive(member)
+            except (EOFError, OSError):
                 _restart(order, member)
+                _until_ready(order, member)
+                with suppress(OSError):
+                    member.connection.send(_GO)
                 continue
             if message is None:
                 working.remove(member)
@@ -102,31 +148,33 @@ def _rows_of(order: Order, members: list[_Member]) -> Iterator[Row]:
                 yield message[1]
 
 
-def _receive(member: _Member, connection: Connection) -> Any:
-    """Return the next message of a process: (number of the chunk, row); or None, when it is ready and at its end.
+def _receive(member: _Member) -> Any:
+    """Return the next message: warnings, None when it is ready, (number of the chunk, row), or None at the end.
 
     Raises:
         InstError: the error that ended its work.
-        EOFError: it has died.
+        EOFError, OSError: it has died.
     """
-    message = connection.recv()
+    message = member.connection.recv()
     if isinstance(message, BaseException):
         raise message
+    if isinstance(message, str):
+        member.problem = message
+        raise EOFError
     return message
 
 
 def _restart(order: Order, member: _Member) -> None:
     member.process.join(_PATIENCE)
     if member.restarts >= _RESTARTS:
+        why = member.problem or f"exit code {member.process.exitcode}"
         raise InstError(
-            f"The process for {member.device} ends without a result (exit code {member.process.exitcode})",
-            "look for its cause above; what is done stays, and the same command goes on",
+            f"The process for {member.device} ends again and again ({why})",
+            "what is done stays, and the same command goes on",
         )
-    again = _start(order, member.device, member.share, member.chunk)
-    with suppress(EOFError):  # noticed at the next message
-        _receive(member, again.connection)
-        again.connection.send(_GO)
-    member.process, member.connection, member.restarts = again.process, again.connection, member.restarts + 1
+    member.connection.close()
+    member.process, member.connection = _start(order, member.device, member.share, member.chunk)
+    member.again, member.restarts, member.problem = Counter(member.seen), member.restarts + 1, ""
 
 
 def _stop(members: Sequence[_Member]) -> None:
@@ -148,12 +196,16 @@ def _stop(members: Sequence[_Member]) -> None:
 
 def _work(order: Order, device: str, share: tuple[int, int], first: int, connection: Connection) -> None:
     """Do every n-th chunk from the number `first` on. This is the main function of a process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one stops the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where `_without_ctrl_c` can do nothing
     try:
         from inst.backbone.model import Backbone
 
-        worker = order.worker(Backbone.load(**{**order.backbone, "device": device}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default", InstWarning)
+            worker = order.worker(Backbone.load(**{**order.backbone, "device": device}))
+        connection.send([one.message for one in caught if isinstance(one.message, InstWarning)])
         connection.send(None)
+        warnings.simplefilter("ignore", InstWarning)  # the first process reads the sources too, and warns
         if connection.recv() != _GO:
             return
         number, total = share
@@ -167,6 +219,6 @@ def _work(order: Order, device: str, share: tuple[int, int], first: int, connect
         return  # the first process has gone
     except InstError as error:
         connection.send(error)
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+    except Exception as error:  # such as too little memory; another process may have more luck
+        with suppress(OSError):
+            connection.send(f"{type(error).__name__}: {first_line(error)}")

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import pickle
+import signal
+import socket
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from inst.arguments import check_at_least
 from inst.batch.orders import Order, Row
+from inst.batch.places import printable
 from inst.errors import Argument, InstError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -27,7 +30,21 @@ if TYPE_CHECKING:
 _CALLS = 2
 """Number of chunks in an actor: one is computed while the inputs of the next one are decoded."""
 
+_RAISED = "raised"
 _SAVERS = 4  # threads
+_CONNECT = 10  # seconds to reach a cluster
+
+_NOTHING = logging.CRITICAL + 1
+"""Level of Ray's messages on the screen."""
+
+_STARTS = 8
+"""Number of actors that may end before they are ready. One that is no longer needed counts, too."""
+
+_INSTALL_CLIENT = (
+    'install it with pip install "ray[client]", or run this command on a machine of the cluster',
+    " with ",
+    Argument("address", "auto"),
+)
 
 
 @dataclass(frozen=True)
@@ -79,24 +96,66 @@ def ray_rows(order: Order, options: RayOptions) -> Generator[Row | None, None, N
 def _connected(address: str) -> Iterator[None]:
     # Ray's own messages go to its log files: on the screen they would hide those of this package.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this run sends nothing to Ray's makers
     import ray
 
     if ray.is_initialized():  # a program that uses Ray already
         yield
         return
-    place = {"include_dashboard": False} if address == "local" else {"address": address}
+    _check_port(address)
+    place: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**place, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InstError(
-            f"No Ray cluster answers at {address} ({first_line(error)})",
-            "start one, or give another ",
-            Argument("address"),
-        ) from None
+        with _nothing_printed():
+            ray.init(address=address, **place, logging_level=_NOTHING, log_to_driver=False)
+    except ImportError as error:
+        raise InstError(f"{address} needs more of Ray ({first_line(error)})", *_INSTALL_CLIENT) from None
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise _no_cluster(address, first_line(error)) from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)  # Ray would end this process at once
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Discard what is written to the standard error, where Ray's own library says that it is silent."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # it is closed
+        yield
+        return
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _check_port(address: str) -> None:
+    """Raise InstError if nothing listens at HOST:PORT: Ray would try it again for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT):
+            pass
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise _no_cluster(address, reason or first_line(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> InstError:
+    return InstError(
+        f"No Ray cluster answers at {address} ({reason})", "start one, or give another ", Argument("address")
+    )
 
 
 def _pool(options: RayOptions) -> dict[str, Any]:
@@ -133,46 +192,57 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
     from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
-    before = context.enable_progress_bars, context.target_max_block_size
+    names = "enable_progress_bars", "target_max_block_size", "max_consecutive_actor_init_deaths"
+    before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = _STARTS
     # Every chunk is a block of its own, so that the actors begin with the first one, and only a few wait in memory.
     context.target_max_block_size = 1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(_NOTHING)
+    here = os.getcwd()
     try:
         # Neither takes a core: the actors may have taken all of them, and wait for what is listed.
-        listed = ray.data.from_items([0]).map_batches(partial(_list_chunks, order), batch_size=None, num_cpus=0)
-        rows = listed.map_batches(_Actor, fn_constructor_args=(order,), batch_size=1, **pool)
+        listed = ray.data.from_items([0]).map_batches(partial(_list_chunks, order, here), batch_size=None, num_cpus=0)
+        rows = listed.map_batches(_Actor, fn_constructor_args=(order, here), batch_size=1, **pool)
         for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
             for text in batch["row"]:
-                yield Row(**json.loads(text))
+                content = json.loads(text)
+                if _RAISED in content:
+                    raise pickle.loads(bytes.fromhex(content[_RAISED]))
+                yield Row(**content)
     except RayError as error:
-        raise _plain(error) from None
+        reason = str(error).strip().splitlines()[-1]  # the lines before it are a traceback
+        raise InstError(
+            f"Ray could not do its work ({printable(reason)[:300]})", "look into its logs; what is done stays"
+        ) from None
     finally:
-        context.enable_progress_bars, context.target_max_block_size = before
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
-def _plain(error: Exception) -> Exception:
-    """Return the error of this package that Ray has wrapped; otherwise one that says what Ray says."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InstError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return InstError(f"Ray could not do its work ({first_line(error)})", "look into its logs; what is done stays")
-
-
-def _list_chunks(order: Order, batch: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+def _list_chunks(order: Order, folder: str, batch: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
     """Yield every chunk of the order, in the one task that lists them."""
     import numpy as np
 
-    for chunk in order.chunks():
-        yield {"chunk": np.array([pickle.dumps(chunk)], dtype=object)}
+    _enter(folder)
+    try:
+        for chunk in order.chunks():
+            yield {"chunk": np.array([pickle.dumps(chunk)], dtype=object)}
+    except InstError as error:
+        yield {"chunk": np.array([pickle.dumps(error)], dtype=object)}
+
+
+def _enter(folder: str) -> None:
+    """Make the paths of the order, which are relative to the user's folder, right on a machine that shares it."""
+    with suppress(OSError):
+        os.chdir(folder)
 
 
 class _Actor:
     """A worker on a device of the cluster. A chunk that comes meanwhile is loaded while another one is made."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, folder: str) -> None:
+        _enter(folder)
         self.order, self.device, self.savers = order, threading.Lock(), ThreadPoolExecutor(_SAVERS, "save")
         self._worker: Worker | None = None
 
@@ -187,15 +257,21 @@ class _Actor:
             return self._worker
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Do the chunks of a batch, and return their rows as JSON."""
+        """Return the rows of the chunks of a batch as JSON; or the error, of which Ray would keep the text only."""
         import numpy as np
 
-        rows = [row for data in batch["chunk"] for row in self._do(data)]
-        return {"row": np.array([json.dumps(row.to_dict()) for row in rows], dtype=object)}
+        try:
+            contents = [row.to_dict() for data in batch["chunk"] for row in self._do(data)]
+        except InstError as error:
+            contents = [{_RAISED: pickle.dumps(error).hex()}]
+        return {"row": np.array([json.dumps(content) for content in contents], dtype=object)}
 
     def _do(self, data: bytes) -> list[Row]:
+        chunk = pickle.loads(data)
+        if isinstance(chunk, InstError):
+            raise chunk
         worker = self.worker
-        loaded = worker.load(pickle.loads(data))
+        loaded = worker.load(chunk)
         with self.device:
             saving = [self.savers.submit(save) for save in worker.make(loaded)]
         return [saved.result() for saved in saving]

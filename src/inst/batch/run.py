@@ -6,7 +6,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from inst.arguments import check_at_least
@@ -16,7 +15,7 @@ from inst.batch.orders import Order, Row
 from inst.batch.outputs import Outputs
 from inst.batch.processes import process_rows
 from inst.batch.ray_cluster import RayOptions, ray_rows
-from inst.errors import Argument, InstError
+from inst.errors import Argument, InstError, UsageError
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -103,8 +102,13 @@ def run_batch(
     """
     if max_failures is not None:
         check_at_least(0, failures=max_failures)
-    for _ in islice(order.chunks(), 1):
-        pass  # raises if there is nothing to do, before a model is loaded
+    if order.seed < 0:
+        raise UsageError(f"The seed {order.seed} cannot be used", "give 0 or more")
+    if next(order.chunks(), None) is None:  # before a model is loaded; sources that are empty raise
+        raise UsageError(
+            f"All inputs are results of earlier runs in {Outputs(order.out).shown}",
+            "give another folder for these results",
+        )
     outputs = Outputs(order.out)
     rows = _rows(order, backbone, devices, ray)
     with closing(rows):

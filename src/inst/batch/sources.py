@@ -54,11 +54,14 @@ class Source:
         for part in self._parts:
             yield from part.items()
 
+    @property
+    def is_countable(self) -> bool:
+        """Whether the items can be counted without reading pictures, which shards do not allow."""
+        return all(part.is_countable for part in self._parts)
+
     def count(self) -> int | None:
-        """Return the number of items; None if pictures would have to be read for it, as in shards."""
-        if not all(part.is_countable for part in self._parts):
-            return None
-        return sum(1 for _ in self)
+        """Return the number of items; None if pictures would have to be read for it."""
+        return sum(1 for _ in self) if self.is_countable else None
 
 
 def open_source(

@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import torch
 
 from inst.batch.items import Item
 from inst.batch.orders import Chunk, Order, Row, Saving, Worker, output_name, outputs_identity, seed_of
 from inst.batch.outputs import Outputs
-from inst.errors import InstError, first_line
+from inst.errors import InstError, first_line, use_wording
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -49,10 +51,9 @@ class Entry(Generic[Content]):
         assert self.row.seed is not None  # only that of a file that cannot be read is not known
         return self.row.seed
 
-    def fail(self, error: Exception) -> None:
-        """Note that this output cannot be made."""
-        text = str(error) if isinstance(error, InstError) else f"{type(error).__name__}: {first_line(error)}"
-        self.row = replace(self.row, status="failed", error=text)
+    def fail(self, error: str) -> None:
+        """Note why this output cannot be made."""
+        self.row = replace(self.row, status="failed", error=error)
 
 
 @dataclass
@@ -123,30 +124,38 @@ class ChunkWorker(Worker, Generic[Content, Result]):
         return LoadedChunk(chunk, style, entries)
 
     def _read_style(self, item: Item) -> bytes | InstError:
-        if self._style[0] != item:  # the style of the latest chunk is kept
-            self._style = item, _try_read(item)
-        return self._style[1]
+        latest = self._style  # of the latest chunk; another thread may read another style meanwhile
+        if latest[0] != item:
+            latest = self._style = item, _try_read(item)
+        return latest[1]
 
     def _enter(self, style: Item | None, style_digest: str, item: Item, data: bytes | InstError) -> Entry[Content]:
         row = Row(input=item.place)
         if style is not None:
             row = replace(row, style=style.place, style_sha256=style_digest)
         if isinstance(data, InstError):
-            return Entry(replace(row, status="failed", error=str(data)), item)
+            return Entry(replace(row, status="failed", error=self._told(data)), item)
         own = hashlib.sha256(data).hexdigest()
+        if style is not None and not style_digest:  # `make` says why
+            return Entry(replace(row, input_sha256=own), item)
         digests = (own,) if style is None else (own, style_digest)
         name = item.name if style is None else str(PurePosixPath(style.name, item.name))
         name = output_name(name, self.identity, digests, self.ending)
-        there = (style is None or style_digest) and self.outputs.has(name)
+        status: Literal["kept", "made"] = "kept" if self.outputs.has(name) else "made"
         seed = seed_of(self.order.seed, *digests)
-        return Entry(replace(row, input_sha256=own, output=name, seed=seed, status="kept" if there else "made"), item)
+        return Entry(replace(row, input_sha256=own, output=name, seed=seed, status=status), item)
 
     def _decode(self, entry: Entry[Content], data: bytes | InstError) -> None:
         assert isinstance(data, bytes)  # otherwise the row would say that it has failed
         try:
             entry.content = self.decode(entry.item, data)
-        except InstError as error:
-            entry.fail(error)
+        except Exception as error:  # whatever is wrong with an input, the rest goes on
+            entry.fail(self._told(error))
+
+    def _told(self, error: Exception) -> str:
+        """Return an error as one line, in the wording of whoever gave the order."""
+        with use_wording(self.order.wording):
+            return str(error) if isinstance(error, InstError) else f"{type(error).__name__}: {first_line(error)}"
 
     def make(self, loaded: LoadedChunk[Content]) -> Iterator[Saving]:
         """Compute the batches that are not complete."""
@@ -162,7 +171,7 @@ class ChunkWorker(Worker, Generic[Content, Result]):
                     yield from self._make_batch(prepared, batch)
             else:
                 for entry in missing:
-                    entry.fail(problem)
+                    entry.fail(self._told(problem))
         for entry in loaded.entries:
             if entry.row.status != "made":
                 yield partial(_unchanged, entry.row)
@@ -190,7 +199,7 @@ class ChunkWorker(Worker, Generic[Content, Result]):
             if entry.row.status != "made":
                 continue
             if isinstance(result, Exception):
-                entry.fail(result)
+                entry.fail(self._told(result))
             else:
                 yield partial(self._save, replace(entry.row, seconds=seconds), result)
 
@@ -198,6 +207,11 @@ class ChunkWorker(Worker, Generic[Content, Result]):
         """Make a batch. If that fails, each input is tried alone, so that one cannot spoil the others."""
         try:
             return self.compute(prepared, batch)
+        except torch.AcceleratorError as error:  # a device that has failed makes nothing more until it is opened again
+            raise InstError(
+                f"The device {self.backbone.device} has failed ({first_line(error)})",
+                "what is done stays, and the same command goes on",
+            ) from error
         except Exception as error:  # whatever is wrong with an input, the rest goes on
             if len(batch) == 1:
                 return [error]
@@ -207,7 +221,7 @@ class ChunkWorker(Worker, Generic[Content, Result]):
         try:
             data = self.encode(result, row.output)
         except InstError as error:
-            return replace(row, status="failed", error=str(error))
+            return replace(row, status="failed", seconds=None, error=self._told(error))
         self.outputs.write(row.output, data)
         return row
 

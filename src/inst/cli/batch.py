@@ -6,21 +6,23 @@ import signal
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inst.cli.film import film
 from inst.cli.learn import LearnOptions
 from inst.cli.pictures import FlattenOption, GenerateOptions, TransferOptions
 from inst.cli.places import read_path
-from inst.cli.session import SeedOption, Session, StyleOption, read_styles, with_session
-from inst.errors import UsageError
+from inst.cli.running import duration, ends_as_ctrl_c
+from inst.cli.session import SeedOption, Session, with_session
+from inst.cli.wording import command_line_wording
+from inst.errors import InstError, UsageError
 
 if TYPE_CHECKING:
-    from inst.batch.film import FilmStep
-    from inst.batch.orders import Order
+    from inst.batch.orders import Order, Row
     from inst.batch.ray_cluster import RayOptions
     from inst.batch.run import Progress, Totals
 
@@ -229,46 +231,7 @@ def generate(
     _run(session, batch, order, options.settings(), seed, batch_size, out, "painting")
 
 
-@app.command()
-@with_session
-def film(
-    session: Session,
-    source: Annotated[Path, typer.Argument(help="The film, or a folder of its frames.", show_default=False)],
-    style: StyleOption,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help="The new film (.mp4, .mov, .mkv), or a folder for its frames.")
-    ],
-    options: TransferOptions,
-    seed: SeedOption = 0,
-    rate: Annotated[
-        float | None,
-        typer.Option("--rate", help="Frames a second of a film that is made from a folder; 25 by default."),
-    ] = None,
-) -> None:
-    """Repaint a film, so that its strokes stay where they are."""
-    from inst.batch.film import FilmOrder, restyle_film
-
-    settings = {**options.settings(), "seed": seed}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    FilmOrder(source, out, {}, settings, rate)  # refuses wrong paths before a model is loaded
-    model = session.load(find_image_encoder=False)
-    steps = restyle_film(model, FilmOrder(source, out, read_styles(model, style), settings, rate))
-    latest: FilmStep | None = None
-    begin = time.monotonic()
-    try:
-        with session.progress("repainting") as update:
-            for latest in steps:
-                update(latest.number, latest.total, f"{latest.rate:.2f} frames/s")
-    except KeyboardInterrupt:
-        if latest is not None:
-            session.note(f"{latest.number:,} frames are finished. The same command goes on.")
-        raise
-    finally:
-        steps.close()
-    frames, kept = (0, 0) if latest is None else (latest.number, latest.kept)
-    seconds = time.monotonic() - begin
-    line = f"{frames:,} frames, {frames - kept:,} of them made in {_duration(seconds)}."
-    session.report([line, str(out)], film=str(out), frames=frames, made=frames - kept, seconds=round(seconds, 3))
+app.command()(film)
 
 
 def _run(
@@ -292,10 +255,10 @@ def _run(
             "seed": seed,
             "batch_size": batch_size,
             "recursive": batch.recursive,
+            "wording": command_line_wording,
             "backbone": session.load_arguments(find_image_encoder=find_image_encoder),
         }
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as clusters stop a job
     from inst.batch.run import run_batch
 
     devices = () if ray is not None else _devices(session, batch)
@@ -307,7 +270,8 @@ def _run(
         ray=ray,
         max_failures=batch.max_failures,
     )
-    totals = _follow(session, order, steps, what)
+    with ends_as_ctrl_c(signal.SIGTERM):  # as clusters stop a job
+        totals = _follow(session, order, steps, what)
     numbers = asdict(totals) | {"seconds": round(totals.seconds, 3), "per_second": round(totals.rate, 4)}
     session.report([_line(totals), totals.manifest], **numbers)
     if totals.failed:
@@ -352,7 +316,7 @@ def _follow(session: Session, order: Order, steps: Generator[Progress, None, Tot
                 if step.row.status == "failed":
                     shown += 1
                     if shown <= _MOST_FAILURES_SHOWN:
-                        session.note(f"Failed: {step.row.error}")
+                        session.note(_failure(step.row))
                     if shown == _MOST_FAILURES_SHOWN:
                         session.note("Further failures are only in the manifest.")
                 if session.hides_progress and not session.as_json and time.monotonic() - noted > _NOTES_EVERY:
@@ -374,7 +338,14 @@ class _Count:
         threading.Thread(target=self._count, args=(order,), daemon=True).start()
 
     def _count(self, order: Order) -> None:
-        self.total = order.count()
+        with suppress(InstError):  # the run says what is wrong with its inputs
+            self.total = order.count()
+
+
+def _failure(row: Row) -> str:
+    """Return the line about an input that failed. Errors of files name them; others do not."""
+    where = "" if row.input in row.error or (row.style and row.style in row.error) else f"{row.input}: "
+    return f"Failed: {where}{row.error}"
 
 
 def _note_changes(session: Session, changed: dict[str, tuple[object, object]]) -> None:
@@ -391,13 +362,5 @@ def _line(totals: Totals, total: int | None = None) -> str:
     ]
     left = ""
     if total and totals.made and totals.done < total:
-        left = f", about {_duration(totals.seconds / totals.done * (total - totals.done))} left"
-    return f"{of}{', '.join(parts)} in {_duration(totals.seconds)} ({totals.rate:.2f} a second){left}."
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+        left = f", about {duration(totals.seconds / totals.done * (total - totals.done))} left"
+    return f"{of}{', '.join(parts)} in {duration(totals.seconds)} ({totals.rate:.2f} a second){left}."
