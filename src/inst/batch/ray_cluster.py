@@ -9,6 +9,7 @@ import pickle
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from inst.arguments import check_at_least
 from inst.batch.orders import Order, Row
 from inst.batch.places import printable
-from inst.errors import Argument, InstError, UsageError, first_line
+from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -168,11 +169,11 @@ def _pool(options: RayOptions) -> dict[str, Any]:
         gpus = 1 if cluster.get("GPU", 0) >= 1 else 0
     room = cluster.get("GPU", 0) / gpus if gpus else cluster.get("CPU", 1) / options.num_cpus
     if gpus and room < 1:
-        raise InstError(
-            f"The cluster has {cluster.get('GPU', 0):g} GPUs, and each actor needs {gpus:g}",
-            "give fewer ",
-            Argument("num_gpus"),
-        )
+        problem = f"The cluster has {cluster.get('GPU', 0):g} GPUs, and each actor needs {gpus:g}"
+        if options.concurrency is None:
+            raise InstError(problem, "give fewer ", Argument("num_gpus"))
+        # A cluster that grows when it is asked to has none at first.
+        warnings.warn(InstWarning(f"{problem}: the work begins when it has them"), stacklevel=2)
     actors = options.concurrency or max(1, int(room))
     return {
         "compute": ray.data.ActorPoolStrategy(
