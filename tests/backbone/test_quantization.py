@@ -213,12 +213,12 @@ def test_transfer_and_learning_run_by_graphs(quantised: Backbone) -> None:
     )
     assert built
     assert torch.equal(by_graph, eager)
-    assert LearningRun._find_places(_Networks(quantised)) is not None  # type: ignore[arg-type]
+    assert LearningRun._find_places(_Networks(quantised, Graphs(record))) is not None  # type: ignore[arg-type]
 
 
 class _Networks:
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, graphs: Graphs) -> None:
+        self.backbone, self.graphs = backbone, graphs
 
 
 def test_a_record_says_how_the_weights_were_stored(quantised: Backbone, tiny_backbone: Backbone) -> None:

@@ -77,7 +77,9 @@ def test_the_error_of_a_process_is_one_line(tmp_path: Path, transfer: list[objec
 @pytest.mark.parametrize("early", [True, False])
 def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path, transfer: list[object], early: bool) -> None:
     """Also while they start, when nothing of this package runs in them yet."""
-    command = [sys.executable, "-c", "from inst.cli import main; main()", *map(str, transfer)]
+    # A shell that runs the tests behind lets its processes ignore Ctrl-C.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", heeded + "from inst.cli import main; main()", *map(str, transfer)]
     process = subprocess.Popen(
         [*command, "--devices", "cpu,cpu", "-o", "out"],
         cwd=tmp_path,

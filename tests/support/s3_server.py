@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def serving_s3(monkeypatch: pytest.MonkeyPatch, objects: dict[str, bytes], bucke
     }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=address)
+    S3FileSystem.clear_instance_cache()  # one of another server would be used again
     try:
         client.create_bucket(Bucket=bucket)
         for key, data in objects.items():
