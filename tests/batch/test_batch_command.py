@@ -50,7 +50,7 @@ def refused(answer: tuple[int, str, str], code: int) -> str:
         (["--size", 0], 2, ""),
         (["--tone", "grey"], 2, ""),
         (["--seed", -1], 2, "The seed -1 cannot be used: give 0 or more."),
-        (["--format", "bmp"], 2, "picture.bmp has the ending .bmp: use a file name that ends in "),
+        (["--format", "bmp"], 2, 'The format "bmp" cannot be used: use one of png, jpg, '),
         (["-o", "a-file"], 1, "a-file is a file: choose a folder."),
         (["--num-gpus", 1], 2, "--num-gpus is for a Ray cluster: add --address auto, or leave it out."),
         (["--devices", "cpu,"], 2, ""),
@@ -136,7 +136,8 @@ def test_a_bad_input_is_recorded_and_the_rest_goes_on(tmp_path: Path, transfer: 
     assert out.startswith("2 made, 10 failed in ")
     assert "\x1b" not in err
     lines = err.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 5  # the bad style, which fails six times, is one
+    assert sum("styles/bad.safetensors is not a safetensors file: give a style file" in line for line in lines) == 1
     assert all(line.startswith("Failed: ") for line in lines)
     table = {(row["input"], row["style"]): row for row in rows(tmp_path / "out")}
     assert len(table) == 12
@@ -199,14 +200,16 @@ def test_an_error_names_the_option_and_the_input(
     tmp_path: Path, run: Run, transfer: list[object], common: list[object]
 ) -> None:
     """Also if it comes from one of a batch's threads, and concerns one prompt only."""
-    (tmp_path / "prompts.txt").write_text("a dog by [C]\na dog by [other]\n" + "a dog " * 60 + "by [C]\n")
+    (tmp_path / "prompts.txt").write_text("a dog by [C]\na dog by [other]\n" + "a dog " * 900 + "by [C]\n")
     paint = ["batch", "generate", "--prompts", "prompts.txt", "--styles", "styles", *QUICK, *common]
     code, out, err = run(*paint, "-o", "out", "--batch-size", 3)
     assert code == 1
     assert out.startswith("1 made, 2 failed in ")
     first, second = err.splitlines()
     assert first.startswith('Failed: The prompt "a dog by [other]" has the placeholder [other], which has no style ')
-    assert "a dog a dog" in second
+    assert second.startswith("Failed: a dog a dog")
+    assert second.endswith(" does not fit: shorten the prompt.")
+    assert len(second) < 700
 
 
 # Names, formats and shapes

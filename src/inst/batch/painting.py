@@ -18,10 +18,10 @@ from inst.batch.pairs import read_pairs
 from inst.batch.prompts import read_prompts_file
 from inst.batch.sources import STYLE_ENDINGS, Source, file_item, open_source
 from inst.batch.worker import ChunkWorker, Content, Entry, LoadedChunk
-from inst.errors import InstError, InstWarning
+from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
 from inst.learning.instant import instant_style
-from inst.pictures.io import Photo, decode_photo, picture_format
+from inst.pictures.io import FORMATS, Photo, decode_photo
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -55,7 +55,9 @@ class PictureOrder(Order):
     ending: str = ".png"
 
     def __post_init__(self) -> None:
-        picture_format(f"picture{self.ending}")
+        if self.ending.lower() not in FORMATS:
+            known = ", ".join(ending.removeprefix(".") for ending in FORMATS)
+            raise UsageError(f'The format "{self.ending.removeprefix(".")}" cannot be used', f"use one of {known}")
 
     def _styles(self) -> Source:
         return open_source(self.styles, recursive=self.recursive, endings=STYLE_ENDINGS)
@@ -143,7 +145,7 @@ class PictureWorker(ChunkWorker[Content, PaintedPicture]):
     def _read_chunk_style(self, item: Item, data: bytes | InstError) -> Style:
         if isinstance(data, InstError):
             raise data
-        if is_safetensors(data[:_START]):
+        if is_safetensors(data[:_START]) or item.place.lower().endswith(".safetensors"):  # or says what it is
             return Style.from_bytes(data, item.place)
         return instant_style(self.backbone, decode_photo(data, item.place, flattened=True))
 

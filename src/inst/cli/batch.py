@@ -38,6 +38,7 @@ _SOURCE = (
 _RAY_PANEL = "Ray cluster"
 _NOTES_EVERY = 60  # seconds between two lines about the progress where there is no terminal
 _MOST_FAILURES_SHOWN = 20
+_LONGEST_FAILURE = 600  # characters; the manifest has all of them
 
 OutFolderOption = Annotated[
     str,
@@ -300,7 +301,7 @@ def _devices(session: Session, batch: BatchOptions) -> tuple[str, ...]:
 def _follow(session: Session, order: Order, steps: Generator[Progress, None, Totals], what: str) -> Totals:
     """Run a batch to its end, and show how far it is."""
     counted = _Count(order)
-    shown, noted, totals = 0, time.monotonic(), None
+    shown, noted, totals = set[str](), time.monotonic(), None
     try:
         with session.progress(what) as update:
             while True:
@@ -313,12 +314,13 @@ def _follow(session: Session, order: Order, steps: Generator[Progress, None, Tot
                     _note_changes(session, step.changed)
                     continue
                 update(totals.done, counted.total, f"{totals.rate:.2f}/s")
-                if step.row.status == "failed":
-                    shown += 1
-                    if shown <= _MOST_FAILURES_SHOWN:
-                        session.note(_failure(step.row))
-                    if shown == _MOST_FAILURES_SHOWN:
-                        session.note("Further failures are only in the manifest.")
+                if step.row.status == "failed" and len(shown) < _MOST_FAILURES_SHOWN:
+                    line = _failure(step.row)
+                    if line not in shown:  # a style that cannot be used fails with each photo
+                        session.note(line)
+                        shown.add(line)
+                        if len(shown) == _MOST_FAILURES_SHOWN:
+                            session.note("Further failures are only in the manifest.")
                 if session.hides_progress and not session.as_json and time.monotonic() - noted > _NOTES_EVERY:
                     noted = time.monotonic()
                     session.note(_line(totals, counted.total))
@@ -345,7 +347,11 @@ class _Count:
 def _failure(row: Row) -> str:
     """Return the line about an input that failed. Errors of files name them; others do not."""
     where = "" if row.input in row.error or (row.style and row.style in row.error) else f"{row.input}: "
-    return f"Failed: {where}{row.error}"
+    line = f"Failed: {where}{row.error}"
+    if len(line) <= _LONGEST_FAILURE:
+        return line
+    half = _LONGEST_FAILURE // 2  # the end has the reason, after a prompt that can be very long
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 def _note_changes(session: Session, changed: dict[str, tuple[object, object]]) -> None:
