@@ -2,16 +2,21 @@
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from batch_runs import QUICK, results, rows, write_pictures
+from inst.backbone.model import Backbone
+from inst.batch.painting import TransferOrder
 from inst.cli import batch as command
+from inst.styles.style import Style
 from s3_server import serving_s3
 
 Run = Callable[..., tuple[int, str, str]]
@@ -162,6 +167,18 @@ def test_a_bad_input_is_recorded_and_the_rest_goes_on(tmp_path: Path, transfer: 
     assert len([row for row in rows(tmp_path / "out") if row["status"] == "failed"]) == 8
 
 
+def test_a_style_of_another_model_is_one_line_with_its_file(
+    tmp_path: Path, transfer: list[object], run: Run, tiny_backbone: Backbone
+) -> None:
+    other = Style(torch.zeros(1, tiny_backbone.text_width), "of-another-model", widths=tiny_backbone.text_widths)
+    other.save(tmp_path / "styles" / "other.safetensors")
+    code, out, err = run(*transfer, "-o", "out")
+    assert code == 1
+    assert out.startswith("2 made, 2 failed in ")
+    assert err.startswith("Failed: styles/other.safetensors: The style ")
+    assert err.count("\n") == 1
+
+
 def test_it_stops_early_on_request(tmp_path: Path, transfer: list[object], run: Run) -> None:
     for k in range(4):
         (tmp_path / "photos" / f"0{k}.png").write_text("no picture")
@@ -270,6 +287,35 @@ def test_transparency_and_the_format_are_kept(
         assert picture.mode == mode
     assert run(*transfer, "-o", "out", "--format", f".{ending}")[1].startswith("0 made, 2 there already")
     assert run(*transfer, "-o", "out", "--format", ending, "--flatten")[1].startswith("2 made in ")
+
+
+def test_a_chunk_of_large_transparent_photos_does_not_lie_in_memory(
+    tmp_path: Path, transfer: list[object], run: Run, tiny_backbone: Backbone
+) -> None:
+    image = Image.new("RGBA", (1000, 800), "red")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    for k in range(24):
+        image.save(tmp_path / "photos" / f"{k}.tif")  # 77 MB together, not compressed
+    settings = {"size": 64, "steps": 2}
+    order = TransferOrder(out=str(tmp_path / "out"), settings=settings, photos=["photos/*.tif"], styles=["styles"])
+    (chunk,) = order.chunks()
+    worker = order.worker(tiny_backbone)
+    tracemalloc.start()
+    try:
+        loaded = worker.load(chunk)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    photos = [entry.content for entry in loaded.entries]
+    assert all(photo is not None and photo.alpha is not None and photo.alpha.shape == (64, 80) for photo in photos)
+    # The opacity is still that of `inst transfer`.
+    transfer[transfer.index("photos")] = "photos/0.tif"
+    assert run(*transfer, "-o", "out")[0] == 0
+    (made,) = (tmp_path / "out" / "s").glob("0-*.png")
+    options = transfer[transfer.index("styles") + 1 :]
+    assert run("transfer", "photos/0.tif", "--style", "styles/s.png", *options, "-o", "one.png")[0] == 0
+    with Image.open(made) as one, Image.open("one.png") as other:
+        assert one.getchannel("A").tobytes() == other.getchannel("A").tobytes()
 
 
 def test_photos_of_very_different_sizes_are_done_together(tmp_path: Path, transfer: list[object], run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from inst.batch.worker import ChunkWorker, Content, Entry, LoadedChunk
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
 from inst.learning.instant import instant_style
-from inst.pictures.io import FORMATS, Photo, decode_photo
+from inst.pictures.io import FORMATS, Photo, decode_photo, resize_mask
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -146,7 +146,12 @@ class PictureWorker(ChunkWorker[Content, PaintedPicture]):
         if isinstance(data, InstError):
             raise data
         if is_safetensors(data[:_START]) or item.place.lower().endswith(".safetensors"):  # or says what it is
-            return Style.from_bytes(data, item.place)
+            style = Style.from_bytes(data, item.place)
+            try:
+                style.check(self.backbone)  # here, where it is known which file it is; the painter warns
+            except InstError as error:
+                raise error.with_prefix(f"{item.place}: ") from None
+            return style
         return instant_style(self.backbone, decode_photo(data, item.place, flattened=True))
 
     def encode(self, result: PaintedPicture, name: str) -> bytes:
@@ -165,7 +170,11 @@ class TransferWorker(PictureWorker[Photo]):
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
         photo = decode_photo(data, item.place, flattened=settings.get("flatten", False))
-        return fit_photo(self.backbone, photo, settings.get("size"))
+        photo = fit_photo(self.backbone, photo, settings.get("size"))
+        if photo.alpha is None:
+            return photo
+        # The opacity of a chunk of large photos would fill the memory. The result's is this one, to the last bit.
+        return replace(photo, alpha=resize_mask(photo.alpha, (photo.picture.shape[1], photo.picture.shape[2])))
 
     def kind(self, content: Photo) -> Hashable:
         """Return the size of a photo."""
