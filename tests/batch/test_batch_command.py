@@ -49,6 +49,8 @@ def refused(answer: tuple[int, str, str], code: int) -> str:
         (["--photos", "missing"], 1, "missing: no such file: check the path."),
         (["--photos", "photos/a.png", "--styles", "empty"], 1, "empty contains no style (.safetensors, "),
         (["--photos", "bare.parquet"], 1, "bare.parquet has no column of pictures: name the column with --column; "),
+        (["photos/a.png"], 2, 'photos/a.png is without an option: put a glob in quotes, such as "photos/*.jpg"; or '),
+        (["a", "b", "c"], 2, 'a and 2 more are without an option: put a glob in quotes, such as "photos/*.jpg"; or '),
         (["--pairs", "bare.parquet", "--photos", "photos"], 2, "The pictures to repaint are not clear: "),
         (["--steps", 0], 2, ""),
         (["--strength", 1.5], 2, ""),

@@ -35,6 +35,7 @@ _SOURCE = (
     "a folder, a glob (in quotes), a list of files (.txt), shards (.tar) or a Parquet file; on this computer, or s3:// "
     "and other URLs. Repeat it for more."
 )
+_EXTRA = {"allow_extra_args": True}  # `_refuse_more` has a clearer message for them
 _RAY_PANEL = "Ray cluster"
 _NOTES_EVERY = 60  # seconds between two lines about the progress where there is no terminal
 _MOST_FAILURES_SHOWN = 20
@@ -133,9 +134,10 @@ class BatchOptions:
         return RayOptions(self.address, **given)
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def transfer(
+    context: typer.Context,
     session: Session,
     out: OutFolderOption,
     options: TransferOptions,
@@ -157,6 +159,7 @@ def transfer(
     ending: FormatOption = "png",
 ) -> None:
     """Repaint many photos in the style of many paintings."""
+    _refuse_more(context)
     settings = {**options.settings(), "flatten": flatten}
     if (pairs is None) == (photos is None and styles is None) or (photos is None) != (styles is None):
         raise UsageError("The pictures to repaint are not clear", "give --photos and --styles, or --pairs alone")
@@ -176,7 +179,7 @@ def transfer(
     _run(session, batch, order, settings, seed, batch_size, out, "repainting")
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def learn(
     context: typer.Context,
@@ -195,6 +198,7 @@ def learn(
     seed: SeedOption = 0,
 ) -> None:
     """Learn a style of each of many paintings."""
+    _refuse_more(context)
 
     def order(shared: dict[str, Any]) -> Order:
         from inst.batch.learning import LearnOrder
@@ -206,9 +210,10 @@ def learn(
     _run(session, batch, order, settings, seed, together, out, "learning", find_image_encoder=find_image_encoder)
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def generate(
+    context: typer.Context,
     session: Session,
     out: OutFolderOption,
     options: GenerateOptions,
@@ -223,6 +228,7 @@ def generate(
     ending: FormatOption = "png",
 ) -> None:
     """Make pictures from many prompts, in the style of many paintings."""
+    _refuse_more(context)
 
     def order(shared: dict[str, Any]) -> Order:
         from inst.batch.painting import GenerateOrder
@@ -233,6 +239,16 @@ def generate(
 
 
 app.command()(film)
+
+
+def _refuse_more(context: typer.Context) -> None:
+    """Refuse arguments that belong to no option, such as the files that a shell puts in the place of a glob."""
+    if context.args:
+        more = f" and {len(context.args) - 1:,} more are" if context.args[1:] else " is"
+        raise UsageError(
+            f"{context.args[0]}{more} without an option",
+            'put a glob in quotes, such as "photos/*.jpg"; or repeat the option',
+        )
 
 
 def _run(
