@@ -181,6 +181,15 @@ def test_a_style_of_another_model_is_one_line_with_its_file(
     assert err.count("\n") == 1
 
 
+def test_an_empty_file_is_no_result(tmp_path: Path, transfer: list[object], run: Run) -> None:
+    assert run(*transfer, "-o", "out")[0] == 0
+    (made,) = (tmp_path / "out" / "s").glob("a-*.png")
+    before = made.read_bytes()
+    made.write_bytes(b"")
+    assert run(*transfer, "-o", "out")[1].startswith("1 made, 1 there already in ")
+    assert made.read_bytes() == before
+
+
 def test_it_stops_early_on_request(tmp_path: Path, transfer: list[object], run: Run) -> None:
     for k in range(4):
         (tmp_path / "photos" / f"0{k}.png").write_text("no picture")
