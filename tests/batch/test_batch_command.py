@@ -2,16 +2,21 @@
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from batch_runs import QUICK, results, rows, write_pictures
+from inst.backbone.model import Backbone
+from inst.batch.painting import TransferOrder
 from inst.cli import batch as command
+from inst.styles.style import Style
 from s3_server import serving_s3
 
 Run = Callable[..., tuple[int, str, str]]
@@ -44,13 +49,15 @@ def refused(answer: tuple[int, str, str], code: int) -> str:
         (["--photos", "missing"], 1, "missing: no such file: check the path."),
         (["--photos", "photos/a.png", "--styles", "empty"], 1, "empty contains no style (.safetensors, "),
         (["--photos", "bare.parquet"], 1, "bare.parquet has no column of pictures: name the column with --column; "),
+        (["photos/a.png"], 2, 'photos/a.png is without an option: put a glob in quotes, such as "photos/*.jpg"; or '),
+        (["a", "b", "c"], 2, 'a and 2 more are without an option: put a glob in quotes, such as "photos/*.jpg"; or '),
         (["--pairs", "bare.parquet", "--photos", "photos"], 2, "The pictures to repaint are not clear: "),
         (["--steps", 0], 2, ""),
         (["--strength", 1.5], 2, ""),
         (["--size", 0], 2, ""),
         (["--tone", "grey"], 2, ""),
         (["--seed", -1], 2, "The seed -1 cannot be used: give 0 or more."),
-        (["--format", "bmp"], 2, "picture.bmp has the ending .bmp: use a file name that ends in "),
+        (["--format", "bmp"], 2, 'The format "bmp" cannot be used: use one of png, jpg, '),
         (["-o", "a-file"], 1, "a-file is a file: choose a folder."),
         (["--num-gpus", 1], 2, "--num-gpus is for a Ray cluster: add --address auto, or leave it out."),
         (["--devices", "cpu,"], 2, ""),
@@ -136,7 +143,8 @@ def test_a_bad_input_is_recorded_and_the_rest_goes_on(tmp_path: Path, transfer: 
     assert out.startswith("2 made, 10 failed in ")
     assert "\x1b" not in err
     lines = err.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 5  # the bad style, which fails six times, is one
+    assert sum("styles/bad.safetensors is not a safetensors file: give a style file" in line for line in lines) == 1
     assert all(line.startswith("Failed: ") for line in lines)
     table = {(row["input"], row["style"]): row for row in rows(tmp_path / "out")}
     assert len(table) == 12
@@ -159,6 +167,27 @@ def test_a_bad_input_is_recorded_and_the_rest_goes_on(tmp_path: Path, transfer: 
     assert len([row for row in rows(tmp_path / "out") if row["status"] == "failed"]) == 10
     assert run(*transfer, "-o", "out")[0] == 1
     assert len([row for row in rows(tmp_path / "out") if row["status"] == "failed"]) == 8
+
+
+def test_a_style_of_another_model_is_one_line_with_its_file(
+    tmp_path: Path, transfer: list[object], run: Run, tiny_backbone: Backbone
+) -> None:
+    other = Style(torch.zeros(1, tiny_backbone.text_width), "of-another-model", widths=tiny_backbone.text_widths)
+    other.save(tmp_path / "styles" / "other.safetensors")
+    code, out, err = run(*transfer, "-o", "out")
+    assert code == 1
+    assert out.startswith("2 made, 2 failed in ")
+    assert err.startswith("Failed: styles/other.safetensors: The style ")
+    assert err.count("\n") == 1
+
+
+def test_an_empty_file_is_no_result(tmp_path: Path, transfer: list[object], run: Run) -> None:
+    assert run(*transfer, "-o", "out")[0] == 0
+    (made,) = (tmp_path / "out" / "s").glob("a-*.png")
+    before = made.read_bytes()
+    made.write_bytes(b"")
+    assert run(*transfer, "-o", "out")[1].startswith("1 made, 1 there already in ")
+    assert made.read_bytes() == before
 
 
 def test_it_stops_early_on_request(tmp_path: Path, transfer: list[object], run: Run) -> None:
@@ -199,14 +228,16 @@ def test_an_error_names_the_option_and_the_input(
     tmp_path: Path, run: Run, transfer: list[object], common: list[object]
 ) -> None:
     """Also if it comes from one of a batch's threads, and concerns one prompt only."""
-    (tmp_path / "prompts.txt").write_text("a dog by [C]\na dog by [other]\n" + "a dog " * 60 + "by [C]\n")
+    (tmp_path / "prompts.txt").write_text("a dog by [C]\na dog by [other]\n" + "a dog " * 900 + "by [C]\n")
     paint = ["batch", "generate", "--prompts", "prompts.txt", "--styles", "styles", *QUICK, *common]
     code, out, err = run(*paint, "-o", "out", "--batch-size", 3)
     assert code == 1
     assert out.startswith("1 made, 2 failed in ")
     first, second = err.splitlines()
     assert first.startswith('Failed: The prompt "a dog by [other]" has the placeholder [other], which has no style ')
-    assert "a dog a dog" in second
+    assert second.startswith("Failed: a dog a dog")
+    assert second.endswith(" does not fit: shorten the prompt.")
+    assert len(second) < 700
 
 
 # Names, formats and shapes
@@ -267,6 +298,35 @@ def test_transparency_and_the_format_are_kept(
         assert picture.mode == mode
     assert run(*transfer, "-o", "out", "--format", f".{ending}")[1].startswith("0 made, 2 there already")
     assert run(*transfer, "-o", "out", "--format", ending, "--flatten")[1].startswith("2 made in ")
+
+
+def test_a_chunk_of_large_transparent_photos_does_not_lie_in_memory(
+    tmp_path: Path, transfer: list[object], run: Run, tiny_backbone: Backbone
+) -> None:
+    image = Image.new("RGBA", (1000, 800), "red")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    for k in range(24):
+        image.save(tmp_path / "photos" / f"{k}.tif")  # 77 MB together, not compressed
+    settings = {"size": 64, "steps": 2}
+    order = TransferOrder(out=str(tmp_path / "out"), settings=settings, photos=["photos/*.tif"], styles=["styles"])
+    (chunk,) = order.chunks()
+    worker = order.worker(tiny_backbone)
+    tracemalloc.start()
+    try:
+        loaded = worker.load(chunk)
+        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+    finally:
+        tracemalloc.stop()
+    photos = [entry.content for entry in loaded.entries]
+    assert all(photo is not None and photo.alpha is not None and photo.alpha.shape == (64, 80) for photo in photos)
+    # The opacity is still that of `inst transfer`.
+    transfer[transfer.index("photos")] = "photos/0.tif"
+    assert run(*transfer, "-o", "out")[0] == 0
+    (made,) = (tmp_path / "out" / "s").glob("0-*.png")
+    options = transfer[transfer.index("styles") + 1 :]
+    assert run("transfer", "photos/0.tif", "--style", "styles/s.png", *options, "-o", "one.png")[0] == 0
+    with Image.open(made) as one, Image.open("one.png") as other:
+        assert one.getchannel("A").tobytes() == other.getchannel("A").tobytes()
 
 
 def test_photos_of_very_different_sizes_are_done_together(tmp_path: Path, transfer: list[object], run: Run) -> None:

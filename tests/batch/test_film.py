@@ -144,6 +144,9 @@ def test_a_film_that_is_damaged_in_its_middle_keeps_its_first_frames(film: Path,
         (["film.mp4", "-o", "full"], "full holds other files: give a folder that is new or empty"),
         (["film.mp4", "-o", "new.mp4", "--rate", "12"], "A rate is only for a film that is made from frames"),
         (["film.mp4", "-o", "new", "--strength", "3"], "A strength of 3.0 cannot be used"),
+        (["film.mp4", "-o", "s3://bucket/new.mp4"], "s3:/bucket/new.mp4 is a URL: give a film or a folder on this"),
+        (["https://host/film.mp4", "-o", "new.mp4"], "https:/host/film.mp4 is a URL: give a film or a folder on this"),
+        (["twice", "-o", "new"], "twice/1.PNG and 1.jpg would be one frame: rename one of them, or move it away"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_writes_nothing(
@@ -152,6 +155,9 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(
     Path("empty").mkdir()
     Path("full").mkdir()
     Path("full", "letter.txt").write_text("dear")
+    Path("twice").mkdir()
+    picture("twice/1.PNG", 1)
+    picture("twice/1.jpg", 2)
     before = sorted(str(path) for path in Path().rglob("*"))
     code, out, err = command(*given)
     assert code in (1, 2), (out, err)
@@ -159,6 +165,19 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(
     assert err.startswith(f"Error: {problem}")
     assert err.count("\n") == 1
     assert sorted(str(path) for path in Path().rglob("*")) == before
+
+
+def test_without_ffmpeg_it_says_so_before_the_work_and_folders_still_do(
+    command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("frames").mkdir()
+    picture("frames/1.png", 1)
+    picture("painting.png", 2)
+    monkeypatch.setenv("PATH", "")
+    code, _, err = command("frames", "-o", "new.mp4")
+    assert (code, err) == (1, "Error: ffmpeg is not installed: install it, or give folders for the frames.\n")
+    assert not Path("new.mp4.frames").exists()
+    assert command("frames", "-o", "new")[0] == 0
 
 
 def test_frames_of_two_sizes_are_refused_and_those_before_stay(film: Path, command: Run) -> None:

@@ -36,6 +36,11 @@ def test_other_delimiters_of_spreadsheets_are_found(delimiter: str, tmp_path: Pa
     assert [os.path.basename(photo) for photo, _ in read_pairs(tmp_path / "p.csv")] == ["a,b.jpg"]
 
 
+def test_lines_that_excel_puts_above_the_header_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\n;\r\nPhoto;Style\r\na.jpg;c.webp\r\n;\r\n")
+    assert [os.path.basename(photo) for photo, _ in read_pairs(tmp_path / "p.csv")] == ["a.jpg"]
+
+
 def test_parquet_and_json_lines_are_read_too(tmp_path: Path) -> None:
     pq.write_table(pa.table({"photo": ["a.jpg"], "style": ["b.webp"], "n": [1]}), tmp_path / "p.parquet")
     (tmp_path / "p.jsonl").write_text('{"style": "b.webp", "photo": "a.jpg", "n": 1}\n')
@@ -55,7 +60,9 @@ def test_a_table_behind_a_url_names_what_is_beside_it() -> None:
         (b"photo,style\n", "p.csv has no rows: give another file."),
         (b"a,b\n", "p.csv has no column photo or style (only a, b): name the columns photo, style."),
         (b"photo,b\nx,y\n", "p.csv has no column style (only photo, b): name the columns photo, style."),
-        (b"\n", "p.csv has no column photo or style (no header): name the columns photo, style."),
+        (b"\n", "p.csv has no rows: give another file."),
+        (b'"\n', "p.csv has no column photo or style (no header): name the columns photo, style."),
+        (b"sep=,\n\nphoto,style\na,b\nc\n", "p.csv line 5 has no style: fill the row, or leave it out."),
         (b"photo,style\na,b\n\nc\n", "p.csv line 4 has no style: fill the row, or leave it out."),
         (b"photo,style\na, \n", "p.csv line 2 has no style: fill the row, or leave it out."),
         (b"photo,style\na,b\n\xff,c\n", "p.csv line 3 is not UTF-8 text: save the file as UTF-8."),

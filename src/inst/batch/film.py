@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 DESCRIPTION = "film.json"
 """The file beside the frames that says what they were made from."""
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
+"""The first part of the path that a URL becomes; a drive of Windows has one letter."""
+
 _RATE = 25  # frames a second, if frames come from a folder
 
 
@@ -48,6 +51,7 @@ class FilmOrder:
 
     Raises:
         UsageError: `source` or `out` is neither, the source would be overwritten, or there is no use for a rate.
+        InstError: a film is to be written, and ffmpeg is not installed.
     """
 
     source: Path
@@ -57,8 +61,13 @@ class FilmOrder:
     rate: float | None = None
 
     def __post_init__(self) -> None:
+        for path in (self.source, self.out):
+            if len(path.parts) > 1 and _SCHEME.fullmatch(path.parts[0]):
+                raise UsageError(f"{path} is a URL", "give a film or a folder on this computer")
         if self.to_film:
             film_format(self.out)
+            if shutil.which("ffmpeg") is None:  # now, not when all frames are made
+                raise InstError("ffmpeg is not installed", "install it, or give folders for the frames")
         elif self.out.is_file():
             raise UsageError(f"{self.out} is a file", "give a folder for the frames, or a film such as film.mp4")
         if self.out.exists() and self.source.exists() and self.out.samefile(self.source):
@@ -118,6 +127,10 @@ class _Frames:
         files = sorted(pictures_in(source), key=_by_numbers)
         if not files:
             raise InstError(f"{source} contains no frames", "give a film, or a folder with pictures")
+        names: dict[str, Path] = {}
+        for path in files:  # results have the same names, which some disks do not tell apart by their case
+            if (other := names.setdefault(path.stem.casefold(), path)) is not path:
+                raise InstError(f"{other} and {path.name} would be one frame", "rename one of them, or move it away")
         return cls(None, files, len(files))
 
     def name(self, number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,16 @@ class Outputs:
         return str(Path(self.place, name)) if self.is_local else f"{self.shown.rstrip('/')}/{name}"
 
     def has(self, name: str) -> bool:
-        """Return whether an output is there. Raises InstError if the store does not answer."""
+        """Return whether an output is there. A local file without a byte, as a broken copy leaves, is none.
+
+        Raises:
+            InstError: the store does not answer.
+        """
         if self._store is None:
-            return os.path.isfile(Path(self.place, name))
+            path = Path(self.place, name)
+            with suppress(OSError):  # it was deleted between the two questions
+                return path.is_file() and path.stat().st_size > 0
+            return False
         store, root = self._store
         with self._answers():
             return bool(store.isfile(f"{root}/{name}"))

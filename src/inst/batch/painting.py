@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ from inst.batch.pairs import read_pairs
 from inst.batch.prompts import read_prompts_file
 from inst.batch.sources import STYLE_ENDINGS, Source, file_item, open_source
 from inst.batch.worker import ChunkWorker, Content, Entry, LoadedChunk
-from inst.errors import InstError, InstWarning
+from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
 from inst.learning.instant import instant_style
-from inst.pictures.io import Photo, decode_photo, picture_format
+from inst.pictures.io import FORMATS, Photo, decode_photo, resize_mask
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -55,7 +55,9 @@ class PictureOrder(Order):
     ending: str = ".png"
 
     def __post_init__(self) -> None:
-        picture_format(f"picture{self.ending}")
+        if self.ending.lower() not in FORMATS:
+            known = ", ".join(ending.removeprefix(".") for ending in FORMATS)
+            raise UsageError(f'The format "{self.ending.removeprefix(".")}" cannot be used', f"use one of {known}")
 
     def _styles(self) -> Source:
         return open_source(self.styles, recursive=self.recursive, endings=STYLE_ENDINGS)
@@ -143,8 +145,13 @@ class PictureWorker(ChunkWorker[Content, PaintedPicture]):
     def _read_chunk_style(self, item: Item, data: bytes | InstError) -> Style:
         if isinstance(data, InstError):
             raise data
-        if is_safetensors(data[:_START]):
-            return Style.from_bytes(data, item.place)
+        if is_safetensors(data[:_START]) or item.place.lower().endswith(".safetensors"):  # or says what it is
+            style = Style.from_bytes(data, item.place)
+            try:
+                style.check(self.backbone)  # here, where it is known which file it is; the painter warns
+            except InstError as error:
+                raise error.with_prefix(f"{item.place}: ") from None
+            return style
         return instant_style(self.backbone, decode_photo(data, item.place, flattened=True))
 
     def encode(self, result: PaintedPicture, name: str) -> bytes:
@@ -163,7 +170,11 @@ class TransferWorker(PictureWorker[Photo]):
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
         photo = decode_photo(data, item.place, flattened=settings.get("flatten", False))
-        return fit_photo(self.backbone, photo, settings.get("size"))
+        photo = fit_photo(self.backbone, photo, settings.get("size"))
+        if photo.alpha is None:
+            return photo
+        # The opacity of a chunk of large photos would fill the memory. The result's is this one, to the last bit.
+        return replace(photo, alpha=resize_mask(photo.alpha, (photo.picture.shape[1], photo.picture.shape[2])))
 
     def kind(self, content: Photo) -> Hashable:
         """Return the size of a photo."""

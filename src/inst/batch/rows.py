@@ -82,10 +82,11 @@ def _text(where: str, name: str, value: Any, *, numbers: bool) -> str:
 
 
 def _csv_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _Rows:
-    lines = (text for _, text in read_lines(place))
-    first = next(lines, None)
+    numbered = read_lines(place)
+    above, first = next(((number, text) for number, text in numbered if not _is_no_header(text)), (0, None))
     if first is None:
         return
+    lines = (text for _, text in numbered)
     delimiter = next((one for one in _DELIMITERS if set(needed) <= set(_header(first, one))), None)
     if delimiter is None:
         raise _missing(place, needed, _header(first, ","))
@@ -93,7 +94,7 @@ def _csv_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _
     at = {name: header.index(name) for name in (*needed, *optional) if name in header}
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        where = f"{place.shown} line {reader.line_num + 2}"
+        where = f"{place.shown} line {above + reader.line_num + 1}"
         try:
             cells = next(reader, None)
         except csv.Error as error:
@@ -102,6 +103,11 @@ def _csv_rows(place: Place, needed: Sequence[str], optional: Sequence[str]) -> _
             return
         if any(cell.strip() for cell in cells):
             yield where, {name: cells[k] for name, k in at.items() if k < len(cells)}
+
+
+def _is_no_header(line: str) -> bool:
+    """Whether a line above the header is blank, or the one with which Excel is told the delimiter ("sep=;")."""
+    return not line.strip(_DELIMITERS + " \r\n") or line.lower().startswith("sep=")
 
 
 def _header(line: str, delimiter: str) -> list[str]:

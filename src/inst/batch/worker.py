@@ -113,15 +113,25 @@ class ChunkWorker(Worker, Generic[Content, Result]):
     def load(self, chunk: Chunk) -> LoadedChunk[Content]:
         """Read the inputs of a chunk, find what is made already, and decode what is needed."""
         style = b"" if chunk.style is None else self._read_style(chunk.style)
-        contents = list(self._readers.map(_try_read, chunk.inputs))
         digest = hashlib.sha256(style).hexdigest() if isinstance(style, bytes) and style else ""
-        entries = list(self._readers.map(partial(self._enter, chunk.style, digest), chunk.inputs, contents))
-        if any(entry.row.status == "made" for entry in entries):
+        entries = list(self._readers.map(partial(self._load_one, chunk.style, digest), chunk.inputs))
+        if self.together > 1 and any(entry.row.status == "made" for entry in entries):
             # Those of an incomplete batch are all made again: rounding may depend on the number of inputs in a batch.
-            needed = ("made",) if self.together == 1 else ("made", "kept")
-            pairs = [pair for pair in zip(entries, contents, strict=True) if pair[0].row.status in needed]
-            list(self._readers.map(self._decode, *zip(*pairs, strict=True)))
+            list(self._readers.map(self._decode_kept, (entry for entry in entries if entry.row.status == "kept")))
         return LoadedChunk(chunk, style, entries)
+
+    def _load_one(self, style: Item | None, style_digest: str, item: Item) -> Entry[Content]:
+        """Read an input, and decode it if it is needed. Its file can be much larger than its content: it is let go."""
+        data = _try_read(item)
+        entry = self._enter(style, style_digest, item, data)
+        if entry.row.status == "made":
+            self._decode(entry, data)
+        return entry
+
+    def _decode_kept(self, entry: Entry[Content]) -> None:
+        data = _try_read(entry.item)
+        if isinstance(data, bytes):  # otherwise it has just been removed, and its output is there all the same
+            self._decode(entry, data)
 
     def _read_style(self, item: Item) -> bytes | InstError:
         latest = self._style  # of the latest chunk; another thread may read another style meanwhile

@@ -35,9 +35,11 @@ _SOURCE = (
     "a folder, a glob (in quotes), a list of files (.txt), shards (.tar) or a Parquet file; on this computer, or s3:// "
     "and other URLs. Repeat it for more."
 )
+_EXTRA = {"allow_extra_args": True}  # `_refuse_more` has a clearer message for them
 _RAY_PANEL = "Ray cluster"
 _NOTES_EVERY = 60  # seconds between two lines about the progress where there is no terminal
 _MOST_FAILURES_SHOWN = 20
+_LONGEST_FAILURE = 600  # characters; the manifest has all of them
 
 OutFolderOption = Annotated[
     str,
@@ -132,9 +134,10 @@ class BatchOptions:
         return RayOptions(self.address, **given)
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def transfer(
+    context: typer.Context,
     session: Session,
     out: OutFolderOption,
     options: TransferOptions,
@@ -156,6 +159,7 @@ def transfer(
     ending: FormatOption = "png",
 ) -> None:
     """Repaint many photos in the style of many paintings."""
+    _refuse_more(context)
     settings = {**options.settings(), "flatten": flatten}
     if (pairs is None) == (photos is None and styles is None) or (photos is None) != (styles is None):
         raise UsageError("The pictures to repaint are not clear", "give --photos and --styles, or --pairs alone")
@@ -175,7 +179,7 @@ def transfer(
     _run(session, batch, order, settings, seed, batch_size, out, "repainting")
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def learn(
     context: typer.Context,
@@ -194,6 +198,7 @@ def learn(
     seed: SeedOption = 0,
 ) -> None:
     """Learn a style of each of many paintings."""
+    _refuse_more(context)
 
     def order(shared: dict[str, Any]) -> Order:
         from inst.batch.learning import LearnOrder
@@ -205,9 +210,10 @@ def learn(
     _run(session, batch, order, settings, seed, together, out, "learning", find_image_encoder=find_image_encoder)
 
 
-@app.command()
+@app.command(context_settings=_EXTRA)
 @with_session
 def generate(
+    context: typer.Context,
     session: Session,
     out: OutFolderOption,
     options: GenerateOptions,
@@ -222,6 +228,7 @@ def generate(
     ending: FormatOption = "png",
 ) -> None:
     """Make pictures from many prompts, in the style of many paintings."""
+    _refuse_more(context)
 
     def order(shared: dict[str, Any]) -> Order:
         from inst.batch.painting import GenerateOrder
@@ -232,6 +239,16 @@ def generate(
 
 
 app.command()(film)
+
+
+def _refuse_more(context: typer.Context) -> None:
+    """Refuse arguments that belong to no option, such as the files that a shell puts in the place of a glob."""
+    if context.args:
+        more = f" and {len(context.args) - 1:,} more are" if context.args[1:] else " is"
+        raise UsageError(
+            f"{context.args[0]}{more} without an option",
+            'put a glob in quotes, such as "photos/*.jpg"; or repeat the option',
+        )
 
 
 def _run(
@@ -300,7 +317,7 @@ def _devices(session: Session, batch: BatchOptions) -> tuple[str, ...]:
 def _follow(session: Session, order: Order, steps: Generator[Progress, None, Totals], what: str) -> Totals:
     """Run a batch to its end, and show how far it is."""
     counted = _Count(order)
-    shown, noted, totals = 0, time.monotonic(), None
+    shown, noted, totals = set[str](), time.monotonic(), None
     try:
         with session.progress(what) as update:
             while True:
@@ -313,12 +330,13 @@ def _follow(session: Session, order: Order, steps: Generator[Progress, None, Tot
                     _note_changes(session, step.changed)
                     continue
                 update(totals.done, counted.total, f"{totals.rate:.2f}/s")
-                if step.row.status == "failed":
-                    shown += 1
-                    if shown <= _MOST_FAILURES_SHOWN:
-                        session.note(_failure(step.row))
-                    if shown == _MOST_FAILURES_SHOWN:
-                        session.note("Further failures are only in the manifest.")
+                if step.row.status == "failed" and len(shown) < _MOST_FAILURES_SHOWN:
+                    line = _failure(step.row)
+                    if line not in shown:  # a style that cannot be used fails with each photo
+                        session.note(line)
+                        shown.add(line)
+                        if len(shown) == _MOST_FAILURES_SHOWN:
+                            session.note("Further failures are only in the manifest.")
                 if session.hides_progress and not session.as_json and time.monotonic() - noted > _NOTES_EVERY:
                     noted = time.monotonic()
                     session.note(_line(totals, counted.total))
@@ -345,7 +363,11 @@ class _Count:
 def _failure(row: Row) -> str:
     """Return the line about an input that failed. Errors of files name them; others do not."""
     where = "" if row.input in row.error or (row.style and row.style in row.error) else f"{row.input}: "
-    return f"Failed: {where}{row.error}"
+    line = f"Failed: {where}{row.error}"
+    if len(line) <= _LONGEST_FAILURE:
+        return line
+    half = _LONGEST_FAILURE // 2  # the end has the reason, after a prompt that can be very long
+    return f"{line[:half]} ... {line[-half:]}"
 
 
 def _note_changes(session: Session, changed: dict[str, tuple[object, object]]) -> None:
