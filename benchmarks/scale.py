@@ -86,18 +86,18 @@ class Bench:
         self.figures[name] = round(value, 4)
         print(f"{name:<70}{value:12.3f}", flush=True)
 
-    def order(self, name: str, photos: int | None = None, **more: Any) -> TransferOrder:
-        """Return the order to repaint photos in one style, into a folder of this name."""
+    def order(self, name: str, photos: int | None = None, styles: int = 1, **more: Any) -> TransferOrder:
+        """Return the order to repaint photos in some styles, into a folder of this name."""
         source = self.folder / f"photos-{photos or self.photos}"
         if not source.exists():
             write_photos(source, photos or self.photos, self.size)
-        style = self.folder / "painting.png"
-        if not style.exists():
-            picture(0, self.size).save(style)
+        paintings = self.folder / f"paintings-{styles}"
+        if not paintings.exists():
+            write_photos(paintings, styles, self.size)
         out = str(self.folder / name)
         settings = {"size": self.size, "flatten": True}
         return TransferOrder(
-            out=out, backbone=self.load, settings=settings, photos=(str(source),), styles=(str(style),), **more
+            out=out, backbone=self.load, settings=settings, photos=(str(source),), styles=(str(paintings),), **more
         )
 
 
@@ -114,14 +114,14 @@ def write_photos(folder: Path, count: int, size: int) -> None:
         picture(number, size).save(folder / f"{number:06}.jpg", quality=90)
 
 
-def rate(rows: Iterable[tuple[float, Row]], total: int) -> float:
-    """Return the outputs in a second from the first tenth of the outputs on."""
+def rate(rows: Iterable[tuple[float, Row]], total: int, first: int | None = None) -> float:
+    """Return the outputs in a second without the first ones: a tenth of `total`, or `first`."""
     marks = []
     for when, row in rows:
         if row.status != "made":
             raise SystemExit(f"{row.input} was not made: {row.error or row.status}")
         marks.append(when)
-    first = max(1, total // 10)
+    first = first or max(1, total // 10)
     return (len(marks) - first) / (marks[-1] - marks[first - 1])
 
 
@@ -136,7 +136,7 @@ def computing(bench: Bench, batch: int) -> float:
     """Return the seconds of a batch without reading and writing files."""
     backbone = bench.backbone
     photos = [read_photo(path) for path in sorted((bench.folder / f"photos-{bench.photos}").iterdir())[:batch]]
-    style = {"[C]": instant_style(backbone, bench.folder / "painting.png")}
+    style = {"[C]": instant_style(backbone, bench.folder / "paintings-1")}
 
     def paint() -> None:
         complete(paint_batch(backbone, style, {"size": bench.size}, list(range(batch)), photos=photos))
@@ -207,15 +207,17 @@ def ray(bench: Bench) -> None:
     import ray as library
     from ray.cluster_utils import Cluster
 
-    threads = torch.get_num_threads()
-    plain = rate(timed(bench.order("plain"), backbone=bench.backbone), bench.photos)
+    # Rows come back chunk by chunk, and a chunk has one style: so several styles, and few photos.
+    photos, styles = (64, 4) if bench.on_gpu else (4, 8)
+    total, threads = photos * styles, torch.get_num_threads()
+    plain = rate(timed(bench.order("plain", photos, styles), backbone=bench.backbone), total, photos)
     bench.note("pictures/s, without Ray", plain)
     for nodes, cores in ((1, threads), (1, 1), (2, 1)):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cores, "object_store_memory": 200_000_000})
         for _ in range(nodes - 1):
             cluster.add_node(num_cpus=cores, object_store_memory=200_000_000)
         options = RayOptions(cluster.address, num_cpus=cores, concurrency=nodes)
-        found = rate(timed(bench.order(f"ray-{nodes}-{cores}"), ray=options), bench.photos)
+        found = rate(timed(bench.order(f"ray-{nodes}-{cores}", photos, styles), ray=options), total, photos * nodes)
         library.shutdown()
         cluster.shutdown()
         bench.note(f"pictures/s, Ray, {nodes} nodes of {cores} cores", found)

@@ -64,6 +64,17 @@ def test_ray_writes_the_same_files_as_one_process(
     assert facts(tmp_path / "out") == facts(tmp_path / "peace")
 
 
+def test_there_is_an_actor_for_every_core_from_the_start(cluster: Any) -> None:
+    """Ray Data does not make a pool larger whose actors have as many calls as they may have."""
+    import ray
+
+    from inst.batch.ray_cluster import RayOptions, _connected, _pool
+
+    with _connected(cluster.address):
+        assert ray.cluster_resources()["CPU"] == 2
+        assert [_pool(RayOptions(concurrency=count))["compute"].min_size for count in (None, 1, 3)] == [2, 1, 3]
+
+
 def test_an_error_of_an_actor_is_one_line(tmp_path: Path, transfer: list[object], run: Run, cluster: Any) -> None:
     code, out, err = run(*transfer, "--steps", 0, "-o", "out", "--address", cluster.address)
     assert (code, out) == (2, "")

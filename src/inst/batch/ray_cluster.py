@@ -177,8 +177,9 @@ def _pool(options: RayOptions) -> dict[str, Any]:
     actors = options.concurrency or max(1, int(room))
     return {
         "compute": ray.data.ActorPoolStrategy(
-            min_size=1,
-            max_size=actors,
+            # The work begins with those that have a place. Ray would not make a pool larger whose actors have as many
+            # calls as they may have.
+            size=actors,
             max_tasks_in_flight_per_actor=_CALLS,
             max_concurrent_calls_per_actor=_CALLS,
             enable_true_multi_threading=True,  # the actor itself lets only one use the device
