@@ -22,27 +22,9 @@ from inst.backbone.self_attention import handled, self_attention_layers
 from inst.learning.run import LearningRun
 from inst.runs import complete
 from inst.styles.style import Style
+from recording import Recording
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-
-class Recording:
-    """Records functions as a CUDA device does, and counts them."""
-
-    def __init__(self) -> None:
-        self.built = self.replayed = 0
-
-    def __call__(
-        self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
-    ) -> tuple[Callable[[], None], list[Tensor]]:
-        self.built += 1
-        outputs: list[Tensor] = []
-
-        def replay() -> None:
-            self.replayed += 1
-            outputs[:] = function(inputs)
-
-        return replay, outputs
 
 
 @pytest.fixture

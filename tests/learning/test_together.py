@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from inst.learning.settings import SharedSettings
 from inst.learning.together import LearningTogether, SharedStep, _Batch, learn_together
 from inst.runs import complete
 from inst.styles.style import Style
+from recording import Recording
 from tiny import save_family
 
 TOLERANCE = 1e-4
@@ -80,25 +81,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[LearningRun]:
 
     monkeypatch.setattr(LearningRun, "__init__", note)
     return made
-
-
-class Recording:
-    """Records functions as a CUDA device does, and counts them, as in tests/backbone/test_graphs.py."""
-
-    def __init__(self) -> None:
-        self.built = self.replayed = 0
-
-    def __call__(
-        self, function: Callable[[Sequence[Tensor]], Sequence[Tensor]], inputs: Sequence[Tensor]
-    ) -> tuple[Callable[[], None], list[Tensor]]:
-        self.built += 1
-        outputs: list[Tensor] = []
-
-        def replay() -> None:
-            self.replayed += 1
-            outputs[:] = function(inputs)
-
-        return replay, outputs
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from inst.batch.orders import Chunk, Row, Worker
 _AHEAD = 1
 """Number of chunks that are loaded while another one is made."""
 
-_SAVERS = 4  # threads
+SAVERS = 4
+"""Number of threads that encode and write outputs."""
+
 _UNSAVED = 16  # outputs in memory that are still to be encoded
 
 
@@ -28,7 +30,7 @@ def do_chunks(worker: Worker, chunks: Iterable[tuple[int, Chunk]]) -> Iterator[t
     """
     loads: deque[tuple[int, Future[Any]]] = deque()
     saves: deque[tuple[int, Future[Row]]] = deque()
-    loader, savers = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(_SAVERS, "save")
+    loader, savers = ThreadPoolExecutor(1, "load"), ThreadPoolExecutor(SAVERS, "save")
     no_more: list[tuple[int, Chunk] | None] = [None] * _AHEAD
     try:
         for numbered in chain(chunks, no_more):

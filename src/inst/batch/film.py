@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from inst.batch.orders import model_identity
 from inst.errors import InstError, UsageError
 from inst.files.listing import pictures_in
 from inst.files.provenance import SourceFile, versions
@@ -190,8 +191,12 @@ def restyle_film(backbone: Backbone, order: FilmOrder) -> Generator[FilmStep, No
 
 def _describe(backbone: Backbone, order: FilmOrder, frames: _Frames) -> dict[str, Any]:
     styles = {name: hashlib.sha256(style.to_bytes()).hexdigest() for name, style in order.styles.items()}
-    model = [backbone.fingerprint, backbone.denoiser_fingerprint, str(backbone.dtype), backbone.quantize]
-    made_from = {"frames": frames.digest(), "styles": styles, "model": model, "settings": dict(order.settings)}
+    made_from = {
+        "frames": frames.digest(),
+        "styles": styles,
+        "model": model_identity(backbone),
+        "settings": dict(order.settings),
+    }
     return json.loads(json.dumps({"kind": "film", **made_from, "versions": versions()}))
 
 

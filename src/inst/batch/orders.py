@@ -162,13 +162,18 @@ def without_results(inputs: Iterable[Item], out: str) -> Iterator[Item]:
         yield item
 
 
+def model_identity(backbone: Backbone) -> list[str | None]:
+    """Return what decides which numbers a model computes: its weights, and how precisely they are used."""
+    return [backbone.fingerprint, backbone.denoiser_fingerprint, str(backbone.dtype), backbone.quantize]
+
+
 def outputs_identity(order: Order, backbone: Backbone) -> str:
     """Return a hash of all that decides what the outputs look like, except the inputs."""
     facts = {
         "command": order.command,
         "settings": dict(order.settings),
         "seed": order.seed,
-        "model": [backbone.fingerprint, backbone.denoiser_fingerprint, str(backbone.dtype), backbone.quantize],
+        "model": model_identity(backbone),
         "image encoder": order.backbone.get("image_encoder"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -69,9 +70,9 @@ class Outputs:
             InstError: the store does not answer.
         """
         if self._store is None:
-            path = Path(self.place, name)
-            with suppress(OSError):  # it was deleted between the two questions
-                return path.is_file() and path.stat().st_size > 0
+            with suppress(OSError):
+                found = os.stat(Path(self.place, name))
+                return stat.S_ISREG(found.st_mode) and found.st_size > 0
             return False
         store, root = self._store
         with self._answers():

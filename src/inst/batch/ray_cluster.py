@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from inst.arguments import check_at_least
+from inst.batch.engine import SAVERS
 from inst.batch.orders import Order, Row
 from inst.batch.places import printable
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
@@ -32,7 +33,6 @@ _CALLS = 2
 """Number of chunks in an actor: one is computed while the inputs of the next one are decoded."""
 
 _RAISED = "raised"
-_SAVERS = 4  # threads
 _CONNECT = 10  # seconds to reach a cluster
 
 _NOTHING = logging.CRITICAL + 1
@@ -245,7 +245,7 @@ class _Actor:
 
     def __init__(self, order: Order, folder: str) -> None:
         _enter(folder)
-        self.order, self.device, self.savers = order, threading.Lock(), ThreadPoolExecutor(_SAVERS, "save")
+        self.order, self.device, self.savers = order, threading.Lock(), ThreadPoolExecutor(SAVERS, "save")
         self._worker: Worker | None = None
 
     @property
