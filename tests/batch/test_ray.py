@@ -45,16 +45,19 @@ def transfer(tmp_path: Path, common: list[object]) -> list[object]:
     return ["batch", "transfer", "--photos", "photos", "--styles", "styles", *QUICK, *common]
 
 
+def run_alone(folder: Path, *given: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that has not imported Ray before, as a user does."""
+    command = [sys.executable, "-c", "from inst.cli import main; main()", *map(str, given)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
 def test_ray_writes_the_same_files_as_one_process(
     tmp_path: Path, transfer: list[object], run: Run, cluster: Any
 ) -> None:
     """A command of its own, which shows what a user sees."""
     (tmp_path / "photos" / "bad.png").write_text("no picture")
     assert run(*transfer, "-o", "peace")[0] == 1
-    command = [sys.executable, "-c", "from inst.cli import main; main()", *map(str, transfer), "-o", "out"]
-    answer = subprocess.run(
-        [*command, "--address", cluster.address], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
+    answer = run_alone(tmp_path, *transfer, "-o", "out", "--address", cluster.address)
     assert answer.returncode == 1, answer.stderr
     assert answer.stdout.startswith("12 made, 4 failed in ")
     lines = answer.stderr.splitlines()
@@ -75,10 +78,11 @@ def test_there_is_an_actor_for_every_core_from_the_start(cluster: Any) -> None:
         assert [_pool(RayOptions(concurrency=count))["compute"].min_size for count in (None, 1, 3)] == [2, 1, 3]
 
 
-def test_an_error_of_an_actor_is_one_line(tmp_path: Path, transfer: list[object], run: Run, cluster: Any) -> None:
-    code, out, err = run(*transfer, "--steps", 0, "-o", "out", "--address", cluster.address)
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
+def test_an_error_of_an_actor_is_one_line(tmp_path: Path, transfer: list[object], cluster: Any) -> None:
+    """The other actor is stopped in the middle of its work, of which Ray would tell on the standard output."""
+    answer = run_alone(tmp_path, *transfer, "--steps", 0, "-o", "out", "--address", cluster.address)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    (line,) = answer.stderr.splitlines()
     assert line.startswith("Error: ")
     assert not (tmp_path / "out" / "manifest.jsonl").exists()
 

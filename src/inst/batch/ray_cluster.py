@@ -97,6 +97,7 @@ def ray_rows(order: Order, options: RayOptions) -> Generator[Row | None, None, N
 def _connected(address: str) -> Iterator[None]:
     # Ray's own messages go to its log files: on the screen they would hide those of this package.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # Ray prints some of them on the standard output, always
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this run sends nothing to Ray's makers
     import ray
 
