@@ -10,6 +10,7 @@ PACKAGE = Path(inst.__file__).parent
 FROM_THE_GROUND_UP = (
     *(
         "version",
+        "texts",
         "errors",
         "arguments",
         "listening",

@@ -13,6 +13,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from inst.texts import LONGEST_LINE, cut, one_line
+
 
 @dataclass(frozen=True)
 class Argument:
@@ -54,8 +56,14 @@ def python_wording(piece: Argument | Call) -> str:
 _wording: ContextVar[Wording] = ContextVar("wording", default=python_wording)
 
 
+def _shown(text: str) -> str:
+    return cut(one_line(text), LONGEST_LINE)
+
+
 class _Message(Exception):
     """The problem and the remedy of an error or a warning.
+
+    Both are made safe to show: control characters in them are escaped, and the middle of a very long text is left out.
 
     Attributes:
         problem: one line that says what is wrong and names the file or value.
@@ -66,6 +74,7 @@ class _Message(Exception):
     remedy: tuple[RemedyPiece, ...]
 
     def __init__(self, problem: str, *remedy: RemedyPiece) -> None:
+        problem, remedy = _shown(problem), tuple(_shown(one) if isinstance(one, str) else one for one in remedy)
         super().__init__(problem, *remedy)
         self.problem, self.remedy = problem, remedy
         self._wording: Wording | None = None
@@ -78,12 +87,12 @@ class _Message(Exception):
     def remedy_text(self) -> str:
         """The remedy as text, in the current wording; "" if there is none."""
         wording = self._wording or _wording.get()
-        return "".join(piece if isinstance(piece, str) else wording(piece) for piece in self.remedy)
+        return "".join(piece if isinstance(piece, str) else _shown(wording(piece)) for piece in self.remedy)
 
     def with_prefix(self, prefix: str) -> Self:
         """Return a copy with `prefix`, such as a file name, before the problem."""
         prefixed = copy(self)
-        prefixed.problem = f"{prefix}{self.problem}"
+        prefixed.problem = _shown(f"{prefix}{self.problem}")
         prefixed.args = (prefixed.problem, *self.args[1:])
         return prefixed
 
@@ -125,5 +134,5 @@ def use_wording(wording: Wording) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the name of its type if it has no text."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """Return the first line of an error's text, cut if it is long, or the name of its type if it has no text."""
+    return cut(str(error).strip().split("\n")[0], LONGEST_LINE // 4) or type(error).__name__

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from inst import InstError
-from inst.files.writing import free_path, make_folder, reserve_path, write_bytes_atomically
+from inst.files.writing import make_folder, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -152,87 +151,6 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         write_bytes_atomically(tmp_path / "file", b"new")
     assert names(tmp_path) == []
-
-
-# Free names
-
-
-def test_free_names_are_numbered_upwards_for_each_ending(tmp_path: Path) -> None:
-    folder = tmp_path / "made" / "for us"
-    found = [free_path(folder, "castle", ".png").name for _ in range(3)]
-    assert found == ["castle.png", "castle-2.png", "castle-3.png"]
-    assert free_path(folder, "castle", ".safetensors").name == "castle.safetensors"
-
-
-def test_a_name_that_is_taken_is_never_given_as_free(tmp_path: Path) -> None:
-    (tmp_path / "castle.png").write_bytes(b"mine")
-    (tmp_path / "castle-2.png").mkdir()
-    (tmp_path / "castle-3.png").symlink_to("nowhere")
-    assert free_path(tmp_path, "castle", ".png").name == "castle-4.png"
-    assert (tmp_path / "castle.png").read_bytes() == b"mine"
-
-
-def test_two_processes_never_get_the_same_name(tmp_path: Path) -> None:
-    program = """
-import sys
-from inst.files.writing import free_path
-sys.stdin.read(1)
-for _ in range(40):
-    print(free_path(sys.argv[1], "castle", ".png").name)
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    with ThreadPoolExecutor(3) as pool:
-        found = [
-            name for output, _ in pool.map(lambda racer: racer.communicate("!"), racers) for name in output.split()
-        ]
-    assert len(found) == len(set(found)) == 120
-    assert set(found) == set(names(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("stem", "expected"),
-    [
-        ("../../etc/passwd", "_.._etc_passwd.png"),
-        ("C:\\Users\\me", "C__Users_me.png"),
-        ('what? "this"\n', "what_ _this__.png"),
-        ("睡莲", "睡莲.png"),
-        ("", "picture.png"),
-        ("..", "picture.png"),
-        ("n" * 500, "n" * 200 + ".png"),
-        ("é" * 500, "é" * 100 + ".png"),
-    ],
-)
-def test_any_text_becomes_a_safe_file_name(tmp_path: Path, stem: str, expected: str) -> None:
-    path = free_path(tmp_path, stem, ".png")
-    assert path.parent == tmp_path
-    assert path.name == expected
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "outputs").write_bytes(b"mine")
-    with pytest.raises(InstError, match="outputs is a file"):
-        free_path(tmp_path / "outputs", "castle", ".png")
-    with pytest.raises(InstError, match="cannot be written"):
-        free_path(tmp_path / "outputs" / "more", "castle", ".png")
-
-
-def test_a_reserved_name_is_freed_if_nothing_is_written(tmp_path: Path) -> None:
-    with reserve_path(tmp_path, "castle", ".png") as path:
-        assert path.exists()
-    assert names(tmp_path) == []
-    with pytest.raises(KeyboardInterrupt), reserve_path(tmp_path, "castle", ".png"):
-        raise KeyboardInterrupt
-    assert names(tmp_path) == []
-    with reserve_path(tmp_path, "castle", ".png") as path:
-        write_bytes_atomically(path, b"picture")
-    assert path.read_bytes() == b"picture"
-
-
-def test_a_name_that_is_not_valid_unicode_gives_a_usable_file_name(tmp_path: Path) -> None:
-    path = free_path(tmp_path, "bad\udcff-style", ".png")
-    assert path.is_file()
-    assert path.name == "bad_-style.png"
 
 
 def test_a_file_where_a_folder_is_wanted_is_named_as_one(tmp_path: Path) -> None:

@@ -6,18 +6,17 @@ import codecs
 import contextlib
 import errno
 import os
-import re
 import sys
 from typing import TextIO
 
 from rich.console import Console
 
+from inst.texts import one_line
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that takes no more, as when the output goes to a file on it."""
 
 _ANY_TEXT = "inst.any-text"
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that a terminal does not show but obeys. The name of a file may have them."""
 
 
 def print_any_text() -> None:
@@ -35,9 +34,9 @@ def print_any_text() -> None:
 def print_message(screen: Console, line: str, colour: str | None = None) -> None:
     """Print one line on the standard error. A line that finds no room there is lost, and the work goes on.
 
-    Control characters in it are escaped, as in Python: a line break is printed as `\\n`.
+    Control characters in it are escaped (`inst.texts.one_line`).
     """
-    line = _CONTROLS.sub(lambda one: one[0].encode("unicode_escape").decode(), line)
+    line = one_line(line)
     try:
         screen.print(line, style=colour, markup=False, highlight=False, soft_wrap=True)
     except OSError:

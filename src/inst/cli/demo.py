@@ -36,7 +36,7 @@ def demo(
     Takes less than three minutes on a laptop. The first picture is there after less than one.
     """
     from inst import demo as pictures
-    from inst.files.writing import reserve_path
+    from inst.files.claiming import reserve_path
     from inst.learning.instant import instant_style
     from inst.learning.loop import learn
     from inst.pictures.io import read_photo, save_picture

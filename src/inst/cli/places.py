@@ -16,7 +16,8 @@ import typer
 from typer.models import OptionInfo
 
 from inst.errors import InstError, UsageError
-from inst.files.writing import folder_of, reserve_path
+from inst.files.claiming import reserve_path
+from inst.files.writing import folder_of
 
 OUTPUTS = Path("outputs")
 """The folder for pictures and styles if `-o` is not given."""

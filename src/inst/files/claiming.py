@@ -1,0 +1,138 @@
+"""Claim an output for this process, so that no other one writes it at the same time, and find unused file names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from inst.errors import InstError
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock
+from inst.files.listing import readable_name
+from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, make_folder, sweep_once
+
+_NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
+"""Characters that a common operating system does not allow in a file name."""
+
+_LONGEST_STEM = 200
+"""Largest stem in bytes: a number and an ending must fit too."""
+
+_PATIENCE = 0.5
+"""Seconds to wait for a lock: whoever looks for leftovers holds each file for an instant."""
+
+
+@contextlib.contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Keep other processes, and other threads, from writing the same file or folder during this block.
+
+    A hidden file beside `path` names the process. It is deleted at the end. If the process is killed, the next one
+    takes the file over.
+
+    Args:
+        path: the file or folder to write. It need not exist, but the folder that it is in does.
+
+    Raises:
+        InstError: another process writes it, or the lock file cannot be written.
+    """
+    path = Path(path)
+    place, end = _lock_path(path), time.monotonic() + _PATIENCE
+    try:
+        while (file := _locked(place)) is None:
+            if time.monotonic() > end:
+                process, computer = [*place.read_text(errors="replace").split(), "?", "?"][:2]
+                raise InstError(
+                    f"{path} is being written by process {process} on {computer}",
+                    "wait until it ends, or choose another name",
+                )
+            time.sleep(_PATIENCE / 20)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    with file:
+        try:
+            yield
+        finally:
+            # Before it is closed: afterwards it may be that of the next process.
+            with contextlib.suppress(OSError):
+                place.unlink()
+
+
+def _lock_path(path: Path) -> Path:
+    real = Path(os.path.realpath(path))
+    name = cut_name(readable_name(real.name), LONGEST_NAME - len(LOCK_START + LOCK_END))
+    return real.parent / f"{LOCK_START}{name}{LOCK_END}"
+
+
+def _locked(place: Path, *more: bytes) -> IO[bytes] | None:
+    """Return the open lock file, which names this process; None if another holds it. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(place.open("a+b"))
+        # Whoever held it may have deleted it after it was opened here.
+        if lock(file) is False or not place.exists() or not os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            return None
+        file.truncate(0)
+        file.write(b" ".join([str(os.getpid()).encode(), socket.gethostname().encode(), *more]))
+        file.flush()
+        stack.pop_all()
+        return file
+
+
+@contextlib.contextmanager
+def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
+    """Reserve an unused file name during this block: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
+
+    An empty file is created in the same step that finds the name unused. So two processes never get the same name, and
+    no file is ever overwritten. Write the content to the path that is yielded. An empty file to which nothing was
+    written is deleted: at the end of the block, or, if the process is killed, by `inst.files.holding.sweep`.
+
+    Args:
+        folder: created if it is missing.
+        stem: any text. Characters that are not allowed in a file name become `_`; a long text is cut.
+        suffix: the ending with its dot, such as ".png".
+
+    Raises:
+        InstError: the folder cannot be created or is not writable.
+    """
+    folder = make_folder(folder)
+    sweep_once(folder)
+    text = stem.encode(errors="replace").decode()  # a name that is not valid Unicode has lone surrogates
+    stem = cut_name(_NO_FILE_NAME.sub("_", text), _LONGEST_STEM).strip(" .") or "picture"
+    number = 1
+    try:
+        while (reserved := _reserved(folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}")) is None:
+            number += 1
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    path, file = reserved
+    with file:
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+            with contextlib.suppress(OSError):
+                _lock_path(path).unlink()
+
+
+def _reserved(path: Path) -> tuple[Path, IO[bytes]] | None:
+    """Create an empty file, and return it with its open lock file; None if the name is in use. Raises OSError."""
+    if os.path.lexists(path):  # also a broken link
+        return None
+    file = _locked(_lock_path(path), RESERVED)
+    if file is None:
+        return None
+    try:
+        path.open("xb").close()  # O_CREAT and O_EXCL: fails if the name exists
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _lock_path(path).unlink()
+        file.close()
+        if isinstance(error, FileExistsError):
+            return None
+        raise
+    return path, file

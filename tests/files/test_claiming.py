@@ -1,0 +1,253 @@
+"""Names and outputs are claimed once, by one process, and what killed processes left is found and deleted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from inst import InstError
+from inst.files.claiming import held, reserve_path
+from inst.files.holding import sweep
+from inst.files.writing import replace_when_finished, write_bytes_atomically
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def in_another_process(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run a program that prints a line when it is ready, and wait for that."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+# Free names
+
+
+def test_free_names_are_numbered_upwards_for_each_ending(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "for us"
+    with ExitStack() as stack:
+        found = [stack.enter_context(reserve_path(folder, "castle", ".png")).name for _ in range(3)]
+        found.append(stack.enter_context(reserve_path(folder, "castle", ".safetensors")).name)
+    assert found == ["castle.png", "castle-2.png", "castle-3.png", "castle.safetensors"]
+
+
+def test_a_name_that_is_taken_is_never_given_as_free(tmp_path: Path) -> None:
+    (tmp_path / "castle.png").write_bytes(b"mine")
+    (tmp_path / "castle-2.png").mkdir()
+    (tmp_path / "castle-3.png").symlink_to("nowhere")
+    with reserve_path(tmp_path, "castle", ".png") as path:
+        assert path.name == "castle-4.png"
+    assert (tmp_path / "castle.png").read_bytes() == b"mine"
+
+
+def test_two_processes_never_get_the_same_name(tmp_path: Path) -> None:
+    program = """
+import sys
+from inst.files.claiming import reserve_path
+sys.stdin.read(1)
+for _ in range(40):
+    with reserve_path(sys.argv[1], "castle", ".png") as path:
+        path.write_bytes(b"picture")
+    print(path.name)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    racers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = [
+            name for output, _ in pool.map(lambda racer: racer.communicate("!"), racers) for name in output.split()
+        ]
+    assert len(found) == len(set(found)) == 120
+    assert set(found) == set(names(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stem", "expected"),
+    [
+        ("../../etc/passwd", "_.._etc_passwd.png"),
+        ("C:\\Users\\me", "C__Users_me.png"),
+        ('what? "this"\n', "what_ _this__.png"),
+        ("睡莲", "睡莲.png"),
+        ("", "picture.png"),
+        ("..", "picture.png"),
+        ("n" * 500, "n" * 200 + ".png"),
+        ("é" * 500, "é" * 100 + ".png"),
+    ],
+)
+def test_any_text_becomes_a_safe_file_name(tmp_path: Path, stem: str, expected: str) -> None:
+    with reserve_path(tmp_path, stem, ".png") as path:
+        assert path.parent == tmp_path
+        assert path.name == expected
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outputs").write_bytes(b"mine")
+    with pytest.raises(InstError, match="outputs is a file"), reserve_path(tmp_path / "outputs", "castle", ".png"):
+        pass
+    with pytest.raises(InstError, match="more cannot be created"):  # noqa: SIM117
+        with reserve_path(tmp_path / "outputs" / "more", "castle", ".png"):
+            pass
+
+
+def test_a_reserved_name_is_freed_if_nothing_is_written(tmp_path: Path) -> None:
+    with reserve_path(tmp_path, "castle", ".png") as path:
+        assert path.exists()
+    assert names(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt), reserve_path(tmp_path, "castle", ".png"):
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+    with reserve_path(tmp_path, "castle", ".png") as path:
+        write_bytes_atomically(path, b"picture")
+    assert path.read_bytes() == b"picture"
+
+
+def test_a_name_that_is_not_valid_unicode_gives_a_usable_file_name(tmp_path: Path) -> None:
+    with reserve_path(tmp_path, "bad\udcff-style", ".png") as path:
+        assert path.is_file()
+        assert path.name == "bad_-style.png"
+
+
+# Outputs that one process writes
+
+
+def test_an_output_is_held_by_one_process_and_by_one_thread(tmp_path: Path) -> None:
+    out = tmp_path / "style.safetensors"
+    program = """
+import sys
+from inst.files.claiming import held
+with held(sys.argv[1]):
+    print("ready", flush=True)
+    sys.stdin.read(1)
+"""
+    other = in_another_process(program, out)
+    with pytest.raises(InstError, match=f"is being written by process {other.pid} on ") as caught, held(out):
+        pass
+    assert "wait until it ends" in str(caught.value)
+    with held(tmp_path / "another.safetensors"):
+        other.communicate("!")
+    assert names(tmp_path) == []
+    with held(out):
+        with pytest.raises(InstError, match=f"by process {os.getpid()} on "), held(out):
+            pass
+        with ThreadPoolExecutor(1) as pool, pytest.raises(InstError, match="is being written"):
+            pool.submit(held(out).__enter__).result()
+    assert names(tmp_path) == []
+
+
+@posix
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from inst.files.claiming import held
+with held(sys.argv[1]):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    kill(in_another_process(program, tmp_path / "out"))
+    assert names(tmp_path) == [".inst-out.lock"]
+    with held(tmp_path / "out"):
+        assert (tmp_path / ".inst-out.lock").read_text().startswith(f"{os.getpid()} ")
+    assert names(tmp_path) == []
+
+
+def test_many_threads_hold_one_output_one_after_another(tmp_path: Path) -> None:
+    """The lock file is deleted and made again all the time: no two threads may believe that they have it."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(30):
+            try:
+                with held(tmp_path / "out"):
+                    inside.append(number)
+                    most.append(len(inside))
+                    inside.remove(number)
+            except InstError:
+                pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert max(most) == 1
+    assert len(most) > 100
+    assert names(tmp_path) == []
+
+
+# What killed processes leave
+
+
+@posix
+def test_the_next_write_deletes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    program = """
+import contextlib, sqlite3, sys, time
+from pathlib import Path
+from inst.files.claiming import held, reserve_path
+from inst.files.writing import replace_when_finished
+folder = Path(sys.argv[1])
+with contextlib.ExitStack() as stack:
+    part = stack.enter_context(replace_when_finished(folder / "study.db"))
+    database = sqlite3.connect(part, isolation_level=None)
+    database.execute("CREATE TABLE answers (number)")
+    database.execute("PRAGMA cache_spill = 1")
+    database.execute("BEGIN")
+    database.execute("INSERT INTO answers VALUES (zeroblob(8000000))")
+    stack.enter_context(held(folder / "comparison"))
+    stack.enter_context(reserve_path(folder, "castle", ".safetensors"))
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    mine = [".inst-notes.txt", "comparison", "empty.png", f".inst-{os.getpid()}.part"]
+    for name in mine:
+        (tmp_path / name).touch()
+    dying = in_another_process(program, tmp_path)
+    assert len(names(tmp_path)) == len(mine) + 5  # the part, its journal, two locks, an empty style
+    assert sweep(tmp_path) == []
+    kill(dying)
+    with replace_when_finished(tmp_path / "living") as unfinished:
+        assert sweep(tmp_path) == []  # it was done before the file was made
+        assert names(tmp_path) == sorted([*mine, unfinished.name])
+    assert names(tmp_path) == sorted([*mine, "living"])
+
+
+@posix
+def test_a_young_file_of_a_living_process_stays_although_it_is_not_locked_yet(tmp_path: Path) -> None:
+    part = tmp_path / f".inst-{os.getpid()}-{'0' * 16}.part"
+    part.touch()
+    assert sweep(tmp_path) == []
+    long_ago = time.time() - 3600
+    os.utime(part, (long_ago, long_ago))
+    assert sweep(tmp_path) == [part]
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+
+    def write() -> None:
+        with replace_when_finished(path, exclusive=True) as unfinished:
+            unfinished.write_bytes(b"ours")
+            path.write_bytes(b"theirs")
+
+    for _ in range(2):  # it appears meanwhile, and it is there from the start
+        with pytest.raises(InstError, match="is there already"):
+            write()
+    assert path.read_bytes() == b"theirs"
+    assert names(tmp_path) == ["study.db"]
+    with replace_when_finished(tmp_path / "new.db", exclusive=True) as unfinished:
+        unfinished.write_bytes(b"ours")
+    assert (tmp_path / "new.db").read_bytes() == b"ours"
+    assert names(tmp_path) == ["new.db", "study.db"]
