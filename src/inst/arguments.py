@@ -103,4 +103,6 @@ def check_path(what: str, value: Any) -> None:
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise UsageError(f"{what} cannot have the path {cut(ascii(os.fspath(value)), LONGEST_VALUE)}", "give another path")
+        raise UsageError(
+            f"{what} cannot have the path {cut(ascii(os.fspath(value)), LONGEST_VALUE)}", "give another path"
+        )

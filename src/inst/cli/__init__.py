@@ -33,6 +33,7 @@ from inst.cli.wording import command_line_wording
 from inst.errors import InstWarning, use_wording
 from inst.version import __version__
 
+
 class _Interrupted(Exception):
     """Stands for Ctrl-C, because typer turns a KeyboardInterrupt into an exit without a message."""
 

@@ -9,7 +9,6 @@ import codecs
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
@@ -33,9 +32,9 @@ def prepare_streams() -> None:
         except OSError:  # the next file that is opened would get this number, and the output would go into it
             os.open(os.devnull, os.O_RDONLY)
     if sys.stdout is None:  # to write to a file that is open for reading fails, so that a lost result is noticed
-        sys.stdout = open(1, "w", closefd=False)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     codecs.register_error(_ANY_TEXT, _bytes_for)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # not a stream of text

@@ -13,6 +13,7 @@ from inst.backbone.tokens import PLACEHOLDER, check_placeholders
 from inst.backbone.weights import read_weights
 from inst.errors import Call, InstWarning, UsageError
 from inst.styles.style import Style
+from inst.synthesis.plan import MOST_PICTURES
 
 
 def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[str, Style]:
@@ -50,6 +51,8 @@ def read_prompts(
         UsageError: a prompt is neither text nor encoded, or the negative prompts do not fit the prompts.
     """
     prompts, negatives = (_listed(given) for given in (prompt, negative_prompt))
+    if (most := max(len(prompts), len(negatives))) > MOST_PICTURES:
+        raise UsageError(f"{most} prompts cannot be used at once", f"give {MOST_PICTURES} or fewer, in several calls")
     if not isinstance(negatives, TextEmbedding):
         negatives = [checked("negative prompt", text, "str") for text in negatives]
     if not isinstance(prompts, TextEmbedding):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from inst.backbone.model import Backbone
+from inst.errors import UsageError
 from inst.pictures.io import Photo, save_picture
 from inst.pictures.sheets import make_sheet
 from inst.styles.style import Style
@@ -20,6 +21,9 @@ from inst.synthesis.record import PictureRecord
 
 _PAINTINGS = 4_000_000
 """Largest total size in bytes of the paintings in a sheet's record. One is 0.1 to 0.4 MB, one with its cells 1 MB."""
+
+_MOST_CELLS = 1000
+"""Largest number of pictures on a sheet. All of them are prepared before the first one is made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,8 @@ def paint_sheet(
     """
     strengths, guidances = settings["strengths"], settings["guidances"]
     shared = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
+    if (count := len(styles) * len(guidances) * len(strengths)) > _MOST_CELLS:
+        raise UsageError(f"A sheet of {count} pictures cannot be made", f"give fewer than {_MOST_CELLS + 1}")
     # All transfers are created before the first one runs, so that a wrong argument is reported at once.
     cells = [(style, guidance, strength) for style in styles for guidance in guidances for strength in strengths]
     runs = [transfer(backbone, photo.picture, style, strength=s, guidance=g, **shared) for style, g, s in cells]
