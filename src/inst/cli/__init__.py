@@ -34,6 +34,10 @@ from inst.errors import InstWarning, use_wording
 from inst.version import __version__
 
 
+_NARROWEST = 20
+"""The narrowest terminal in which the help can be read, in letters."""
+
+
 class _Interrupted(Exception):
     """Stands for Ctrl-C, because typer turns a KeyboardInterrupt into an exit without a message."""
 
@@ -73,7 +77,7 @@ def _common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    os.getcwd()  # without a current folder, importing PyTorch would end the process
 
 
 def main() -> None:
@@ -88,6 +92,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     # Imports make many objects, which stay. Looking for garbage among them again and again would take 0.3 s.
     gc.set_threshold(100_000)
+    for width in ("COLUMNS", "TERMINAL_WIDTH"):  # too narrow for any help, or no number, with which typer fails
+        if not os.environ.get(width, "80").isdecimal() or int(os.environ.get(width, "80")) < _NARROWEST:
+            del os.environ[width]
     prepare_streams()
     screen = make_screen()
     warnings.showwarning = warning_printer(screen)
