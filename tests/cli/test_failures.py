@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Union, get_args, get_origin
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from inst.cli.failures import failure_of
 from inst.cli.session import json_text
 from inst.styles.style import Style
 from inst.texts import LONGEST_LINE
+from pictures import quarters
 
 Run = Callable[..., tuple[int, str, str]]
 Command = tuple[tuple[str, ...], list[inspect.Parameter]]
@@ -32,7 +33,8 @@ def commands(app: typer.Typer, path: tuple[str, ...] = ()) -> Iterator[Command]:
         parameters = inspect.signature(one.callback, eval_str=True).parameters.values()
         yield (*path, one.name or one.callback.__name__.replace("_", "-")), list(parameters)
     for group in app.registered_groups:
-        assert group.typer_instance is not None and isinstance(group.name, str)
+        assert group.typer_instance is not None
+        assert isinstance(group.name, str)
         yield from commands(group.typer_instance, (*path, group.name))
 
 
@@ -155,7 +157,8 @@ def test_json_is_valid_and_of_one_line_whatever_the_facts_are() -> None:
         "path": Path("x"),
     }
     text = json_text(facts)
-    assert text.isascii() and text.isprintable()
+    assert text.isascii()
+    assert text.isprintable()
     read = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert read == {"nan": None, "all": [None, [1.5, True, None]], "name": facts["name"], "path": "x"}
     assert os.fsencode(read["name"]).endswith(b"\xff")
@@ -187,3 +190,43 @@ def test_an_end_from_outside_is_said_in_one_line(error: Exception, line: str) ->
 def test_a_bug_stays_a_bug() -> None:
     for error in (ValueError("x"), RuntimeError("x"), OSError("x"), OSError(errno.EINVAL, "x")):
         assert failure_of(error) is None
+
+
+# Checked before anything is made
+
+
+def test_a_last_seed_that_is_too_large_is_refused_before_the_first_picture(
+    run: Run, common: list[object], tmp_path: Path
+) -> None:
+    quarters().save(tmp_path / "photo.png")
+    last = str(2**64 - 1)
+    code, out, err = run("transfer", "photo.png", "-s", "photo.png", "--seed", last, "--count", 2, *common)
+    assert (code, out) == (2, "")
+    assert err == f"Error: The seed {2**64} cannot be used: give 0 to {last}.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_the_demo_needs_a_folder(run: Run, common: list[object], tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("a file")
+    assert run("demo", "-o", "there", *common) == (1, "", "Error: there is a file: choose a folder.\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--prompt", "[C] " + "dog " * 20_000, "The prompt has 80,003 characters: shorten it; 10,000 are the limit."),
+        ("--size", "1000000000", "is too large: give a smaller size; the limit is 100 million pixels."),
+        ("--steps", "1000000000", "1000000000 sampling steps cannot be taken: give 1 to 1000."),
+        ("--guidance", "-1e400", "A guidance of -inf cannot be used"),
+        ("--style-scale", "nan", "A style scale of nan cannot be used"),
+        ("--solver", "x" * 100_000, "(100,000 characters)"),
+    ],
+)
+def test_an_absurd_value_is_refused_in_a_short_line(
+    option: str, value: str, message: str, run: Run, common: list[object], tmp_path: Path
+) -> None:
+    quarters().save(tmp_path / "photo.png")
+    code, out, err = run("transfer", "photo.png", "-s", "photo.png", f"{option}={value}", *common)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert len(err) < 300

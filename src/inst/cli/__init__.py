@@ -33,7 +33,6 @@ from inst.cli.wording import command_line_wording
 from inst.errors import InstWarning, use_wording
 from inst.version import __version__
 
-
 _NARROWEST = 20
 """The narrowest terminal in which the help can be read, in letters."""
 

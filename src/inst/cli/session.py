@@ -208,8 +208,8 @@ class Session:
             print_message(self._screen, line)
 
     def note_left_out(self, line: str) -> None:
-        """Print on stderr that something was left out. A line that contains "is left out" gets no prefix."""
-        self.note(line if re.search("(is|are) left out", line) else f"Left out: {line}")
+        """Print on stderr that something was left out, which is a warning. "is left out" in the line needs no prefix."""
+        print_message(self._screen, line if re.search("(is|are) left out", line) else f"Left out: {line}")
 
 
 def json_text(facts: Any) -> str:

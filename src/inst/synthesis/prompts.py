@@ -69,7 +69,7 @@ def read_prompts(
 
 
 def _check_text(what: str, text: Any) -> str:
-    """Return a prompt. Raises UsageError for no text, and for one that no model reads; to count its tokens takes long."""
+    """Return a prompt. Raises UsageError for one that no model reads: to count its tokens would take long."""
     checked_text: str = checked(what, text, "str")
     if len(checked_text) > _LONGEST_PROMPT:
         raise UsageError(
