@@ -33,8 +33,8 @@ from inst.cli.wording import command_line_wording
 from inst.errors import InstWarning, use_wording
 from inst.version import __version__
 
-_NARROWEST = 20
-"""The narrowest terminal in which the help can be read, in letters."""
+_WIDTHS = range(20, 2000)
+"""The widths of a terminal in which the help can be read, in letters."""
 
 
 class _Interrupted(Exception):
@@ -91,8 +91,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     # Imports make many objects, which stay. Looking for garbage among them again and again would take 0.3 s.
     gc.set_threshold(100_000)
-    for width in ("COLUMNS", "TERMINAL_WIDTH"):  # too narrow for any help, or no number, with which typer fails
-        if not os.environ.get(width, "80").isdecimal() or int(os.environ.get(width, "80")) < _NARROWEST:
+    for width in ("COLUMNS", "TERMINAL_WIDTH"):  # no number, with which typer fails, or one that makes no help readable
+        value = os.environ.get(width, "80")
+        if not (value.isdecimal() and len(value) < 5 and int(value) in _WIDTHS):
             del os.environ[width]
     prepare_streams()
     screen = make_screen()

@@ -208,7 +208,7 @@ class Session:
             print_message(self._screen, line)
 
     def note_left_out(self, line: str) -> None:
-        """Print on stderr that something was left out, which is a warning. "is left out" in the line needs no prefix."""
+        """Print the warning that something was left out. A line that contains "is left out" gets no prefix."""
         print_message(self._screen, line if re.search("(is|are) left out", line) else f"Left out: {line}")
 
 
