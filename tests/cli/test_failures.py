@@ -214,7 +214,7 @@ def test_the_demo_needs_a_folder(run: Run, common: list[object], tmp_path: Path)
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--prompt", "[C] " + "dog " * 20_000, "The prompt has 80,003 characters: shorten it; 10,000 are the limit."),
+        ("--prompt", "[C] " + "dog " * 20_000, "The prompt has 80,004 characters: shorten it; 10,000 are the limit."),
         ("--size", "1000000000", "is too large: give a smaller size; the limit is 100 million pixels."),
         ("--steps", "1000000000", "1000000000 sampling steps cannot be taken: give 1 to 1000."),
         ("--guidance", "-1e400", "A guidance of -inf cannot be used"),
