@@ -21,7 +21,7 @@ from inst.files.listing import readable_name, readable_path
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import encode_painting, open_picture, read_texts
+from inst.pictures.io import encode_painting, open_picture, read_text_in
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector
@@ -299,7 +299,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_picture(path: Path) -> Any:
-    text = read_texts(path).get(PNG_TEXT)
+    text = read_text_in(path, PNG_TEXT)
     try:
         content = hidden_text(open_picture(path)) if text is None else base64.b64decode(text, validate=True)
         if content is None:

@@ -21,7 +21,7 @@ from inst.files.provenance import (
     to_plain,
     versions,
 )
-from inst.pictures.io import Photo, read_texts
+from inst.pictures.io import Photo, read_text_in
 from inst.styles.style import Style
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def read_record(path: str | Path) -> PictureRecord:
     Raises:
         InstError: the file is missing or damaged, or it has no record, or its record is damaged or has a newer format.
     """
-    text = read_texts(path).get(KEYWORD)
+    text = read_text_in(path, KEYWORD)
     if text is None:
         raise InstError(
             f"{path} has no record of how it was made",
