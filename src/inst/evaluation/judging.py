@@ -53,7 +53,7 @@ class Reader:
         if path in self._broken:
             return None
         try:
-            image = open_picture(path)
+            image = open_picture(path, reduce_to=self.short_side if size is None else min(size))
             if size is None and max(image.size) > _MAX_PROPORTION * min(image.size):
                 raise InstError(
                     f"{path} is {image.width} x {image.height} pixels, too long and narrow to evaluate",

@@ -185,7 +185,7 @@ def _gallery_row(evaluation: Evaluation, methods: Sequence[Row], pair_index: int
 def _thumbnail(path: Path) -> str:
     """Return the picture as a data URL; an empty text if it cannot be read."""
     try:
-        image = open_picture(path)
+        image = open_picture(path, reduce_to=_SIDE)
     except InstError:
         return ""
     image.thumbnail((_SIDE, _SIDE))

@@ -16,7 +16,7 @@ from inst.backbone.offload import offload_part
 from inst.backbone.text import TextEmbedding
 from inst.backbone.tokens import TokenizedPrompts
 from inst.pictures.given import Painting
-from inst.pictures.io import Photo, resize
+from inst.pictures.io import PAINTING_SIDES, Photo, resize
 from inst.sampling.noise import add_noise
 
 CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
@@ -68,6 +68,11 @@ def painting_size(backbone: Backbone) -> int:
     """Return the short side, in pixels, to which larger paintings can be reduced before crops are taken."""
     views = 0 if backbone.feature_extractor is None else backbone.feature_extractor.size
     return _LARGEST_PAINTING * max(backbone.native_size, views)
+
+
+def largest_painting(backbone: Backbone) -> int:
+    """Return the short side, in pixels, to which a painting can be reduced before it is encoded and learned from."""
+    return max(painting_size(backbone), PAINTING_SIDES[0])
 
 
 def view_squares(height: int, width: int, size: int, count: int) -> list[Square]:
@@ -314,7 +319,7 @@ def _centre(height: int, width: int) -> Square:
 
 
 def _batches(crops: Iterable[tuple[Photo, Square]], size: int) -> Iterator[Tensor]:
-    """Cut the squares out of paintings, and yield them in batches [B, 3, size, size]. One painting is read at a time."""
+    """Cut squares out of paintings, and yield them in batches [B, 3, size, size]. One painting is read at a time."""
     last: Photo | None = None
     picture = torch.empty(0)
     rest = iter(crops)

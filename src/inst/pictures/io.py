@@ -13,8 +13,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 PAINTING_SIDES = 1024, 4096
 """Short and long side in pixels of the largest painting in a style file."""
+
+USUAL_SIZE = 2048
+"""The short side in pixels to which large photos are reduced before the size of the result is known. It is at least
+twice the default size of every backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,11 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_
     path = Path(path)
     with _open(path, reduce_to) as (file, image, size):
         return _to_photo(image, size, _source_of(path, file), flattened)
+
+
+def reading_size(size: Any, default: int = USUAL_SIZE) -> int:
+    """Return `reduce_to` for a photo whose result has the short side `size`: an argument that is not checked yet."""
+    return int(size) if isinstance(size, Integral) and size > 0 else default
 
 
 def decode_photo(data: bytes, place: str, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
