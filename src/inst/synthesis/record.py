@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from inst.backbone.model import Backbone
 
 
+_LONGEST = 2**25
+"""Largest record in characters: its paintings are most of it, and one takes 0.2 to 1.4 million."""
+
+
 @dataclass(frozen=True)
 class BackboneRecord:
     """The backbone of a picture: its name, and the fingerprints of its text space and its UNet.
@@ -182,6 +186,8 @@ class PictureRecord:
             InstError: the record is damaged or cannot be used.
         """
         try:
+            if len(text) > _LONGEST:
+                raise InstError(f"it has {len(text):,} characters", "use another copy of the picture")
             content = json.loads(text)
             json.dumps(content, ensure_ascii=False).encode()  # fails for incomplete characters, which cannot be printed
             version = read_entry(content, "format", int)
