@@ -236,11 +236,11 @@ def _choose_control(picture: Path, record: ControlRecord, folder: Path | None, p
     Raises:
         InstError: no folder is given, or the control picture cannot be read.
     """
-    from inst.pictures.io import read_photo
+    from inst.pictures.io import USUAL_SIZE, read_photo
 
     if folder is None:
         raise InstError(f'{picture} was made with the ControlNet "{record.model}"', "give its folder with --controlnet")
-    control_picture = None if path is None else read_photo(path, flattened=True)
+    control_picture = None if path is None else read_photo(path, flattened=True, reduce_to=USUAL_SIZE)
     return ControlChoice(folder, control_picture, {"kind": record.kind, "scale": record.scale}, record)
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from inst import demo
 from inst.errors import InstError
 from inst.evaluation.metrics.table import Metrics, text_column
-from inst.pictures.io import fit_size, open_picture, to_tensor
+from inst.pictures.io import open_picture, to_tensor
+from inst.pictures.reducing import fit_size
 
 Size = tuple[int, int]
 """Width and height in pixels."""

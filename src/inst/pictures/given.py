@@ -122,7 +122,7 @@ class Painting(Photo):
             object.__setattr__(self, name, value)
 
     @property
-    def picture(self) -> Tensor:  # type: ignore[override]  # computed here, a field there
+    def picture(self) -> Tensor:
         """[3, H, W] float32 in [-1, 1]. Raises InstError if its file has changed or is gone."""
         read: Tensor | Callable[[], Photo] = self._read  # type: ignore[attr-defined]
         if isinstance(read, Tensor):

@@ -39,9 +39,9 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PAINTING_SIDES = 1024, 4096
 """Short and long side in pixels of the largest painting in a style file."""
 
-USUAL_SIZE = 2048
+USUAL_SIZE = 1536
 """The short side in pixels to which large photos are reduced before the size of the result is known. It is at least
-twice the default size of every backbone."""
+1.5 times the default size of every backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_
 
 def reading_size(size: Any, default: int = USUAL_SIZE) -> int:
     """Return `reduce_to` for a photo whose result has the short side `size`: an argument that is not checked yet."""
-    return int(size) if isinstance(size, Integral) and size > 0 else default
+    return int(size) if isinstance(size, Integral) and int(size) > 0 else default
 
 
 def decode_photo(data: bytes, place: str, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
@@ -234,7 +234,7 @@ def read_mask_file(path: str | os.PathLike[str], size: tuple[int, int] | None = 
 def _source_of(path: Path, file: IO[bytes]) -> SourceFile:
     """Return the record of an open file. A pipe cannot be opened again for it."""
     file.seek(0)
-    return SourceFile(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+    return SourceFile(path.name, hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest())
 
 
 def mask_of(image: Image.Image, size: tuple[int, int] | None = None, name: str = "The mask") -> Tensor:
@@ -509,7 +509,7 @@ def _opened(file: IO[bytes], formats: Sequence[str] = READABLE) -> Iterator[Imag
     check_parts(file)
     with _without_warnings():
         try:
-            image = Image.open(cast(IO[bytes], CountedFile(file)), formats=formats)
+            image = Image.open(cast(IO[bytes], CountedFile(file)), formats=tuple(formats))
         except UnidentifiedImageError:
             file.seek(0)
             found = format_of(file.read(64))

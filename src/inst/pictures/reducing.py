@@ -62,5 +62,10 @@ def resize_strips(image: Image.Image, size: tuple[int, int], convert: Callable[[
         convert: converts an image to a tensor [C, H, W], each pixel by itself.
     """
     width, height = size
-    narrow = [interpolate(part, (part.shape[1], width)) for part in map(convert, strips(image))]
-    return interpolate(torch.cat(narrow, dim=1), (height, width))
+    narrow, top = torch.empty(0), 0
+    for part in map(convert, strips(image)):
+        if top == 0:
+            narrow = torch.empty(len(part), image.height, width)
+        narrow[:, top : top + part.shape[1]] = interpolate(part, (part.shape[1], width))
+        top += part.shape[1]
+    return interpolate(narrow, (height, width))
