@@ -29,7 +29,7 @@ _REACH = 120  # timesteps; further below, guidance and style attention have chan
 LARGEST_PICTURE = 100_000_000
 """Number of pixels of the largest picture. A larger size is treated as a typing error."""
 
-_LONGEST = 200
+_LONGEST = 400
 """Largest proportion of the sides. A longer picture takes many tiles, in which there is nothing to see."""
 
 
