@@ -405,7 +405,7 @@ def test_the_json_csv_and_markdown_reports_agree(folder: Path, metrics: Metrics,
                 assert np.mean([float(line[key]) for line in own]) == pytest.approx(score["value"])
             assert format_number(score["value"]) in markdown
     assert report["problems"] == ["good: there is no picture cat__red"]
-    assert "good: there is no picture cat__red" in markdown
+    assert "good: there is no picture cat\\_\\_red" in markdown
     assert "| a\\|b |" in markdown
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
 
