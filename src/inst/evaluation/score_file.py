@@ -90,8 +90,10 @@ class ScoreFile:
                 self._stored = files.enter_context(path.open("rb"))
                 place = 0
                 while line := self._stored.readline(_LONGEST_LINE):
-                    self._places[line[:_DIGITS]] = place
-                    place, self._complete = self._stored.tell(), line.endswith(b"\n")
+                    self._complete = line.endswith(b"\n")
+                    if self._complete:
+                        self._places[line[:_DIGITS]] = place
+                    place = self._stored.tell()
                 self._files = files.pop_all()
 
     def __enter__(self) -> Self:
