@@ -104,7 +104,8 @@ def compare(
         usable = one_line(readable_name(name)) == name and len(name.encode()) <= LONGEST_NAME
         if not usable or name in NOT_METHODS or Path(name).name != name or name.startswith("."):
             raise UsageError(
-                f'"{cut(name, 60)}" cannot be the name of a method and of its folder in {out}', "rename the method"
+                f'"{cut(name, 60)}" cannot be a method\'s name, because it would be that of a folder in {out}',
+                "rename the method",
             )
     return _compare(methods, photos, paintings, out, on_step)
 
