@@ -134,7 +134,7 @@ def test_a_full_disk_is_a_warning_at_a_checkpoint_and_an_error_at_the_end(
     import resource
 
     inst = request.getfixturevalue("run")
-    monkeypatch.setattr(sys.modules["inst.cli.learn"], "_CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["inst.cli.learning"], "_CHECKPOINT_SECONDS", 0)
     state, (soft, hard) = Path("s.state.safetensors"), resource.getrlimit(resource.RLIMIT_FSIZE)
     room, checkpoints = [10_000_000], []
 

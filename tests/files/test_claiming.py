@@ -231,7 +231,7 @@ def test_a_young_file_of_a_living_process_stays_although_it_is_not_locked_yet(tm
     assert sweep(tmp_path) == []
     long_ago = time.time() - 3600
     os.utime(part, (long_ago, long_ago))
-    assert sweep(tmp_path) == [part]
+    assert sweep(tmp_path) == [(part, 0)]
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 from inst.arguments import check_at_least, checked
 from inst.errors import UsageError
 
-MOST: Mapping[str, int] = {"steps": 10**9, "batch_size": 4096, "crops": 10_000}
-"""Largest values of settings. More steps than anybody takes; batches and crops beyond these fit into no memory."""
+MOST: Mapping[str, int] = {"steps": 10**9, "batch_size": 1024, "crops": 10_000}
+"""Largest values of settings. More steps than anybody takes; larger batches and more crops fit into no memory."""
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,12 @@ def settings_of(style: Style) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
+def learned_steps(style: Style) -> int:
+    """Return the setting `steps` of a style's learning, which may have stopped earlier; 0 if it is unknown."""
+    steps = settings_of(style).get("steps")
+    return steps if type(steps) is int and 0 < steps <= MOST["steps"] else 0
+
+
 def steps_of(style: Style) -> int:
     """Return the number of learning steps that made a style; 0 if it is unknown or impossible."""
     steps = style.about.get("steps")
