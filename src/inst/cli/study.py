@@ -15,7 +15,7 @@ from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
 from inst.files.holding import temporary_folder
-from inst.files.writing import folder_of, make_folder
+from inst.files.writing import folder_of, make_folder, replace_when_finished
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -261,7 +261,8 @@ def simulate(
         copy = Path(shutil.copyfile(study, folder / "study.db"))
         result = run(copy, participants=participants, at_once=at_once, kills=kills, preference=preference, seed=seed)
         if kept is not None:
-            shutil.copyfile(copy, kept)
+            with replace_when_finished(kept, exclusive=True) as unfinished:
+                shutil.copyfile(copy, unfinished)
     session.report(
         [
             f"{result.participants} participants, {at_once} at a time, {result.votes} votes in {result.seconds:.1f} s; "
