@@ -69,8 +69,8 @@ COMMANDS: dict[str, list[object]] = {
     "transfer": ["transfer", "photo.png", "--style", "painting.png", "--steps", "2", "-o", "out.png"],
     "transfer without -o": ["transfer", "photo.png", "--style", "painting.png", "--steps", "2"],
     "generate numbered": ["generate", "[C]", "--style", "painting.png", "--steps", "2", "--count", "2", "-o", "g.png"],
-    "film": ["film", "frames", "--style", "painting.png", "--steps", "2", "-o", "film.mp4"],
-    "batch": ["batch", "transfer", "photo.png", "--style", "painting.png", "--steps", "2", "-o", "made"],
+    "film": ["batch", "film", "frames", "--style", "painting.png", "--steps", "2", "-o", "film.mp4"],
+    "batch": ["batch", "transfer", "--photos", "photo.png", "--styles", "painting.png", "--steps", "2", "-o", "made"],
 }
 
 

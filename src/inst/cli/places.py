@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 from inst.errors import InstError, UsageError
 from inst.files.claiming import reserve_name, reserve_path
-from inst.files.writing import folder_of
+from inst.files.writing import folder_of, sweep_once
 
 OUTPUTS = Path("outputs")
 """The folder for pictures and styles if `-o` is not given."""
@@ -133,6 +133,7 @@ def check_output(
     check(path)
     if not folder_of(path).is_dir():
         raise InstError(f"{path} cannot be written: the folder {folder_of(path)} does not exist", "create it first")
+    sweep_once(folder_of(path))  # a killed command may have left names without content
     existing = [source for source in sources if source is not None and source.exists()]
     for file in [path] if written is None else written:
         if file.exists() and any(file.samefile(source) for source in existing):

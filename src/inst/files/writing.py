@@ -105,9 +105,13 @@ def _give_new_name(unfinished: Path, target: Path) -> None:
         unfinished.unlink()
 
 
-@functools.cache
 def sweep_once(folder: Path) -> None:
     """Delete what killed processes left in a folder, once in this process."""
+    _sweep_once(os.path.abspath(folder))  # the current folder may change
+
+
+@functools.cache
+def _sweep_once(folder: str) -> None:
     sweep(folder)
 
 
