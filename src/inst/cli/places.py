@@ -17,7 +17,8 @@ from typer.models import OptionInfo
 
 from inst.errors import InstError, UsageError
 from inst.files.claiming import reserve_name, reserve_path
-from inst.files.writing import folder_of, sweep_once
+from inst.files.holding import sweep_once
+from inst.files.writing import folder_of
 
 OUTPUTS = Path("outputs")
 """The folder for pictures and styles if `-o` is not given."""

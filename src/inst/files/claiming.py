@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from inst.errors import InstError
-from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock, sweep_once
 from inst.files.listing import readable_name
-from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder, sweep_once
+from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder
 
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 """Characters that a common operating system does not allow in a file name."""

@@ -7,6 +7,7 @@ network disks), nothing is held and nothing is taken for left.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -82,6 +83,7 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
         OSError: the folder cannot be made.
     """
     folder = Path(tempfile.gettempdir() if parent is None else parent, part_name())
+    sweep_once(folder.parent)
     folder.mkdir(mode=0o700)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a system that opens no folders has no locks either
@@ -108,6 +110,16 @@ def sweep(folder: str | Path) -> list[Leftover]:
                 with contextlib.suppress(OSError):
                     deleted += _delete_left(Path(entry.path), entry.is_dir(follow_symlinks=False))
     return deleted
+
+
+def sweep_once(folder: str | Path) -> None:
+    """`sweep` a folder, once in this process."""
+    _sweep_once(os.path.abspath(folder))  # the current folder may change
+
+
+@functools.cache
+def _sweep_once(folder: str) -> None:
+    sweep(folder)
 
 
 def sweep_below(folder: str | Path) -> tuple[list[Leftover], bool]:

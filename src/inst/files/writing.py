@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inst.errors import InstError
-from inst.files.holding import lock, part_name, sweep
+from inst.files.holding import lock, part_name
+from inst.files.holding import sweep_once as sweep_once
 
 LONGEST_NAME = 255
 """Largest name of a file in bytes, on all common file systems."""
@@ -103,16 +103,6 @@ def _give_new_name(unfinished: Path, target: Path) -> None:
         unfinished.replace(target)
     else:
         unfinished.unlink()
-
-
-def sweep_once(folder: Path) -> None:
-    """Delete what killed processes left in a folder, once in this process."""
-    _sweep_once(os.path.abspath(folder))  # the current folder may change
-
-
-@functools.cache
-def _sweep_once(folder: str) -> None:
-    sweep(folder)
 
 
 def folder_of(path: Path) -> Path:
