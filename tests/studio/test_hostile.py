@@ -91,7 +91,7 @@ def served(server: Served, place: Path, log: Log) -> Iterator[Served]:
     before = files_in(place) - files_in(place / "data")
     yield server
     assert files_in(place) - files_in(place / "data") == before
-    assert not list((place / "data" / "uploads").glob("partial-*"))
+    assert not list((place / "data" / "uploads").glob(".inst-*"))
     assert [record for record in log.records if "refused" in record.getMessage()]
     assert server.client.get("/healthz").status_code == 200
 

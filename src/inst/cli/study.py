@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,8 @@ from inst.cli.places import OUTPUTS, Output, checks_paths, new_file, output_opti
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
-from inst.files.writing import folder_of, make_folder
+from inst.files.holding import temporary_folder
+from inst.files.writing import folder_of, make_folder, replace_when_finished
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -257,11 +257,12 @@ def simulate(
     from inst.study.simulation import simulate as run
 
     session = Session(quiet=quiet, as_json=as_json)
-    with tempfile.TemporaryDirectory() as folder, session.waiting("simulated participants are voting"):
-        copy = Path(shutil.copyfile(study, Path(folder) / "study.db"))
+    with temporary_folder() as folder, session.waiting("simulated participants are voting"):
+        copy = Path(shutil.copyfile(study, folder / "study.db"))
         result = run(copy, participants=participants, at_once=at_once, kills=kills, preference=preference, seed=seed)
         if kept is not None:
-            shutil.copyfile(copy, kept)
+            with replace_when_finished(kept, exclusive=True) as unfinished:
+                shutil.copyfile(copy, unfinished)
     session.report(
         [
             f"{result.participants} participants, {at_once} at a time, {result.votes} votes in {result.seconds:.1f} s; "

@@ -193,7 +193,7 @@ def _encode(file: Path, side: int) -> tuple[bytes, int, int]:
 
     from inst.pictures.io import open_picture
 
-    image = open_picture(file)
+    image = open_picture(file, reduce_to=side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image.info.clear()  # no metadata in the copy
     encoded = io.BytesIO()

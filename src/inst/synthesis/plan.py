@@ -36,6 +36,9 @@ MOST_PICTURES = 1000
 _BYTES = 60
 """Memory that a transfer needs at least for each pixel of its results, beside that of the model (measured)."""
 
+_LONGEST = 400
+"""Largest proportion of the sides. A longer picture takes many tiles, in which there is nothing to see."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -112,23 +115,6 @@ def check_pictures(count: int) -> None:
         raise UsageError(f"{count} pictures cannot be made at once", f"give {MOST_PICTURES} or fewer, in several calls")
 
 
-def _check_size(pictures: int, width: int, height: int, device: torch.device) -> None:
-    """Raise UsageError if pictures of this size are too large, by themselves or for the memory of this computer."""
-    if width * height > LARGEST_PICTURE:
-        raise UsageError(
-            f"A picture of {width} x {height} pixels is too large",
-            f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
-        )
-    needed, there = _BYTES * pictures * width * height, psutil.virtual_memory().total
-    if device.type == "cpu" and needed > there:
-        what = "A picture" if pictures == 1 else f"A batch of {pictures} pictures"
-        raise UsageError(
-            f"{what} of {width} x {height} pixels needs {needed / 1e9:.0f} GB of memory, and this computer has "
-            f"{there / 1e9:.0f} GB",
-            "give a smaller size" if pictures == 1 else "give fewer pictures, or a smaller size",
-        )
-
-
 def make_plan(
     backbone: Backbone,
     out: tuple[int, int],
@@ -153,14 +139,9 @@ def make_plan(
     The other arguments and the errors are those of `transfer` and `generate`.
     """
     width, height = out
-    if min(width, height) < backbone.size_multiple:
-        raise UsageError(
-            f"A picture of {width} x {height} pixels is too small",
-            f"give sides of {backbone.size_multiple} pixels or more",
-        )
     pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
     check_pictures(pictures)
-    _check_size(pictures, width, height, backbone.device)
+    check_size(backbone, out, pictures)
     check_factor("guidance", guidance, "give 1 (none) or more, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
@@ -189,6 +170,34 @@ def make_plan(
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
         fresh=frozenset(_fresh(timesteps, cache_interval)),
     )
+
+
+def check_size(backbone: Backbone, out: tuple[int, int], pictures: int = 1) -> None:
+    """Raise UsageError unless so many pictures of (width, height) can be made at once."""
+    width, height = out
+    if min(width, height) < backbone.size_multiple:
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too small",
+            f"give sides of {backbone.size_multiple} pixels or more",
+        )
+    if width * height > LARGEST_PICTURE:
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too large",
+            f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
+        )
+    if max(width, height) > _LONGEST * min(width, height):
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too long and thin",
+            f"crop the photo, or give another size; the long side may be {_LONGEST} times the short one",
+        )
+    needed, there = _BYTES * pictures * width * height, psutil.virtual_memory().total
+    if backbone.device.type == "cpu" and needed > there:
+        what = "A picture" if pictures == 1 else f"A batch of {pictures} pictures"
+        raise UsageError(
+            f"{what} of {width} x {height} pixels needs {needed / 1e9:.0f} GB of memory, and this computer has "
+            f"{there / 1e9:.0f} GB",
+            "give a smaller size" if pictures == 1 else "give fewer pictures, or a smaller size",
+        )
 
 
 def default_steps(strength: float) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,11 @@ def _thumbnail(studio: Studio, id: str) -> Any:
     from PIL import Image
 
     data = studio.library.thumbnail(id)
-    return Image.new("RGB", (256, 256), "#94a3b8") if data is None else Image.open(io.BytesIO(data))
+    if data is None:
+        return Image.new("RGB", (256, 256), "#94a3b8")
+    from inst.pictures.io import decode_image
+
+    return decode_image(data)
 
 
 def _provenance(entry: Any) -> list[str]:

@@ -72,6 +72,9 @@ CHINESE_PROBLEMS = {
     "{file} is not a picture in a known format: export it as PNG or JPEG.": (
         "{file}不是可识别的图片格式：请导出为 PNG 或 JPEG。"
     ),
+    "{file} is not a picture in a known format, but {kind}: export it as PNG or JPEG.": (
+        "{file}不是可识别的图片格式（{kind}）：请导出为 PNG 或 JPEG。"
+    ),
     "{file} is damaged ({error}): copy or export the picture again.": "{file}已损坏（{error}）：请重新复制或导出图片。",
     "{file} has {width} x {height} pixels, more than {n} million: make it smaller.": (
         "{file}为 {width} x {height} 像素，超过 {n} 百万：请缩小图片。"
