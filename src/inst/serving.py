@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
@@ -30,7 +31,9 @@ _CONNECTIONS = 1000
 _ROOM = 32
 """How many connections are closed at once if there are too many."""
 _BACKLOG = 100
-"""Connections that wait until they are accepted. So many are accepted before the first is looked at."""
+"""Connections that are accepted before the first of them is looked at."""
+_WAITING = 1000
+"""Connections that the system keeps until they are accepted."""
 _OTHER_FILES = 300
 """File descriptors for everything else, and for `_BACKLOG` connections above the limit."""
 _END_SECONDS = 2  # that open requests get when the server stops
@@ -67,6 +70,11 @@ class Server(uvicorn.Server):
         )
         self.server_state = _State(most or min(_CONNECTIONS, max(_ROOM, _descriptors() - _OTHER_FILES)))
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(_WAITING)
+
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:  # once a second
             now = time.monotonic()
@@ -94,7 +102,7 @@ class _Connection(H11Protocol):
         self._unread: tuple[float, int] | None = None  # a time, and the bytes that the client had not read then
         super().connection_made(transport)
         if len(self.connections) > self.server_state.most:
-            _make_room(_of(self.connections))
+            _make_room(self.connections, self.server_state.most)
 
     def data_received(self, data: bytes) -> None:
         self._heard = time.monotonic()
@@ -139,8 +147,12 @@ def _of(connections: Iterable[object]) -> Iterable[_Connection]:
     return (one for one in connections if isinstance(one, _Connection))
 
 
-def _make_room(connections: Iterable[_Connection]) -> None:
-    waiting = [(one, since) for one in connections if (since := one.waits_since()) is not None]
+def _make_room(connections: Iterable[object], most: int) -> None:
+    """Close some connections if there are more than `most`."""
+    living = [one for one in _of(connections) if not one.transport.is_closing()]
+    if len(living) <= most:
+        return
+    waiting = [(one, since) for one in living if (since := one.waits_since()) is not None]
     of_address = Counter(one.address for one, _ in waiting)
     waiting.sort(key=lambda pair: (-of_address[pair[0].address], pair[1]))
     for one, _ in waiting[: min(_ROOM, (len(waiting) + 1) // 2)]:
