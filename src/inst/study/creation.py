@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inst.arguments import check_at_least, checked
+from inst.arguments import check_at_least, check_between, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
 from inst.files.listing import plain_name
@@ -88,9 +88,9 @@ def create_study(
     """
     path = Path(path)
     check_at_least(1, combinations=1 if combinations is None else combinations)
-    _check_range(1, MOST_TRIALS, trials=trials)
-    _check_range(0, MOST_TRIALS, checks=checks)
-    _check_range(64, _LONGEST_SIDE, pixels_of_a_side=side)
+    check_between(1, MOST_TRIALS, trials=trials)
+    check_between(0, MOST_TRIALS, checks=checks)
+    check_between(64, _LONGEST_SIDE, pixels_of_a_side=side)
     for name, text in (("title", title), ("question", question), ("contact", contact), ("consent", consent)):
         if len(checked(name, text, "str")) > LONGEST_TEXT:
             raise UsageError(f"The {name} has {len(text):,} characters", f"give at most {LONGEST_TEXT:,}")
@@ -139,13 +139,6 @@ def create_study(
     except sqlite3.Error as error:
         raise InstError(f"{path} cannot be written ({error})", "choose another place") from None
     yield state
-
-
-def _check_range(least: int, most: int, **numbers: int) -> None:
-    check_at_least(least, **numbers)
-    for what, number in numbers.items():
-        if number > most:
-            raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give at most {most}")
 
 
 def _collect(folder: Path, ours: str, methods: Sequence[str] | None) -> Collection:

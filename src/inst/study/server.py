@@ -183,11 +183,12 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         UsageError: the port or the host cannot be used.
         InstError: the server cannot listen on the address and port, or the file cannot be written to.
     """
+    listener = listen(host, port)
     try:
         database.write_ahead()
     except sqlite3.Error as error:
+        listener.close()
         raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
-    listener = listen(host, port)
     write_logs(WEB_LOGS | {_log.name: logging.WARNING})
     ready(page_address(host, listener))
     Server(make_app(database)).run(sockets=[listener])
