@@ -178,7 +178,6 @@ def test_a_folder_that_cannot_be_written_to_is_reported(comparison: Path) -> Non
     with pytest.raises(InstError) as caught:
         create(comparison, Path("/proc/self/study.db"))
     assert str(caught.value).startswith("/proc/self/study.db cannot be written")
-    assert str(caught.value).endswith("): choose another place.")
 
 
 def test_an_existing_study_is_never_overwritten(make_study: Callable[..., Path]) -> None:

@@ -18,6 +18,7 @@ from inst.errors import InstError, UsageError
 from inst.files.claiming import held
 from inst.files.reading import read_text
 from inst.files.writing import folder_of, make_folder, replace_when_finished
+from inst.texts import one_line
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -116,7 +117,7 @@ def create(
         [
             f"{file}",
             f"{pairs} pair{'' if pairs == 1 else 's'}: "
-            + ", ".join(f"{count} {ours} / {method}" for method, count in creation.pairs.items())
+            + ", ".join(f"{count} {one_line(f'{ours} / {method}')}" for method, count in creation.pairs.items())
             + f"; {creation.bytes / 1e6:.1f} MB of pictures.",
             f"Next: inst study serve {shlex.quote(str(file))}",
         ],
@@ -126,8 +127,9 @@ def create(
         left_out=creation.left_out,
     )
     if creation.left_out:
-        lines = "".join(f"\n  {line}" for line in creation.left_out)
-        raise InstError(f"The study was created, but something was left out:{lines}")
+        for line in creation.left_out:
+            session.note_left_out(line)
+        raise InstError("The study was created, but something was left out")
 
 
 @app.command()

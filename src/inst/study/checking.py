@@ -98,6 +98,8 @@ def translate_errors(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise InstError(f"{path} is not a study ({error})", *_OTHER) from None
         raise _damaged(path, str(error)) from None
+    except UnicodeDecodeError:  # a name in the file; texts are read in any case
+        raise _damaged(path, "a name in it is no text") from None
     except MemoryError:
         raise _damaged(path, "it asks for too much memory") from None
     except OSError as error:
