@@ -136,6 +136,24 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
         assert idle.recv(1)  # what its system had taken already
 
 
+@pytest.mark.parametrize("path", ["/", "/large", "/ticks"])
+def test_nonsense_after_a_request_is_no_error(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    with running(most=40) as (port, server):
+        with connect(port, b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n\x00\r\n\r\n"):
+            pass
+        for nonsense in (b"\x00\r\n\r\n", b"GET\r\n\r\n"):
+            for head in (b"Content-Length: 1\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n", b"\r\n"):
+                request = b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n" + head
+                with connect(port, request + b"1" + nonsense), connect(port, request) as later:
+                    time.sleep(0.02)
+                    with suppress(OSError):
+                        later.sendall(b"1" + nonsense)
+                        later.recv(1000)
+        assert ask(port) == b"hello"
+        assert until(lambda: not server.server_state.connections)
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
 def test_what_repeats_itself_is_logged_some_times_only(caplog: pytest.LogCaptureFixture) -> None:
     log = logging.getLogger("uvicorn.error")
     once = Unrepeated()
