@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -280,10 +282,13 @@ def simulate(
         raise InstError("Answers were lost or counted twice.")
 
 
-def _open(study: Path) -> Database:
+@contextmanager
+def _open(study: Path) -> Iterator[Database]:
+    from inst.study.checking import translate_errors
     from inst.study.database import Database
 
-    return Database(study)
+    with Database(study) as database, translate_errors(study):  # the file may be damaged while it is open
+        yield database
 
 
 def _missing_library(error: ModuleNotFoundError) -> InstError:

@@ -199,7 +199,7 @@ class Library:
         if to == STYLE_FILE:
             return bytes_of(self._index.path_of(row)), f"{stem}{ENDING}"
         check_export(None, to)
-        with TemporaryDirectory(prefix=".export-", dir=self.folder) as folder:
+        with TemporaryDirectory(prefix="inst-export-") as folder:
             path = Path(folder) / f"{stem}{FORMATS[to]}"
             export_style(style, path, to)
             return bytes_of(path), path.name

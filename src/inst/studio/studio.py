@@ -56,6 +56,7 @@ class Studio:
         self._failure: Exception | None = None
         self._workshop = Workshop(self.backbone, self.library, self.uploads, limits)
         self.jobs = JobRunner(folder, self._workshop.works(), limits, tidy=self._tidy)
+        self.uploads.sweep()  # not before: now nobody else uses the folder
 
     def start(self, on_failure: Callable[[Exception], None] | None = None) -> None:
         """Load the backbone in the background, and begin with the jobs when it is there.

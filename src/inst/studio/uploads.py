@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
+from inst.files.writing import make_folder
 from inst.studio.disk import kept_errors
 from inst.studio.limits import Limits
 from inst.studio.owners import Owners
@@ -34,6 +35,8 @@ GONE = "The picture is not here any more", "upload it again"
 """Problem and remedy of an upload that was removed, never was here, or is somebody else's: nobody can tell which."""
 
 _DECODED_AT_ONCE = 2
+_PARTIAL = "partial-"
+"""How the names of files begin that are not complete."""
 
 
 class TooLarge(InstError):
@@ -54,7 +57,11 @@ class Upload:
 
 
 class Uploads:
-    """A folder of uploaded files. Its methods may be called from any thread."""
+    """A folder of uploaded files. Its methods may be called from any thread.
+
+    Raises:
+        InstError: the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder.resolve()
@@ -63,7 +70,7 @@ class Uploads:
         # A picture of the largest size takes hundreds of megabytes while it is decoded.
         self._decoding = threading.Semaphore(_DECODED_AT_ONCE)
         self._styles = self.folder / "styles"
-        self._styles.mkdir(parents=True, exist_ok=True)
+        make_folder(self._styles)
         self._owners = Owners(self.folder / "owners")
 
     @contextlib.contextmanager
@@ -74,7 +81,7 @@ class Uploads:
             NoSpace, NotKept: no file can be written.
         """
         with kept_errors():
-            handle, name = tempfile.mkstemp(prefix="partial-", dir=self.folder)
+            handle, name = tempfile.mkstemp(prefix=_PARTIAL, dir=self.folder)
         receiver = Receiver(handle, Path(name), self._limits.upload_bytes)
         try:
             yield receiver
@@ -178,6 +185,14 @@ class Uploads:
             os.utime(found[0])  # it is in use, so it is kept for a while
         return found[0]
 
+    def sweep(self) -> None:
+        """Remove what uploads that a killed server interrupted left. No other server may use the folder."""
+        for folder in self._styles.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in self.folder.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     def remove_older(self, before: float) -> None:
         """Remove the files that were last used before a Unix time, and what interrupted uploads left."""
         self._owners.remove_older(before)
@@ -187,7 +202,7 @@ class Uploads:
                     shutil.rmtree(folder, ignore_errors=True)
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
-                age_limit = max(before, time.time() - 3600) if path.name.startswith("partial-") else before
+                age_limit = max(before, time.time() - 3600) if path.name.startswith(_PARTIAL) else before
                 if path.is_file() and path.stat().st_mtime < age_limit:
                     path.unlink()
 

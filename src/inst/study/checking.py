@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from inst.errors import Call, InstError
-from inst.files.reading import check_regular, parse_json
+from inst.files.reading import check_regular, parse_json, translate_reading
 from inst.study.factors import FACTORS
 from inst.study.schema import APPLICATION, FORMAT, LONGEST_TEXT, MOST_SECONDS, MOST_TRIALS, SCHEMA, Settings
 
@@ -66,7 +66,7 @@ def check_study(path: Path) -> None:
     # SQLite would at once undo what a killed program did: in a copy first.
     with TemporaryDirectory(prefix="inst-study-") as folder:
         copy = Path(folder) / "study.db"
-        with translate_errors(path):
+        with translate_reading(path), translate_errors(path):
             shutil.copyfile(path, copy)
             shutil.copyfile(journal, copy.with_name(f"{copy.name}-journal"))
             with closing(sqlite3.connect(copy)) as connection:
@@ -84,7 +84,7 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Convert errors of SQLite and of the system to an InstError of one line."""
+    """Convert errors of SQLite to an InstError of one line."""
     try:
         yield
     except sqlite3.Error as error:
@@ -102,8 +102,6 @@ def translate_errors(path: Path) -> Iterator[None]:
         raise _damaged(path, "a name in it is no text") from None
     except MemoryError:
         raise _damaged(path, "it asks for too much memory") from None
-    except OSError as error:
-        raise InstError(f"{path} cannot be read ({error.strerror or error})", "check the disk") from None
 
 
 def _check(path: Path, shown: Path) -> None:
@@ -116,7 +114,7 @@ def _check(path: Path, shown: Path) -> None:
         _check_kind(connection, shown)
         _check_tables(connection, shown)
         connection.execute("BEGIN")  # one state of the file, although it may be served meanwhile
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise _damaged(shown, found)
         if broken := connection.execute("PRAGMA foreign_key_check").fetchone():
