@@ -222,7 +222,7 @@ def test_a_trial_takes_no_answers_without_end(make_study: Callable[..., Path], m
     with Database(make_study(trials=2)) as database:
         begin(database, TOKEN)
         answers = [status_of(vote, database, TOKEN, f"{one:032x}", 1, "first", 1.0) for one in range(5)]
-        assert answers == [200, 200, 200, 429, 429]
+        assert answers == [200, 200, 200, 409, 409]
         assert status_of(vote, database, TOKEN, "0" * 32, 1, "first", 1.0) == 200  # a repeated request
         assert status_of(vote, database, TOKEN, "f" * 32, 2, "first", 1.0) == 200
         assert database.value("SELECT count(*) FROM answers") == 4

@@ -192,7 +192,7 @@ def vote(database: Database, token: str, key: str, position: int, choice: str, s
             raise Refused(409, "the study is finished")
         (answers,) = connection.execute("SELECT count(*) FROM answers WHERE trial = ?", (trial["id"],)).fetchone()
         if answers >= _MOST_ANSWERS:
-            raise Refused(429, f"this pair has {answers} answers already, keep the last")
+            raise Refused(409, f"this pair has {answers} answers already, keep the last")
         connection.execute(
             "INSERT INTO answers (key, trial, first, seconds, answered_at) VALUES (?, ?, ?, ?, ?)",
             (key, *content, seconds, int(time.time())),
