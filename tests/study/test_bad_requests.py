@@ -36,7 +36,7 @@ class Running:
 
     def send(self, data: bytes, *, wait: bool = True) -> bytes:
         """Send bytes, and return what comes until the server closes the connection or is silent for a moment."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
             try:
                 connection.sendall(data)
                 if not wait:

@@ -143,9 +143,9 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
         model.executescript(SCHEMA)
         wanted = _objects(model)
     found = _objects(connection)
-    for name, words in wanted.items():
-        if found.get(name) != words:
-            raise _damaged(path, f"its {name[0]} {name[1]} is {'different' if name in found else 'missing'}")
+    for one, words in wanted.items():
+        if found.get(one) != words:
+            raise _damaged(path, f"its {one[0]} {one[1]} is {'different' if one in found else 'missing'}")
     for kind, name in found.keys() - wanted.keys():
         if kind not in ("table", "view"):
             raise _damaged(path, f"it has a {kind} {name!a:.40}, which studies do not have")
