@@ -72,7 +72,7 @@ def test_no_request_makes_the_studio_fail(
     headers: dict[str, str],
 ) -> None:
     sent = {"Content-Type": kind, **{name: value.encode() for name, value in headers.items()}}
-    with httpx.Client(base_url=served.address, headers={"X-Inst-Person": "a-test-person"}, timeout=10) as client:
+    with httpx.Client(base_url=served.address, headers={"X-Inst-Person": "a-test-person"}, timeout=60) as client:
         try:
             with client.stream(method, path, content=body.encode("utf-8", "replace"), headers=sent) as answer:
                 assert answer.status_code < 500, answer.read()

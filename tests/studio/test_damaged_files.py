@@ -85,7 +85,7 @@ def test_a_database_without_a_name_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("CREATE TABLE letters (x)")
-    with pytest.raises(InstError, match="is not a file of jobs"):
+    with pytest.raises(InstError, match="it is not a file of jobs"):
         JobStore(path)
 
 

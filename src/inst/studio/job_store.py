@@ -245,7 +245,7 @@ def _check(path: Path) -> None:
             if (application, version) != (_APPLICATION, _FORMAT) and (application, version, tables) != (0, 0, 0):
                 if application == _APPLICATION:
                     raise InstError(f"{path} is of another version of inst", "use that, or choose another data folder")
-                raise InstError(f"{path} is not a file of jobs", "choose another data folder")
+                raise _foreign(path)
             found = file.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise _DamagedError(found)
@@ -255,7 +255,15 @@ def _check(path: Path) -> None:
         code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_CORRUPT) & 0xFF
         if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOMEM):
             raise
+        with path.open("rb") as content:
+            head = content.read(72)
+        if not (head.startswith(b"SQLite format 3\0") and head.endswith(_APPLICATION.to_bytes(4, "big"))):
+            raise _foreign(path) from None  # nobody's file is renamed but our own
         raise _DamagedError(str(error)) from None
+
+
+def _foreign(path: Path) -> InstError:
+    return InstError(f"{path} cannot be used: it is not a file of jobs", "rename it, or choose another data folder")
 
 
 def _open(path: Path) -> sqlite3.Connection:
