@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
 
 from inst.errors import InstError, UsageError, use_wording
 from inst.studio import gradio_mount, job_routes, style_routes
@@ -110,7 +109,6 @@ def make_app(studio: Studio, *, token: str | None = None, page: PageBuilder | No
         exception_handlers={
             InstError: _user_error,
             RequestValidationError: _wrong_form,
-            ClientDisconnect: _gone,
             HTTPException: _http_error,
             Exception: _bug,
         },
@@ -174,10 +172,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     _note(request, error.status_code)
     return problem(error.status_code, str(error.detail), error.headers)
-
-
-async def _gone(_: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it: the client has left in the middle of its request
 
 
 async def _bug(request: Request, error: Exception) -> Response:
