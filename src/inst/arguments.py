@@ -76,6 +76,14 @@ def check_at_least(least: int, **numbers: int) -> None:
             raise UsageError(f"{shown(number)} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
+def check_between(least: int, most: int, **numbers: int) -> None:
+    """Raise UsageError for the first number that is not in [least, most]. The keyword says what the number counts."""
+    check_at_least(least, **numbers)
+    for what, number in numbers.items():
+        if number > most:
+            raise UsageError(f"{shown(number)} {what.replace('_', ' ')} cannot be used", f"give {most} or fewer")
+
+
 def with_article(what: str) -> str:
     """Return the name of one thing as the beginning of a sentence: "A photo", "An image"."""
     return f"{'An' if what[0] in 'aeiou' else 'A'} {what}"

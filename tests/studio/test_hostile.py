@@ -586,7 +586,7 @@ def test_a_full_disk_is_one_line(served: Served, monkeypatch: pytest.MonkeyPatch
         patch.setattr("inst.studio.uploads.os.link", full)
         refused(served.upload(png(seed=99)), 507)
     with monkeypatch.context() as patch:
-        patch.setattr("inst.studio.uploads.tempfile.mkstemp", full)
+        patch.setattr("inst.studio.uploads.part_name", full)
         refused(served.upload(), 507)
         page = served.client.post("/en/gradio_api/upload", files={"files": ("x.png", png())})
         assert page.status_code == 507

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from inst.errors import InstError, UsageError
 from inst.files.holding import lock, part_name, sweep, temporary_folder
+from inst.files.writing import make_folder
 from inst.studio.disk import kept_errors
 from inst.studio.limits import Limits
 from inst.studio.owners import Owners
@@ -54,7 +55,11 @@ class Upload:
 
 
 class Uploads:
-    """A folder of uploaded files. Its methods may be called from any thread."""
+    """A folder of uploaded files. Its methods may be called from any thread.
+
+    Raises:
+        InstError: the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder.resolve()
@@ -63,7 +68,7 @@ class Uploads:
         # A picture of the largest size takes hundreds of megabytes while it is decoded.
         self._decoding = threading.Semaphore(_DECODED_AT_ONCE)
         self._styles = self.folder / "styles"
-        self._styles.mkdir(parents=True, exist_ok=True)
+        make_folder(self._styles)
         for place in (self.folder, self._styles):
             sweep(place)
         self._owners = Owners(self.folder / "owners")

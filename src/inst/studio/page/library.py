@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
 from inst.studio.studio import Studio
+from inst.texts import markdown
 
 _SHOWN = 60
 
@@ -104,7 +104,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             entry = library.entry(id)
         except LookupError as error:
             return {**closed(), message: hint(told(texts, error))}
-        lines = [f"### {texts.provenance}", *(f"- {html.escape(line)}" for line in _provenance(entry))]
+        lines = [f"### {texts.provenance}", *(f"- {markdown(line)}" for line in _provenance(entry))]
         return {
             about: "\n".join(lines),
             details: gr.update(visible=True),

@@ -9,6 +9,7 @@ twice, and a sentence that is not here is shown as it is.
 
 from __future__ import annotations
 
+import html
 import re
 import string
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from inst.errors import InstError
 from inst.studio.page.texts import Texts
+from inst.texts import one_line
 
 CHINESE_PROBLEMS = {
     # Jobs
@@ -122,9 +124,14 @@ def shown_problems(texts: Texts) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        raise gr.Error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", print_exception=False) from None
+        raise _shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except InstError as error:
-        raise gr.Error(told(texts, error), print_exception=False) from None
+        raise _shown(told(texts, error)) from None
+
+
+def _shown(line: str) -> gr.Error:
+    # The page takes it for HTML.
+    return gr.Error(html.escape(one_line(line), quote=False), print_exception=False)
 
 
 @cache
