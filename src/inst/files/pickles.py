@@ -37,7 +37,10 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
-    """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots. Raises UnsafePickleError."""
+    """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots.
+
+    Raises UnsafePickleError.
+    """
     check_pickle(io.BytesIO(data))
     return _load(_NumpyUnpickler(io.BytesIO(data)), "the pickle")
 
