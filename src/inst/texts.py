@@ -22,8 +22,12 @@ def one_line(text: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Return `text`, or, if it has more than `most` characters, its beginning and its end with the length between."""
+    """Return `text`, or, if it has more than `most` characters, its beginning and its end with the length between.
+
+    The result has at most `most` characters, but for a `most` below 40.
+    """
     if len(text) <= most:
         return text
-    end = most // 4
-    return f"{text[: most - end]} … ({len(text):,} characters) … {text[len(text) - end :]}"
+    length = f" … ({len(text):,} characters) … "
+    end = max(most - len(length), 4) // 4
+    return f"{text[: 3 * end]}{length}{text[len(text) - end :]}"
