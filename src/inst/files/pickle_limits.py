@@ -158,8 +158,9 @@ def check_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch decides in the same way
             file.seek(0)
-            for _ in range(_LEGACY_PICKLES):
-                check_pickle(file, most_numbers=size)
+            for count in range(_LEGACY_PICKLES):
+                if count == 0 or file.tell() < size:
+                    check_pickle(file, most_numbers=size)
             return False
         _check_directory(file, size)
         try:

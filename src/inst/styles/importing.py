@@ -279,11 +279,18 @@ def _is_table(tensor: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with open_tensors(path, "give a .safetensors, .pt, .bin or .png file") as file:
-        is_style = KEY in (file.metadata() or {})
-        if not is_style and len(file.keys()) > _MOST_TENSORS:
-            raise InstError(f"{path} holds {len(file.keys()):,} tensors, which no embedding has", "give another file")
-        content = {} if is_style else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        with open_tensors(path) as file:
+            keys = list(file.keys())
+            is_style = KEY in (file.metadata() or {})
+            content = {} if is_style else {key: file.get_tensor(key) for key in keys[:_MOST_TENSORS]}
+    except InstError as error:
+        raise InstError(
+            f"{path} cannot be read as an embedding (it {error.problem.removeprefix(f'{path} ')})",
+            "give a .safetensors, .pt, .bin or .png file",
+        ) from None
+    if len(keys) > _MOST_TENSORS and not is_style:
+        raise InstError(f"{path} holds {len(keys):,} tensors, which no embedding has", "give an embedding file")
     if is_style:
         raise UsageError(f"{path} is already an InST style", "use it as it is")
     return content
@@ -311,19 +318,19 @@ def _read_pickle(path: Path) -> Any:
 
 def _read_picture(path: Path) -> Any:
     text = read_texts(path).get(PNG_TEXT)
+    content = hidden_text(open_picture(path)) if text is None else text
+    if content is None:
+        raise InstError(
+            f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of A1111 "
+            f"loses its embedding when it is resized or converted",
+            "ask its author for the original file",
+        )
     try:
-        content = hidden_text(open_picture(path)) if text is None else base64.b64decode(text, validate=True)
-        if content is None:
-            raise InstError(
-                f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of "
-                f"A1111 loses its embedding when it is resized or converted",
-                "ask its author for the original file",
-            )
-        return parse_json(content, f"{path}: the embedding", hook=_tensor_of)
-    except InstError:
-        raise
-    except (binascii.Error, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise InstError(f"{path}: the embedding is damaged ({reason(error)})", "copy the picture again") from None
+        decoded = content if isinstance(content, bytes) else base64.b64decode(content, validate=True)
+        return parse_json(decoded, "its text", hook=_tensor_of)
+    except (InstError, binascii.Error, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        said = error.problem if isinstance(error, InstError) else reason(error)
+        raise InstError(f"{path}: the embedding is damaged ({said})", "copy the picture again") from None
 
 
 def _tensor_of(entry: dict[str, Any]) -> Any:

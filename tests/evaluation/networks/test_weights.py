@@ -327,7 +327,9 @@ def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Pa
     np.testing.assert_array_equal(load_file(path)["net.bias"], np.ones(4, np.float32))
     path.unlink()
     (given / "tiny.safetensors").write_bytes(b"broken")
-    with pytest.raises(InstError, match=r"tiny\.safetensors does not contain the weights 'tiny' \(it cannot be read: .*\)"):
+    with pytest.raises(
+        InstError, match=r"tiny\.safetensors does not contain the weights 'tiny' \(it cannot be read: .*\)"
+    ):
         fetch("tiny", cache, given)
     assert not path.exists()
 

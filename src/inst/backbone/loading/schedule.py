@@ -38,6 +38,7 @@ def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
 
     Raises:
         ScheduleError: the scheduler is none of diffusion with betas, or has another prediction type.
+        ValueError: its numbers are out of range.
         Exception: what diffusers raises if it cannot use the configuration.
     """
     _check_numbers(config)
@@ -66,12 +67,12 @@ def noise_schedule(config: Mapping[str, Any], name: str) -> DDIMScheduler:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Check the numbers that a table of all timesteps is made from, before it is made. Raises ScheduleError."""
+    """Check the numbers that a table of all timesteps is made from, before it is made. Raises ValueError."""
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= _MOST_TIMESTEPS:
-        raise ScheduleError(
-            f"has the num_train_timesteps {cut(str(steps), 60)}, not a whole number from 1 to {_MOST_TIMESTEPS:,}"
+        raise ValueError(
+            f"num_train_timesteps is {cut(str(steps), 60)}, not a whole number from 1 to {_MOST_TIMESTEPS:,}"
         )
     for key in ("beta_start", "beta_end"):
         if type(number := config.get(key, 0.0)) not in (int, float) or not 0 <= number < 1:
-            raise ScheduleError(f"has the {key} {cut(str(number), 60)}, not a number from 0 to 1")
+            raise ValueError(f"{key} is {cut(str(number), 60)}, not a number from 0 to 1")
