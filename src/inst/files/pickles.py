@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from inst.errors import first_line
+from inst.files.listing import readable_path
 from inst.files.pickle_limits import UnsafePickleError, check_pickle, check_stored, check_torch_file
 from inst.files.reading import check_regular
 
@@ -277,7 +278,8 @@ def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(classes):
             warnings.simplefilter("ignore")  # torch warns of pickle protocols that it does not write, then refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            with readable_path(path) as place:
+                return torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             module, _, name = asked[1].rpartition(".")
