@@ -74,7 +74,7 @@ def _is_read(name: str, root: str) -> bool:
 def _load(unpickler: pickle.Unpickler, what: str) -> dict[str, Array]:
     try:
         return _flatten(unpickler.load())
-    except pickle.UnpicklingError:
+    except UnsafePickleError:
         raise
     # A damaged pickle can raise any exception. No code was run, and the data cannot be used.
     except Exception as error:

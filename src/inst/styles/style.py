@@ -28,6 +28,7 @@ from inst.files.reading import open_file, parse_json, translate_reading
 from inst.files.tensors import HEADER_BYTES
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -129,8 +130,8 @@ class Style:
 
     @property
     def name(self) -> str:
-        """The name of the style in messages and labels."""
-        return str(self.about.get("name") or "unnamed")
+        """The name of the style in messages and labels, shortened to 200 characters."""
+        return cut(str(self.about.get("name") or "unnamed"), 200)
 
     @property
     def width_text(self) -> str:
@@ -245,10 +246,10 @@ class Style:
             return None
         backbone_name = f"{backbone.name} " if backbone.name else ""
         if self.fingerprint != backbone.fingerprint:
-            origin = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
+            origin = f" of {cut(str(self.about['backbone']), 60)}" if self.about.get("backbone") else ""
             raise UsageError(
-                f'The style "{self.name}" belongs to the text space {self.fingerprint}{origin}, but the backbone '
-                f"{backbone_name}has the text space {backbone.fingerprint}",
+                f'The style "{self.name}" belongs to the text space {cut(self.fingerprint, 60)}{origin}, but the '
+                f"backbone {backbone_name}has the text space {backbone.fingerprint}",
                 f"use the backbone that the style was learned with, or {_LEARN}",
             )
         width = backbone.text_width
@@ -260,8 +261,8 @@ class Style:
             )
         if self.denoiser and backbone.denoiser_fingerprint and self.denoiser != backbone.denoiser_fingerprint:
             return (
-                f'The style "{self.name}" was learned with another UNet ({self.denoiser}) than that of the backbone '
-                f"{backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style works, but "
+                f'The style "{self.name}" was learned with another UNet ({cut(self.denoiser, 60)}) than that of the '
+                f"backbone {backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style works, but "
                 "the result may look different."
             )
         return None
