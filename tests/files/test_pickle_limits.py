@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bounded import bounded_memory  # noqa: F401  # a fixture for all tests here
 from inst import InstError
 from inst.files import pickle_limits
 from inst.files.pickle_limits import DamagedPickleError, UnsafePickleError, check_pickle, check_torch_file

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bounded import bounded_memory  # noqa: F401  # a fixture for all tests here
 from inst import Backbone, InstError, Style
 from inst.pictures.io import save_png
 from inst.styles.a1111_pixels import hidden_text

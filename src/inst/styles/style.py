@@ -262,8 +262,8 @@ class Style:
         if self.denoiser and backbone.denoiser_fingerprint and self.denoiser != backbone.denoiser_fingerprint:
             return (
                 f'The style "{self.name}" was learned with another UNet ({cut(self.denoiser, 60)}) than that of the '
-                f"backbone {backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style works, but "
-                "the result may look different."
+                f"backbone {backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style "
+                "works, but the result may look different."
             )
         return None
 

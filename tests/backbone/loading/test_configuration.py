@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bounded import bounded_memory  # noqa: F401  # a fixture for all tests here
 from inst import Backbone, InstError
 from inst.backbone.libraries import CLIPTextModel, UNet2DConditionModel
 from inst.backbone.loading.configuration import check_config, without_code
@@ -255,6 +256,11 @@ def test_a_whole_clip_model_is_checked_too(tmp_path: Path, tiny_backbone_folder:
     (clip / "config.json").write_text(json.dumps({"model_type": "clip", "text_config": text}))
     with pytest.raises(InstError, match="num_hidden_layers 10000000, not a number"):
         read_clip(clip)
+    for wrong in ({"text_config": 5}, {"vision_config": "x"}, {"projection_dim": []}, {"logit_scale_init_value": "x"}):
+        (clip / "config.json").write_text(json.dumps({"model_type": "clip", **wrong}))
+        with pytest.raises(InstError) as caught:
+            read_clip(clip)
+        assert "\n" not in str(caught.value)
     if os.name == "posix":
         pipe(clip / "config.json")
         with pytest.raises(InstError):
