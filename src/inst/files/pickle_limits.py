@@ -9,7 +9,7 @@ import struct
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 MOST_PARTS = 2_000_000
 """Most objects in a pickle, where one that is used several times counts each time. A model has some 10,000."""
@@ -84,6 +84,7 @@ def _graph(file: IO[bytes]) -> tuple[list[list[int]], int]:
         del stack[len(stack) - count :]
         return taken
 
+    argument: Any
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         name = code.name
         if count > MOST_PARTS:

@@ -50,7 +50,8 @@ class SourceFile:
     def of(cls, path: str | Path) -> SourceFile:
         """Make the record of a file. Raises InstError if it cannot be read, or is a device."""
         with open_file(path) as file, translate_reading(Path(path)):
-            return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO lacks a method that files have
+            return cls(str(path), digest.hexdigest())
 
 
 def base_name(path: str | os.PathLike[str]) -> str:

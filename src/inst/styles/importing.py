@@ -176,8 +176,9 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
         found = _identify(content, path)
         # A picture keeps its name if its file is renamed. Of other files, all programs use the name of the file.
         name = content.get("name") if isinstance(content, Mapping) else None
-        named = isinstance(found, Embedding) and name and isinstance(name, str)
-        return replace(found, name=_short(name)) if named else found  # type: ignore[type-var]
+        if isinstance(found, Embedding) and isinstance(name, str) and name:
+            return replace(found, name=_short(name))
+        return found
     if start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors(start):
         return _identify(_read_pickle(path), path)
     return _identify(_read_safetensors(path), path)
