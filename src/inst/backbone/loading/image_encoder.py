@@ -175,11 +175,12 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
             raise ValueError("its tokenizer is missing or belongs to another model")  # transformers makes an empty one
         if report["missing_keys"]:
             raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers would initialise it at random
-    except (InstError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # transformers raises anything for a configuration that makes no sense
+        said = error.problem if isinstance(error, InstError) else first_line(error)
         raise InstError(
-            f"CLIP cannot be read from {name} ({first_line(error)})",
+            f"CLIP cannot be read from {name} ({said})",
             "give its folder, or a name on the model hub with ",
             Argument("download", True),
         ) from error
