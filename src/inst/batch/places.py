@@ -27,7 +27,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 
 _LOCAL = re.compile(r"(file|local)://")
 
-_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci", "http", "https"}
+_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci", "http", "https", "memory"}
 """What a file may name: a stranger's list does not log in to computers, and opens no file systems in each other."""
 
 _SECRETS = re.compile(
