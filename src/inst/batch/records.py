@@ -21,10 +21,9 @@ from inst.batch.orders import LONGEST_TEXT
 from inst.batch.outputs import Outputs
 from inst.batch.tables import parquet_rows
 from inst.errors import InstError, UsageError
-from inst.files.holding import lock, part_name
+from inst.files.holding import lock, part_name, sweep_once
 from inst.files.listing import readable_name
 from inst.files.reading import parse_json
-from inst.files.writing import sweep_once
 from inst.texts import cut
 
 LINES, TABLE, PARTS = "manifest.jsonl", "manifest.parquet", "manifest"

@@ -319,12 +319,10 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_picture(path: Path) -> Any:
-    text = read_text_in(path, PNG_TEXT)
-    if text is None:
+    content: str | bytes | None = read_text_in(path, PNG_TEXT)
+    if content is None:
         width, height, _ = look_at(path)
         content = hidden_text(open_picture(path)) if width * height <= LARGE else None
-    else:
-        content = text
     if content is None:
         raise InstError(
             f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of A1111 "
