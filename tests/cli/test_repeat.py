@@ -21,7 +21,7 @@ import inst
 import inst.synthesis.sheet
 from inst.cli.pictures import TRANSFER
 from inst.files.provenance import SourceFile
-from inst.pictures.io import save_picture
+from inst.pictures.writing import save_picture
 from inst.styles.style import Style
 from inst.synthesis.record import PictureRecord, read_record
 from schedules import LIKE_DIFFUSERS

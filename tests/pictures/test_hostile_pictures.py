@@ -17,18 +17,13 @@ from PIL import Image
 import inst
 from inst.errors import InstError, InstWarning
 from inst.files.listing import PICTURE_ENDINGS
-from inst.pictures import reducing
+from inst.pictures import resizing
 from inst.pictures.formats import READABLE
-from inst.pictures.io import (
-    decode_picture,
-    open_picture,
-    read_mask,
-    read_photo,
-    read_picture,
-    read_text_in,
-    resize,
-    resize_mask,
-)
+from inst.pictures.masks import read_mask
+from inst.pictures.opening import read_text_in
+from inst.pictures.reading import open_picture, read_photo, read_picture
+from inst.pictures.resizing import resize, resize_mask
+from inst.pictures.stored import decode_picture
 
 
 def test_one_file_opens_pictures_and_names_their_formats() -> None:
@@ -38,7 +33,7 @@ def test_one_file_opens_pictures_and_names_their_formats() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open", "open_image"):
                 found.append((path.relative_to(package).as_posix(), "formats" in {word.arg for word in node.keywords}))
-    assert found == [("pictures/io.py", True)]
+    assert found == [("pictures/opening.py", True)]
 
 
 def test_the_formats_are_those_of_the_endings() -> None:
@@ -187,7 +182,8 @@ def test_a_text_is_read_without_the_pixels(tmp_path: Path) -> None:
 def test_a_large_picture_takes_the_memory_of_its_file_format(tmp_path: Path) -> None:
     """At 1 bit, 100 million pixels take 100 MB decoded, 1.2 GB as a tensor, and some KB as a file."""
     code = (
-        "import resource, sys; from inst.pictures.io import read_mask, read_photo\n"
+        "import resource, sys\n"
+        "from inst.pictures.masks import read_mask; from inst.pictures.reading import read_photo\n"
         "read_photo(sys.argv[1], flattened=True, reduce_to=256); read_mask(sys.argv[1], (256, 256))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
@@ -202,8 +198,8 @@ def test_a_large_picture_takes_the_memory_of_its_file_format(tmp_path: Path) -> 
 @pytest.fixture
 def picture(monkeypatch: pytest.MonkeyPatch) -> Image.Image:
     """A smooth picture that counts as large, and is read in several strips."""
-    monkeypatch.setattr(reducing, "LARGE", 10_000)
-    monkeypatch.setattr(reducing, "_STRIP", 5_000)
+    monkeypatch.setattr(resizing, "LARGE", 10_000)
+    monkeypatch.setattr(resizing, "_STRIP", 5_000)
     noise = np.random.default_rng(0).integers(0, 256, (12, 18, 4), np.uint8)
     return Image.fromarray(noise).resize((360, 240), Image.Resampling.BICUBIC)
 

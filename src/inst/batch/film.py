@@ -22,8 +22,9 @@ from inst.files.holding import sweep
 from inst.files.listing import pictures_in
 from inst.files.provenance import SourceFile, versions
 from inst.files.writing import make_folder, write_bytes_atomically
-from inst.pictures.io import read_picture, save_png
+from inst.pictures.reading import read_picture
 from inst.pictures.video import film_format, is_film, probe, read_frames, write_film
+from inst.pictures.writing import save_png
 from inst.styles.style import Style
 from inst.synthesis.film import transfer_film
 

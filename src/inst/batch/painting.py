@@ -22,7 +22,9 @@ from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
 from inst.learning.data import largest_painting
 from inst.learning.instant import instant_style
-from inst.pictures.io import FORMATS, Photo, decode_photo, reading_size, resize_mask
+from inst.pictures.reading import Photo, decode_photo, reading_size
+from inst.pictures.resizing import resize_mask
+from inst.pictures.writing import FORMATS
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer

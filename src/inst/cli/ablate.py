@@ -28,7 +28,7 @@ from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.evaluation.methods.method import Method
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
 
 _CURVES = defaults_of("inst.evaluation.learning_curves.measure", "learning_curves")
 
@@ -195,7 +195,7 @@ def _read_photos(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo
     Raises:
         InstError: a file does not exist, or no file can be read.
     """
-    from inst.pictures.io import read_photo
+    from inst.pictures.reading import read_photo
 
     read: dict[Path, Photo] = {}
     for file in files:

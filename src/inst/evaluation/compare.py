@@ -28,8 +28,10 @@ from inst.files.listing import pictures_in, plain_name, readable_name
 from inst.files.provenance import SourceFile, describe
 from inst.files.reading import check_regular, open_file, read_json
 from inst.files.writing import LONGEST_NAME, make_folder, write_bytes_atomically
-from inst.pictures.io import read_photo, read_picture, resize_short_side, save_picture
+from inst.pictures.reading import read_photo, read_picture
+from inst.pictures.resizing import resize_short_side
 from inst.pictures.sheets import make_sheet
+from inst.pictures.writing import save_picture
 from inst.texts import cut, one_line
 
 SETTINGS = "compare.json"

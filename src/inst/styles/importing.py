@@ -21,8 +21,10 @@ from inst.files.listing import readable_name, readable_path
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import USUAL_SIZE, encode_painting, look_at, open_picture, read_text_in
-from inst.pictures.reducing import LARGE
+from inst.pictures.opening import look_at, read_text_in
+from inst.pictures.reading import USUAL_SIZE, open_picture
+from inst.pictures.resizing import LARGE
+from inst.pictures.stored import encode_painting
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector

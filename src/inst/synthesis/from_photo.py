@@ -18,8 +18,8 @@ from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
 from inst.pictures.given import Mask, Picture, to_batch, to_mask
-from inst.pictures.io import reading_size, resize, resize_mask
-from inst.pictures.reducing import fit_size
+from inst.pictures.reading import reading_size
+from inst.pictures.resizing import fit_size, resize, resize_mask
 from inst.sampling.attention import AttentionSettings
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_control

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from inst.backbone.model import Backbone
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 
 OnStep = Callable[[int, int], object]
 """Called with (steps done, steps in total) while a method prepares, or makes a picture that takes many steps."""
