@@ -173,7 +173,7 @@ class TransferWorker(PictureWorker[Photo]):
     def decode(self, item: Item, data: bytes) -> Photo:
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
-        reduce_to = reading_size(settings.get("size"), self.backbone.default_size)
+        reduce_to = reading_size(settings.get("size"))
         photo = decode_photo(data, item.place, flattened=settings.get("flatten", False), reduce_to=reduce_to)
         photo = fit_photo(self.backbone, photo, settings.get("size"))
         if photo.alpha is None:

@@ -235,7 +235,7 @@ class InSTPipeline(InSTConditioning):
             subject: Any = repeated(prompts, copies)
         else:
             reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
-            photos = read_photos(image)
+            photos = read_photos(image, size, mask_image)
             photos = photos.expand(len(prompts), -1, -1, -1) if len(photos) == 1 else photos
             subject = photos.repeat_interleave(copies, dim=0)
             settings |= {name: value for name, value in for_photos.items() if name != "mask_image"}

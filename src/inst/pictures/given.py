@@ -51,7 +51,7 @@ def to_photo(given: Picture, what: str = "photo", reduce_to: int | None = None) 
     Args:
         given: the picture.
         what: its name in messages.
-        reduce_to: for files, as for `read_photo`.
+        reduce_to: for files and PIL images, as for `read_photo`.
 
     Raises:
         UsageError: the picture is not a `Picture`, or its shape or its values are wrong.
@@ -64,7 +64,7 @@ def to_photo(given: Picture, what: str = "photo", reduce_to: int | None = None) 
     if isinstance(given, str | os.PathLike):
         return read_painting(given, reduce_to)
     if isinstance(given, Image.Image):
-        return read_image(given, f"The {what}")
+        return read_image(given, f"The {what}", reduce_to)
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
     check_type(with_article(what), given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")

@@ -24,13 +24,17 @@ from inst.files.git_lfs import refuse_start
 from inst.files.listing import readable_name
 from inst.files.provenance import SourceFile
 from inst.pictures.opening import decoded, opened, source_of, translate_errors
-from inst.pictures.resizing import resize_strips
+from inst.pictures.resizing import reduced_size, resize_strips
 from inst.pictures.srgb import extend, flatten, to_srgb, upright
-from inst.pictures.tensors import to_image, to_tensor
+from inst.pictures.tensors import alpha_image, to_image, to_tensor
 
 USUAL_SIZE = 1536
-"""The short side in pixels to which large photos are reduced before the size of the result is known. It is at least
-1.5 times the default size of every backbone."""
+"""The short side in pixels to which large photos are reduced if no size of the result is given: at least 1.5 times the
+default size of every backbone.
+
+The photo is resized again to the default size, which a command knows only when the backbone is loaded. Compared with
+one resizing from 4,000 x 6,000, a pixel of a result of 512 changes by 0.03 of 255 levels (at most 0.9), of 1,024 by 0.2
+(at most 3)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,10 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_
         path: the picture file.
         flattened: lay the picture over white, as `read_picture` does; `alpha` is then None.
         reduce_to: the short side in pixels to which a picture of more than 16 million pixels (`LARGE`) is reduced while
-            it is read, which takes much less memory. A smaller picture stays as it is. None reduces none.
+            it is read, which takes much less memory. A smaller picture stays as it is. None reduces none. The result is
+            that of resizing the whole (bicubic, antialiased), to the bit, with two exceptions. A JPEG file is decoded
+            at a half, a quarter or an eighth of its size if that is at least twice the wanted one: a pixel changes by
+            0.1 to 0.2 of 255 levels, at most by 2. The colours of transparent pictures are weighted by the opacity.
 
     Raises:
         InstError: an error of `open_picture`.
@@ -71,9 +78,12 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_
         return _to_photo(image, size, source_of(path, file), flattened)
 
 
-def reading_size(size: Any, default: int = USUAL_SIZE) -> int:
-    """Return `reduce_to` for a photo whose result has the short side `size`: an argument that is not checked yet."""
-    return int(size) if isinstance(size, Integral) and int(size) > 0 else default
+def reading_size(size: Any) -> int:
+    """Return `reduce_to` for a photo whose result has the short side `size`: an argument that is not checked yet.
+
+    It depends on nothing else, so that Python, the command line and batches make the same picture of a photo.
+    """
+    return int(size) if isinstance(size, Integral) and int(size) > 0 else USUAL_SIZE
 
 
 def decode_photo(data: bytes, place: str, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
@@ -100,15 +110,26 @@ def _to_photo(image: Image.Image, size: tuple[int, int] | None, source: SourceFi
     if size is not None and (flattened or not image.has_transparency_data):
         picture = resize_strips(image, size, lambda part: to_tensor(flatten(*to_srgb(part)))).clamp(-1, 1)
         return Photo(picture, None, source.name, source.sha256)
-    if size is not None:
-        profile = image.info.get("icc_profile")
-        image = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC)  # Pillow weights colours by opacity
-        image.info["icc_profile"] = profile
-    colours, alpha = to_srgb(image)
+    colours, alpha = to_srgb(image) if size is None else _reduced(image, size)
     if alpha is None or flattened:
         return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
     return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
+
+
+def _reduced(image: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, Image.Image | None]:
+    """Do what `to_srgb` does, and reduce colours and opacity to `size`. The colours are weighted by the opacity."""
+
+    def weighted(part: Image.Image) -> Tensor:
+        colours, alpha = to_srgb(part)
+        values = to_tensor(colours)
+        opacity = torch.ones_like(values[:1]) if alpha is None else torch.from_numpy(np.array(alpha))[None] / 255
+        return torch.cat([values * opacity, opacity])
+
+    *colours, opacity = resize_strips(image, size, weighted)
+    alpha = alpha_image(opacity)
+    is_opaque = alpha.getextrema() == (255, 255)
+    return to_image(torch.stack(colours) / opacity.clamp(min=1 / 255)), None if is_opaque else alpha
 
 
 def read_painting(path: str | os.PathLike[str], reduce_to: int | None = None) -> Photo:
@@ -120,7 +141,7 @@ def read_painting(path: str | os.PathLike[str], reduce_to: int | None = None) ->
     return read_photo(path, flattened=True, reduce_to=reduce_to)
 
 
-def read_image(image: Image.Image, what: str = "The picture") -> Photo:
+def read_image(image: Image.Image, what: str = "The picture", reduce_to: int | None = None) -> Photo:
     """Convert a PIL image of any mode as `read_painting` does a file. The image itself does not change.
 
     Raises:
@@ -130,7 +151,8 @@ def read_image(image: Image.Image, what: str = "The picture") -> Photo:
     if 0 in image.size:
         raise UsageError(f"{name or what} is {image.width} x {image.height} pixels", "give a picture with pixels")
     with translate_errors(name or what):
-        return Photo(to_tensor(flatten(*to_srgb(upright(image)))), name=name)
+        turned = upright(image)
+        return _to_photo(turned, reduced_size(*turned.size, reduce_to), SourceFile(name, ""), flattened=True)
 
 
 def read_picture(path: str | Path) -> Tensor:

@@ -17,7 +17,7 @@ from inst.arguments import checked
 from inst.errors import UsageError
 
 LARGE = 2**24
-"""Number of pixels from which a picture is reduced while it is read, if only a small one is needed."""
+"""Number of pixels above which a picture is reduced while it is read, if only a small one is needed."""
 
 _STRIP = 2**21  # pixels
 

@@ -85,11 +85,12 @@ class Workshop:
     def transfer(self, task: Task) -> Steps:
         """Repaint a photo, once for each seed."""
         from inst.pictures.masks import read_mask_file
+        from inst.pictures.reading import reading_size
 
         request = TransferRequest.model_validate(task.request)
         self._check_size(request.size, request.count)
         backbone = self._load()
-        photo = self._photo(request.photo)
+        photo = self._photo(request.photo, reduce_to=reading_size(request.size))
         self._check_result(backbone, photo, request.size)
         mask = None
         if request.mask is not None:
@@ -107,12 +108,13 @@ class Workshop:
 
     def sheet(self, task: Task) -> Steps:
         """Repaint a photo at several strengths and guidance scales, on one sheet."""
+        from inst.pictures.reading import reading_size
         from inst.synthesis.sheet import paint_sheet
 
         request = SheetRequest.model_validate(task.request)
         self._check_size(request.size, 1)
         backbone = self._load()
-        photo = self._photo(request.photo, flattened=True)
+        photo = self._photo(request.photo, flattened=True, reduce_to=reading_size(request.size))
         self._check_result(backbone, photo, request.size)
         styles = [self._style(backbone, style) for style in request.styles]
         settings = request.model_dump(exclude={"photo", "styles"})
@@ -240,13 +242,13 @@ class Workshop:
                 "crop the photo, or choose a smaller size",
             )
 
-    def _photo(self, upload: UploadRef, *, flattened: bool = False) -> Photo:
+    def _photo(self, upload: UploadRef, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
         """Read an upload under the name that the person gave it."""
         from inst.pictures.reading import read_photo
 
         path = self._uploads.find(upload.upload)
         try:
-            photo = read_photo(path, flattened=flattened, reduce_to=self._limits.side)
+            photo = read_photo(path, flattened=flattened, reduce_to=reduce_to or self._limits.side)
         except InstError as error:
             raise InstError(error.problem.replace(str(path), "The picture"), *error.remedy) from None
         return replace(photo, name=SourceFile(upload.name or "picture.png", "").name)

@@ -154,7 +154,7 @@ def transfer(
     paintings = read_paintings(styles, prompts, tone, style_attention)
     palette = palette_of(paintings) if tone == "painting" else None
     # An array as mask has the photo's own size.
-    reduce_to = None if isinstance(mask, np.ndarray | Tensor) else reading_size(size, backbone.default_size)
+    reduce_to = None if isinstance(mask, np.ndarray | Tensor) else reading_size(size)
     photos = to_batch(photo, reduce_to=reduce_to)
     if len(prompts) not in (1, len(photos)):
         raise UsageError(
