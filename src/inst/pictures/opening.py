@@ -22,6 +22,7 @@ from inst.files.reading import open_file
 from inst.pictures.formats import MOST_BYTES, READABLE, CountedFile, check_parts, format_of
 from inst.pictures.resizing import reduced_size
 from inst.pictures.srgb import upright
+from inst.texts import one_line
 
 
 @contextlib.contextmanager
@@ -161,7 +162,7 @@ def translate_errors(name: str) -> Iterator[None]:
     try:
         yield
     except InstError as error:
-        raise (error if name in error.problem else error.with_prefix(f"{name} ")) from None
+        raise (error if one_line(name) in error.problem else error.with_prefix(f"{name} ")) from None
     except FileNotFoundError:
         raise InstError(f"{name}: no such file", "check the path") from None
     except IsADirectoryError:
