@@ -179,20 +179,21 @@ def test_a_text_is_read_without_the_pixels(tmp_path: Path) -> None:
 # Large pictures
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read as Linux gives it")
 def test_a_large_picture_takes_the_memory_of_its_file_format(tmp_path: Path) -> None:
     """At 1 bit, 100 million pixels take 100 MB decoded, 1.2 GB as a tensor, and some KB as a file."""
     code = (
-        "import resource, sys\n"
+        "import sys\n"
         "from inst.pictures.masks import read_mask; from inst.pictures.reading import read_photo\n"
         "read_photo(sys.argv[1], flattened=True, reduce_to=256); read_mask(sys.argv[1], (256, 256))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # `ru_maxrss` counts the parent's, too
     )
     peaks = []
     for side in (16, 10_000):
         Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
         done = subprocess.run([sys.executable, "-c", code, tmp_path / f"{side}.png"], capture_output=True, check=True)
         peaks.append(int(done.stdout))
-    assert peaks[1] - peaks[0] < 400_000  # KB on Linux; on macOS bytes, which only makes the test stricter
+    assert peaks[1] - peaks[0] < 400_000  # KB
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def test_a_transparent_picture_keeps_colours_and_opacity(tmp_path: Path, picture
     assert (reduced.picture - resize(whole.picture, (80, 120)))[:, seen].abs().mean() < 4 / 127.5
     # Pillow weights colours by opacity, too.
     other = np.asarray(picture.resize((120, 80), Image.Resampling.BICUBIC), np.float32).transpose(2, 0, 1)[:3]
-    assert np.abs(reduced.picture.numpy() * 127.5 + 127.5 - other)[:, seen.numpy()].max() < 3
+    assert np.abs(reduced.picture.numpy() * 127.5 + 127.5 - other)[:, seen.numpy()].max() < 4
     flat, small = (read_photo(tmp_path / "cut-out.png", flattened=True, reduce_to=side) for side in (None, 80))
     assert torch.equal(small.picture, resize(flat.picture, (80, 120)))
 
