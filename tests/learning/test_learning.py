@@ -31,7 +31,7 @@ from inst.learning.loop import Learning, LearningStep, learn
 from inst.learning.run import LearningRun, learning_rate, spread_timesteps
 from inst.learning.settings import PRESETS
 from inst.learning.state import GROWTH_INTERVAL, Progress
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from inst.runs import complete
 from inst.styles.style import Style
 from tiny import write_tiny_backbone

@@ -16,7 +16,9 @@ from inst.backbone.offload import offload_part
 from inst.backbone.text import TextEmbedding
 from inst.backbone.tokens import TokenizedPrompts
 from inst.pictures.given import Painting
-from inst.pictures.io import PAINTING_SIDES, Photo, resize
+from inst.pictures.reading import Photo
+from inst.pictures.resizing import resize
+from inst.pictures.stored import PAINTING_SIDES
 from inst.sampling.noise import add_noise
 
 CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
