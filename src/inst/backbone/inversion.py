@@ -256,6 +256,14 @@ def _spread_to_all(module: Inversion, state: dict[str, Any], prefix: str, *rest:
         state[key] = state[key].repeat(module.config.text_width)
 
 
+def _normal(tensor: Tensor, deviation: float) -> Tensor:
+    """Fill a tensor with random normal numbers, and return it.
+
+    On the device "meta" (`from_pretrained`) nothing is done: PyTorch would import sympy, which takes over a second.
+    """
+    return tensor if tensor.is_meta else nn.init.normal_(tensor, std=deviation)
+
+
 class AttentionInversion(Inversion):
     """Multi-layer cross-attention from a painting's picture tokens to n pseudo-word vectors.
 
@@ -270,14 +278,14 @@ class AttentionInversion(Inversion):
         d = config.text_width
         attended = config.pooled_width if config.variant == "pooled" else config.picture_width
         self.to_query = nn.Linear(config.pooled_width, d)
-        self.offsets = nn.Parameter(torch.randn(config.vectors, d) * 0.5)
+        self.offsets = nn.Parameter(_normal(torch.empty(config.vectors, d), 0.5))
         self.picture_norm = nn.LayerNorm(attended)
         self.layers = nn.ModuleList(
             CrossAttentionLayer(d, attended, config.heads, config.dropout) for _ in range(config.layers)
         )
         self.words_norm = nn.LayerNorm(d)
         self.to_words = nn.Linear(d, d)
-        nn.init.normal_(self.to_words.weight, std=0.2 * d**-0.5)
+        _normal(self.to_words.weight, 0.2 * d**-0.5)
         nn.init.zeros_(self.to_words.bias)
 
     def forward(self, pooled: Tensor, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
