@@ -1,9 +1,12 @@
 """What diffusers and transformers import but InST does not run is not imported, and works as soon as it is used."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from inst.backbone import light
 
 HEAVY = [
     "torch._dynamo",
@@ -112,3 +115,23 @@ assert type(scipy) is types.ModuleType
 """
     pytest.importorskip("scipy")
     run(program)
+
+
+def test_another_thread_may_import_at_the_same_time() -> None:
+    """Python collects garbage while a list is made of the modules, and other threads go on then."""
+    names: list[str] = []
+
+    def import_another(*_: object) -> None:
+        names.append(f"inst_test_module_{len(names)}")
+        sys.modules[names[-1]] = light
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(import_another)
+    try:
+        gc.set_threshold(1)
+        light._take_away()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(import_another)
+        for name in names:
+            del sys.modules[name]

@@ -194,7 +194,7 @@ def _import_real(module: str) -> ModuleType:
 
 def _take_away() -> None:
     _FINDER.active = False
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # at once: other threads import too
         if isinstance(module, _StandIn):
             del sys.modules[name]
             package, _, last = name.rpartition(".")
