@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from inst.errors import InstError
-from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock, sweep_once
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, is_at, lock, sweep_one, sweep_once
 from inst.files.listing import readable_name
 from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder
 
@@ -50,6 +50,11 @@ def held(path: str | Path) -> Iterator[None]:
                 )
             time.sleep(_PATIENCE / 20)
     except OSError as error:
+        if isinstance(error, PermissionError) and os.path.lexists(place):
+            raise InstError(
+                f"{path} cannot be written: {place} is the lock of another user",
+                "wait until that user's process ends, or choose another name",
+            ) from None
         raise cannot_write(path, error) from None
     with file:
         try:
@@ -83,16 +88,26 @@ def _locked(place: Path, *more: bytes) -> IO[bytes] | None:
     """Return the open lock file, which names this process; None if another holds it. Raises OSError."""
     # No link is followed: it could lead to a file that is not ours to write.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(place, flags, 0o666)
+    except PermissionError:
+        sweep_one(place)  # it is another user's, who may have been killed
+        if os.path.lexists(place):
+            raise
+        descriptor = os.open(place, flags, 0o666)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(os.open(place, flags, 0o666), "r+b"))
+        stack.callback(os.close, descriptor)
         # Whoever held it may have deleted it after it was opened here.
-        if lock(file) is False or not place.exists() or not os.path.samestat(os.fstat(file.fileno()), place.stat()):
+        if lock(descriptor) is False or not is_at(descriptor, place):
             return None
-        file.truncate(0)
-        file.write(b" ".join([str(os.getpid()).encode(), socket.gethostname().encode(), *more]))
-        file.flush()
+        os.ftruncate(descriptor, 0)
+        try:
+            os.write(descriptor, b" ".join([str(os.getpid()).encode(), socket.gethostname().encode(), *more]))
+        except OSError:  # the disk is full
+            place.unlink()
+            raise
         stack.pop_all()
-        return file
+        return os.fdopen(descriptor, "r+b")
 
 
 @contextlib.contextmanager
