@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from inst.errors import InstError
-from inst.files.holding import LOCK_END, LOCK_START, RESERVED, is_at, lock, sweep_one, sweep_once
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, is_at, lock, sweep_once, sweep_one
 from inst.files.listing import readable_name
 from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder
 
