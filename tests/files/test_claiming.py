@@ -14,7 +14,7 @@ import pytest
 from inst import InstError
 from inst.files import holding
 from inst.files.claiming import held, reserve_name, reserve_path
-from inst.files.holding import lock, sweep, sweep_below, temporary_folder
+from inst.files.holding import lock, sweep, sweep_below, sweep_once, temporary_folder
 from inst.files.writing import replace_when_finished, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -31,6 +31,10 @@ def in_another_process(program: str, *arguments: object) -> subprocess.Popen[str
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+def refused(*arguments: object) -> list[str]:
+    raise PermissionError(13, "Permission denied")
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -56,6 +60,21 @@ def test_a_name_that_is_taken_is_never_given_as_free(tmp_path: Path) -> None:
     with reserve_path(tmp_path, "castle", ".png") as path:
         assert path.name == "castle-4.png"
     assert (tmp_path / "castle.png").read_bytes() == b"mine"
+
+
+def test_a_folder_that_cannot_be_listed_gives_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "castle.png").write_bytes(b"mine")
+    monkeypatch.setattr(os, "listdir", refused)
+    with reserve_path(tmp_path, "castle", ".png") as path:
+        assert path.name == "castle-2.png"
+
+
+def test_a_command_looks_at_a_thousand_leftovers_and_no_more(tmp_path: Path) -> None:
+    for number in range(1010):
+        (tmp_path / f".inst-{number}.lock").touch()
+    sweep_once(tmp_path)
+    assert len(names(tmp_path)) == 10
+    assert len(sweep(tmp_path)) == 10
 
 
 def test_two_processes_never_get_the_same_name(tmp_path: Path) -> None:

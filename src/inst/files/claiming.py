@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import socket
@@ -132,14 +133,15 @@ def reserve_path(folder: str | Path, stem: str, suffix: str, beside: Sequence[st
     sweep_once(folder)
     text = stem.encode(errors="replace").decode()  # a name that is not valid Unicode has lone surrogates
     stem = cut_name(_NO_FILE_NAME.sub("_", text), _LONGEST_STEM).strip(" .") or "picture"
-    number = 1
+    taken = set[str]()
+    with contextlib.suppress(OSError):  # a folder may be writable and not readable
+        taken.update(os.listdir(folder))  # to ask for each of many names takes long
     try:
-        while True:
-            name = stem if number == 1 else f"{stem}-{number}"
-            used = any(os.path.lexists(folder / f"{name}{ending}") for ending in beside)
-            if not used and (reserved := _reserved(folder / f"{name}{suffix}")) is not None:
+        for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
+            if f"{name}{suffix}" in taken or any(os.path.lexists(folder / f"{name}{ending}") for ending in beside):
+                continue
+            if (reserved := _reserved(folder / f"{name}{suffix}")) is not None:
                 break
-            number += 1
     except OSError as error:
         raise cannot_write(folder, error) from None
     with _freed_if_empty(*reserved) as path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import secrets
@@ -35,6 +36,8 @@ _COMPANIONS = ("-journal", "-wal", "-shm")
 """Endings of the files that SQLite keeps beside a database."""
 _YOUNG = 60.0
 """Seconds in which an unlocked file may be one that a living process is about to lock."""
+_MOST_AT_ONCE = 1_000
+"""Files that `sweep_once` looks at. The next command looks again."""
 _DEEPEST, _MOST_ENTRIES = 32, 1_000_000
 """Bounds of `sweep_below`, in folders and in names."""
 
@@ -113,20 +116,23 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
         yield folder
 
 
-def sweep(folder: str | Path) -> list[Leftover]:
+def sweep(folder: str | Path, most: int | None = None) -> list[Leftover]:
     """Delete what killed processes left in a folder: unfinished files, lock files, and names reserved for nothing.
 
     What a living process writes is locked and stays, on this computer and on others that share the disk. What cannot be
     read or deleted stays too. No link is followed.
+
+    Args:
+        folder: the folder.
+        most: the number of files that are looked at; None looks at all.
 
     Returns:
         What was deleted.
     """
     deleted: list[Leftover] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(LOCK_START):
-                deleted += sweep_one(entry.path)
+        for path in itertools.islice((one.path for one in entries if one.name.startswith(LOCK_START)), most):
+            deleted += sweep_one(path)
     return deleted
 
 
@@ -139,13 +145,13 @@ def sweep_one(path: str | Path) -> list[Leftover]:
 
 
 def sweep_once(folder: str | Path) -> None:
-    """`sweep` a folder, once in this process."""
+    """`sweep` a folder once in this process, and at most a thousand files: all users of a folder may leave some there."""
     _sweep_once(os.path.abspath(folder))  # the current folder may change
 
 
 @functools.cache
 def _sweep_once(folder: str) -> None:
-    sweep(folder)
+    sweep(folder, _MOST_AT_ONCE)
 
 
 def sweep_below(folder: str | Path) -> tuple[list[Leftover], bool]:
