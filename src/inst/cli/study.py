@@ -214,7 +214,7 @@ def report(
             database, too_fast=too_fast, one_side=one_side, failed_checks=failed_checks, few_answers=few_answers
         )
         folder = make_folder(OUTPUTS / f"{study.stem}-report" if out is None else out)
-        with held(folder / "report.md"):  # two reports in one folder would mix
+        with held(folder / "report.md", folder):  # two reports in one folder would mix
             files = write_report(result, database, folder)
     session = Session(quiet=quiet, as_json=as_json)
     facts = result.as_json()

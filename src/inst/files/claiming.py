@@ -29,7 +29,7 @@ _PATIENCE = 0.5
 
 
 @contextlib.contextmanager
-def held(path: str | Path) -> Iterator[None]:
+def held(path: str | Path, shown: Path | None = None) -> Iterator[None]:
     """Keep other processes, and other threads, from writing the same file or folder during this block.
 
     A hidden file beside `path` names the process. It is deleted at the end. If the process is killed, the next one
@@ -37,26 +37,28 @@ def held(path: str | Path) -> Iterator[None]:
 
     Args:
         path: the file or folder to write. It need not exist, but the folder that it is in does.
+        shown: what an error says is being written; None is `path`.
 
     Raises:
         InstError: another process writes it, or the lock file cannot be written.
     """
     path = Path(path)
+    shown = shown or path
     place, end = _lock_path(path), time.monotonic() + _PATIENCE
     try:
         while (file := _locked(place)) is None:
             if time.monotonic() > end:
                 raise InstError(
-                    f"{path} is being written by {_holder(place)}", "wait until it ends, or choose another name"
+                    f"{shown} is being written by {_holder(place)}", "wait until it ends, or choose another name"
                 )
             time.sleep(_PATIENCE / 20)
     except OSError as error:
         if isinstance(error, PermissionError) and os.path.lexists(place):
             raise InstError(
-                f"{path} cannot be written: {place} is the lock of another user",
+                f"{shown} cannot be written: {place} is the lock of another user",
                 "wait until that user's process ends, or choose another name",
             ) from None
-        raise cannot_write(path, error) from None
+        raise cannot_write(shown, error) from None
     with file:
         try:
             yield

@@ -145,7 +145,7 @@ def sweep_one(path: str | Path) -> list[Leftover]:
 
 
 def sweep_once(folder: str | Path) -> None:
-    """`sweep` a folder once in this process, and at most a thousand files: all users of a folder may leave some there."""
+    """`sweep` a folder once in this process, and at most a thousand files: all its users may have left some."""
     _sweep_once(os.path.abspath(folder))  # the current folder may change
 
 
