@@ -139,11 +139,12 @@ def reserve_path(folder: str | Path, stem: str, suffix: str, beside: Sequence[st
     with contextlib.suppress(OSError):  # a folder may be writable and not readable
         taken.update(os.listdir(folder))  # to ask for each of many names takes long
     try:
-        for name in itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2))):
-            if f"{name}{suffix}" in taken or any(os.path.lexists(folder / f"{name}{ending}") for ending in beside):
-                continue
-            if (reserved := _reserved(folder / f"{name}{suffix}")) is not None:
-                break
+        numbered = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        reserved = None
+        while reserved is None:
+            name = next(numbered)
+            used = f"{name}{suffix}" in taken or any(os.path.lexists(folder / f"{name}{ending}") for ending in beside)
+            reserved = None if used else _reserved(folder / f"{name}{suffix}")
     except OSError as error:
         raise cannot_write(folder, error) from None
     with _freed_if_empty(*reserved) as path:
