@@ -137,9 +137,9 @@ def learn_style(
                     if files.save_every and step.step % files.save_every == 0:
                         with files.at_step(step.step, ".safetensors") as file:
                             step.style().save(file)
-                except InstError as error:
+                except InstError as failed:
                     _tried(checkpoints.save, step)  # what was learned is not lost
-                    raise InstError(error.problem, *error.remedy, checkpoints.told(path)) from None
+                    raise InstError(failed.problem, *failed.remedy, checkpoints.told(path)) from None
                 if signals:
                     _keep(step, path, checkpoints)
                     interrupted = True
