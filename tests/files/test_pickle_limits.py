@@ -136,6 +136,12 @@ def test_files_of_torch_are_read_as_torch_reads_them(tmp_path: Path, legacy: boo
     assert check_torch_file(repacked(torch_file(tmp_path / "b.pt"), zipfile.ZIP_STORED))
 
 
+def test_a_protocol_that_pytorch_does_not_read_is_called_so(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3)}, tmp_path / "new.pt", pickle_protocol=4)
+    with pytest.raises(UnsafePickleError, match="cannot read the protocol of the pickle"):
+        read_torch_pickle(tmp_path / "new.pt", {})
+
+
 def test_a_compressed_archive_is_refused_however_small_it_is(tmp_path: Path) -> None:
     path = repacked(torch_file(tmp_path / "a.pt"), zipfile.ZIP_DEFLATED, {"a/more": bytes(200_000_000)})
     assert path.stat().st_size < 1_000_000

@@ -77,6 +77,15 @@ def resume(backbone: inst.Backbone, path: Path) -> Style:
     return complete(inst.learn(backbone, painting(), **SETTINGS, resume=LearningState.load(path)))
 
 
+def test_a_state_of_an_earlier_version_is_called_so(state: Path, tmp_path: Path) -> None:
+    with safe_open(state, "pt") as file:
+        content = file.metadata()["inst_learning"]
+    earlier = tmp_path / "state.safetensors"
+    earlier.write_bytes(safetensors.torch.save(read(state)[1], {"inst_learning": content}))
+    with pytest.raises(InstError, match="earlier version of inst, which stored no checksum: start again"):
+        LearningState.load(earlier)
+
+
 ODD: list[Any] = [
     None,
     True,

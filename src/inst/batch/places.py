@@ -92,8 +92,8 @@ def check_named(text: str, file: str, where: str) -> None:
     scheme = text.partition(":")[0].lower()
     if is_url(text) and ("::" in text.partition("://")[0] or scheme not in {*_STORES, file.partition(":")[0].lower()}):
         raise InstError(
-            f"{where} names a URL of the kind {cut(text.partition('//')[0], 60)}//, which is opened for nobody but you",
-            "give it on its own, or copy the file",
+            f"{where} names a URL of the kind {cut(text.partition('//')[0], 60)}//, which lists and tables may not",
+            "give it with an option, or copy the file to this computer",
         )
 
 

@@ -284,6 +284,11 @@ def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             module, _, name = asked[1].rpartition(".")
             _refuse(module or "builtins", name)
+        if "Unsupported operand" in str(error):  # PyTorch reads the protocol that it writes, which is 2
+            raise UnsafePickleError(
+                "PyTorch's safe reader cannot read the protocol of the pickle, or it contains data other than tensors; "
+                "nothing was run"
+            ) from None
         raise UnsafePickleError("the pickle contains data other than tensors; nothing was run") from None
 
 

@@ -192,8 +192,12 @@ class LearningState:
                         f"{path} holds no interrupted learning",
                         "give the state file that was written when learning was interrupted",
                     )
+                if _DIGEST not in metadata:
+                    raise InstError(
+                        f"{path} was written by an earlier version of inst, which stored no checksum", "start again"
+                    )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if _digest(metadata[_KEY], tensors) != metadata.get(_DIGEST):
+            if _digest(metadata[_KEY], tensors) != metadata[_DIGEST]:
                 raise ValueError("it has changed since it was written")
             parts = json.loads(metadata[_KEY])
             known = {number.name for number in fields(Progress)}
