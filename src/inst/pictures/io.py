@@ -30,7 +30,7 @@ from inst.files.provenance import SourceFile
 from inst.files.reading import open_file
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.formats import MOST_BYTES, READABLE, CountedFile, check_parts, format_of
-from inst.pictures.reducing import fit_size, interpolate, reduced_size, resize_strips, strips
+from inst.pictures.reducing import LARGE, fit_size, interpolate, reduced_size, resize_strips, strips
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -42,6 +42,11 @@ PAINTING_SIDES = 1024, 4096
 USUAL_SIZE = 1536
 """The short side in pixels to which large photos are reduced before the size of the result is known. It is at least
 1.5 times the default size of every backbone."""
+
+
+_LONGEST = 400
+"""Largest proportion of the sides of a large picture, as of results (`inst.synthesis.plan`). It could be reduced to
+nothing that fits in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +76,8 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_
         path: the picture file.
         flattened: lay the picture over white, as `read_picture` does; `alpha` is then None.
         reduce_to: the short side in pixels to which a picture of more than 16 million pixels (`LARGE`) is reduced while
-            it is read, which takes much less memory. A smaller picture stays as it is. None reduces none.
+            it is read, which takes much less memory; still less for a long one, which gets 67 million pixels at most. A
+            smaller picture stays as it is. None reduces none.
 
     Raises:
         InstError: an error of `open_picture`.
@@ -113,13 +119,27 @@ def _to_photo(image: Image.Image, size: tuple[int, int] | None, source: SourceFi
         return Photo(picture, None, source.name, source.sha256)
     if size is not None:
         profile = image.info.get("icc_profile")
-        image = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC)  # Pillow weights colours by opacity
+        image = _from_weighted(resize_strips(image, size, _to_weighted))
         image.info["icc_profile"] = profile
     colours, alpha = to_srgb(image)
     if alpha is None or flattened:
         return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
     return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
+
+
+def _to_weighted(image: Image.Image) -> Tensor:
+    """Return the stored colours, each multiplied by the opacity, and the opacity: [4, H, W] in [0, 1]."""
+    channels = torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1).float() / 255
+    return torch.cat([channels[:3] * channels[3:], channels[3:]])
+
+
+def _from_weighted(channels: Tensor) -> Image.Image:
+    """Convert what `_to_weighted` returned, at another size, to an image of mode RGBA."""
+    alpha = channels[3:].clamp(0, 1)
+    colours = (channels[:3] / alpha.clamp(min=1e-6)).clamp(0, 1)
+    levels = (torch.cat([colours, alpha]) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy(), "RGBA")
 
 
 def read_painting(path: str | os.PathLike[str], reduce_to: int | None = None) -> Photo:
@@ -542,6 +562,8 @@ def _load(
     with _opened(file) as image:
         if most_pixels is not None:
             _check_pixels(image, most_pixels, InstError)
+        if image.width * image.height > LARGE and max(image.size) > _LONGEST * min(image.size):
+            raise InstError(f"has {image.width} x {image.height} pixels, which is too long and thin", "crop it")
         stored, size = image.size, reduced_size(*image.size, reduce_to)
         if size is not None:
             # A JPEG file is decoded at a half, a quarter or an eighth of its size, if that is twice the wanted one.
