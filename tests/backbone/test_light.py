@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.tiny import tiny_controlnet, write_tiny_backbone
 
 from inst.backbone.model import Backbone
+from tiny import tiny_controlnet, write_tiny_backbone
 
 HEAVY = [
     "torch._dynamo",
