@@ -3,10 +3,13 @@
 import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from inst.backbone import light
+from inst.backbone.model import Backbone
+from tiny import tiny_controlnet, write_tiny_backbone
 
 HEAVY = [
     "torch._dynamo",
@@ -88,6 +91,21 @@ def run(*programs: str) -> str:
 
 def test_a_picture_needs_no_compiler_and_no_other_models() -> None:
     assert run(USE_INST, f"import sys; print(*(name for name in {HEAVY} if name in sys.modules))").strip() == ""
+
+
+def test_a_controlnet_writes_no_warnings_of_quantisers(tmp_path: Path) -> None:
+    path = write_tiny_backbone(tmp_path / "model")
+    tiny_controlnet(Backbone.load(path, "cpu").unet).save_pretrained(tmp_path / "net")
+    use = f"""
+import torch
+import inst, sys
+from inst.sampling.control import Control, load_controlnet
+backbone = inst.Backbone.load({str(path)!r}, "cpu")
+control = Control(load_controlnet({str(tmp_path / "net")!r}, backbone), torch.zeros(3, 64, 64), "depth")
+style = inst.instant_style(backbone, torch.zeros(3, 64, 64))
+inst.complete(inst.generate(backbone, "[C]", style, steps=1, control=control))
+"""
+    assert run(use, "print('torchao' in sys.modules)").strip() == "False"  # it writes warnings when it is imported
 
 
 @pytest.mark.parametrize("order", [(USE_INST, USE_THE_LIBRARIES, SAME_PICTURE), (USE_THE_LIBRARIES, USE_INST)])

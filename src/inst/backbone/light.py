@@ -42,6 +42,7 @@ _DEFERRED = (
 
 _WITHOUT_INIT = (
     "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
     "transformers.models",
