@@ -129,7 +129,7 @@ GOOD: dict[Name, dict[str, Any]] = {
     ("batch", "film"): {"source": "photos", "style": ["style.safetensors"], "out": "made", **_SMALL},
     ("style", "info"): {"style": "style.safetensors"},
     ("style", "mix"): {"styles": ["style.safetensors=1", "styles/other.safetensors=2"], "out": "made.safetensors"},
-    ("style", "export"): {"style": "style.safetensors", "to": "a1111", "out": "made.pt"},
+    ("style", "export"): {"style": "style.safetensors", "to": "a1111", "out": "made.safetensors"},
     ("style", "import"): {"file": "embedding.safetensors", "out": "made.safetensors"},
     ("weights", "list"): {},
     ("weights", "get"): {"names": ["vgg19"], "given": "photos"},

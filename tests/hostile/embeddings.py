@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import safetensors.torch
 import torch
 
 from .harness import Case
-from .pictures import with_text
+from .pictures import repeated, with_text
 from .styles import CONTROLS, DEEP
 
 
@@ -43,15 +44,14 @@ def _archive(program: bytes, more: dict[str, bytes] | None = None) -> Callable[[
 
 
 def _inflating(name: str) -> None:
-    """A program of 5 GB in an archive of 5 MB."""
-    with (
-        zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("a/data.pkl", "w", force_zip64=True) as file,
-    ):
-        file.write(b"\x80\x02")
-        for _ in range(1200):
-            file.write(b"N0" * (2 << 20))
-    assert Path(name).stat().st_size < 20_000_000
+    """A program of 3 GB in an archive of 3 MB."""
+    entry, size = b"a/data.pkl", 3 << 30
+    data = repeated(b"N0" * (1 << 19), size >> 20)
+    facts = struct.pack("<5H3I", 20, 0, 8, 0, 0, 0, len(data), size)
+    local = b"PK\3\4" + facts + struct.pack("<2H", len(entry), 0) + entry + data
+    central = b"PK\1\2\x14\0" + facts + struct.pack("<5H2I", len(entry), 0, 0, 0, 0, 0, 0) + entry
+    end = b"PK\5\6" + struct.pack("<4H2IH", 0, 0, 1, 1, len(central), len(local), 0)
+    Path(name).write_bytes(local + central + end)
 
 
 _LOOP = b"\x80\x02}q\x00h\x00h\x00s."

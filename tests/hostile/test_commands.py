@@ -11,7 +11,10 @@ from .embeddings import embeddings
 from .harness import Case
 from .numbers import lists, numbers
 from .pictures import pictures
+from .records import records
+from .studies import studies
 from .styles import states, style_contents, style_files
+from .tables import left, parquet, tars, texts_of_tables
 from .texts import texts
 
 RECIPES: list[Callable[[], Iterator[Case]]] = [
@@ -24,11 +27,17 @@ RECIPES: list[Callable[[], Iterator[Case]]] = [
     states,
     embeddings,
     backbones,
+    studies,
+    records,
+    texts_of_tables,
+    parquet,
+    tars,
+    left,
 ]
 CASES = [case for recipe in RECIPES for case in recipe()]
 
 
-@pytest.mark.timeout(60, method="thread")  # ends a process whose C code hangs; the alarm of the harness is a signal
+@pytest.mark.timeout(120, method="thread")  # ends a process whose C code hangs; the alarm of the harness is a signal
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_bad_input(case: Case, check: Callable[[Case], None]) -> None:
     check(case)
