@@ -31,7 +31,8 @@ from inst.backbone.model import Backbone
 from inst.demo import PAINTINGS, PHOTOS
 from inst.files.writing import write_bytes_atomically
 from inst.learning.instant import instant_style
-from inst.pictures.io import fit_size, read_photo, resize, to_image
+from inst.pictures.io import read_photo, resize, to_image
+from inst.pictures.reducing import fit_size
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer

@@ -14,6 +14,7 @@ FROM_THE_GROUND_UP = (
         "errors",
         "arguments",
         "listening",
+        "serving",
         "defaults",
         "runs",
         "models",

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from inst.errors import RemedyPiece, UsageError
+from inst.texts import cut
 
 LARGEST_FACTOR = 10_000
 """The largest guidance, style weight or scale. Useful values are much smaller; float16 overflows not far above it."""
@@ -60,6 +61,14 @@ def check_at_least(least: int, **numbers: int) -> None:
     for what, number in numbers.items():
         if number < least:
             raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
+
+
+def check_between(least: int, most: int, **numbers: int) -> None:
+    """Raise UsageError for the first number that is not in [least, most]. The keyword says what the number counts."""
+    check_at_least(least, **numbers)
+    for what, number in numbers.items():
+        if number > most:
+            raise UsageError(f"{cut(str(number), 60)} {what.replace('_', ' ')} cannot be used", f"give {most} or fewer")
 
 
 def with_article(what: str) -> str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 
 from inst.errors import Argument, InstError, UsageError
+from inst.texts import cut
+
+_HOST = re.compile(r"[\w.:%-]{1,253}")
+"""What can be a host name or an address: letters of any language (IDNA), and %eth0 after an IPv6 address."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -17,21 +22,24 @@ def listen(host: str, port: int) -> socket.socket:
         port: port to listen on; 0 chooses a free port.
 
     Raises:
-        UsageError: the port is out of range.
+        UsageError: the port is out of range, or the host is no name and no address.
         InstError: the address and port cannot be listened on.
     """
     if not 0 <= port < 2**16:
-        raise UsageError(f"The port {port} cannot be used", "give a number from 0 to 65535")
+        raise UsageError(f"The port {cut(str(port), 60)} cannot be used", "give a number from 0 to 65535")
+    if not _HOST.fullmatch(host):  # an empty one would be all addresses
+        raise UsageError(f"The host {cut(ascii(host), 60)} is no name and no address", 'give one, such as "127.0.0.1"')
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     if os.name == "posix":  # on other systems, two servers could share a port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: a part of the name is longer than names can be
         listener.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InstError(
-            f"The server cannot listen on {host} port {port} ({error.strerror or error})",
+            f"The server cannot listen on {cut(host, 60)} port {port} ({reason})",
             "give another ",
             Argument("port"),
             " or ",

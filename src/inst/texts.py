@@ -11,6 +11,17 @@ _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 """Characters that a terminal or a reader obeys and does not show: control characters, ends of lines and the marks that
 turn the direction of writing. A joiner within a word or an emoji is not one of them."""
 
+_MARKUP = re.compile(
+    r"[\\`*\[\]<|~]"  # emphasis, code, links, HTML, cells of a table
+    r"|(?<![^\W_])_|_(?![^\W_])"  # inside of a word, "_" is no emphasis
+    r"|&(?=#?\w+;)"  # a character by its name, such as "&lt;"
+    r"|^[#+=>-]"  # the beginning of a heading, a quotation or a list
+)
+"""What has a meaning in Markdown (CommonMark, and the tables of GitHub)."""
+
+_NUMBERED = re.compile(r"^(\d+)(?=[.)]( |$))")
+"""The beginning of a numbered list."""
+
 
 def one_line(text: str) -> str:
     """Return text with its control characters, ends of lines and direction marks escaped as in Python, such as `\\n`.
@@ -31,3 +42,8 @@ def cut(text: str, most: int) -> str:
     length = f" … ({len(text):,} characters) … "
     end = max(most - len(length), 4) // 4
     return f"{text[: 3 * end]}{length}{text[len(text) - end :]}"
+
+
+def markdown(text: str) -> str:
+    """Return Markdown that shows `text` as it is, on one line, also in a cell of a table."""
+    return _NUMBERED.sub(r"\1\\", _MARKUP.sub(r"\\\g<0>", one_line(text).strip()))

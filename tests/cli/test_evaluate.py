@@ -15,8 +15,10 @@ from PIL import Image
 
 from inst.cli import main
 from inst.cli.evaluate import evaluate
+from inst.errors import InstError
 from inst.evaluation.metrics.table import NAMES
 from inst.evaluation.networks.sources import SOURCES
+from inst.evaluation.output import folder_held
 
 
 @dataclass
@@ -124,6 +126,84 @@ def test_wrong_arguments_are_refused_in_one_line(folder: Path, run: Run) -> None
         assert failed.stdout == ""
     assert Image.open(folder / "photos" / "cat.png").size == (40, 32)
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--size", "--batch", "--replicates", "--shown", "--seed"])
+@pytest.mark.parametrize("number", ["-1", str(10**9), str(10**400)])
+def test_absurd_numbers_are_refused_in_one_line_before_anything_is_read(
+    tmp_path: Path, run: Run, option: str, number: str
+) -> None:
+    if (option, number) == ("--seed", str(10**9)):
+        return  # a seed as good as any
+    failed = run("evaluate", tmp_path / "nothing", "-o", tmp_path / "out", option, number)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert "no such folder" not in failed.stderr
+    assert len(failed.stderr) < 2000
+    assert not (tmp_path / "out").exists()
+
+
+def test_after_a_fault_in_the_page_the_scores_are_there_and_are_used(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("evaluate", folder, "-o", folder / "out", "--metrics", "colour", "--size", "32", "--replicates", "100")
+
+    def fail(*arguments: object) -> None:
+        raise InstError("The page fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inst.evaluation.page._filled", fail)
+        failed = run(*command)
+    assert (failed.returncode, failed.stderr) == (1, "Error: The page fails\n")
+    assert {path.name for path in (folder / "out").iterdir()} == {
+        "figures.csv",
+        "figures.json",
+        "figures.md",
+        "pictures.csv",
+        "unfinished-scores.jsonl",
+    }
+    done = run(*command)
+    assert done.returncode == 0
+    assert "The scores of 4 pairs of pictures are those that an interrupted run had stored." in done.stderr
+    assert not (folder / "out" / "unfinished-scores.jsonl").exists()
+
+
+def test_ctrl_c_keeps_the_scores_and_says_so(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("evaluate", folder, "-o", folder / "out", "--metrics", "colour", "--size", "32", "--batch", "1")
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("inst.evaluation.run.EvaluationRun.finish", interrupt)
+        stopped = run(*command)
+    assert stopped.returncode == 130
+    assert "The scores so far are in" in stopped.stderr
+    assert "The scores of 4 pairs" in run(*command).stderr
+
+
+def test_two_runs_do_not_share_a_folder(folder: Path, run: Run) -> None:
+    out = folder / "out"
+    with folder_held(out):
+        refused = run("evaluate", folder, "-o", out, "--metrics", "colour")
+    assert refused.returncode == 1
+    assert f"is being written by process {os.getpid()} on" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+def test_devices_and_names_that_are_no_text_give_one_line_or_scores(folder: Path, run: Run) -> None:
+    options = ("--metrics", "colour", "--size", "32", "--replicates", "100")
+    for place in ("/dev/zero", "/dev/null", folder / "nothing"):
+        failed = run("evaluate", place, "--paintings", folder / "paintings", *options)
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+        failed = run("evaluate", folder, "--prompts", place, "-o", folder / "out", *options)
+        assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    (folder / "made").rename(folder / "\udcff[red]\x1b[2J")
+    done = run("evaluate", folder, "-o", folder / "out", *options)
+    assert done.returncode == 0
+    assert "%FF[red]\\x1b[2J" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_the_help_names_every_metric() -> None:

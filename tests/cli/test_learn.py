@@ -134,7 +134,7 @@ def test_a_full_disk_is_a_warning_at_a_checkpoint_and_an_error_at_the_end(
     import resource
 
     inst = request.getfixturevalue("run")
-    monkeypatch.setattr(sys.modules["inst.cli.learn"], "_CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(sys.modules["inst.cli.learning"], "_CHECKPOINT_SECONDS", 0)
     state, (soft, hard) = Path("s.state.safetensors"), resource.getrlimit(resource.RLIMIT_FSIZE)
     room, checkpoints = [10_000_000], []
 
@@ -251,3 +251,156 @@ def test_numbered_styles_of_an_earlier_run_are_not_overwritten(command: list[str
     assert again.returncode == 1
     assert "is there already" in again.stderr
     assert before == {path: path.read_bytes() for path in (tmp_path / "outputs").iterdir()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+@pytest.mark.parametrize(
+    ("room", "checkpoint", "said"),
+    [
+        (
+            "style",
+            False,
+            ["s.state.safetensors cannot be", "s.safetensors holds the style. Learning cannot be continued"],
+        ),
+        ("style", True, ["s.safetensors holds the style. --resume -o s.safetensors continues after step 1"]),
+        (
+            "none",
+            True,
+            ["s.safetensors cannot be", "The style was not saved. --resume -o s.safetensors continues after"],
+        ),
+        ("none", False, ["s.safetensors cannot be", "The style was not saved. Learning cannot be continued"]),
+    ],
+)
+def test_an_interruption_on_a_full_disk_says_what_was_saved(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    room: str,
+    checkpoint: bool,
+    said: list[str],
+) -> None:
+    """The disk fills up in the second step, in which Ctrl-C comes."""
+    import resource
+
+    inst = request.getfixturevalue("run")
+    if checkpoint:
+        monkeypatch.setattr(sys.modules["inst.cli.learning"], "_CHECKPOINT_SECONDS", 0)
+    given = [*command[1:], "--validate-every", "0", "--steps", "4"]
+    assert inst(*given, "-o", "whole.safetensors")[0] == 0
+    size, advance, steps = Path("whole.safetensors").stat().st_size, LearningRun.advance, []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def interrupted(self: LearningRun) -> float:
+        steps.append(advance(self))
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 1000 if room == "style" else 100, hard))
+        return steps[-1]
+
+    monkeypatch.setattr(LearningRun, "advance", interrupted)
+    try:
+        code, out, err = inst(*given, "-o", "s.safetensors", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("Error: Interrupted after step 2, but ")
+    assert all(words in err for words in said), err
+    assert Path("s.safetensors").exists() == (room == "style")
+    assert Path("s.state.safetensors").exists() == checkpoint
+    if checkpoint:
+        assert LearningState.load("s.state.safetensors").progress.step == 1
+        assert inst(*given, "-o", "s.safetensors", "--resume") == (0, "s.safetensors\n", "")
+        one, other = (Style.load(f"{name}.safetensors").vectors for name in ("s", "whole"))
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_state_is_refused_and_stays(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    inst = request.getfixturevalue("run")
+    given = [*command[1:], "--steps", "3", "-o", "s.safetensors"]
+    advance = LearningRun.advance
+
+    def interrupted(self: LearningRun) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return advance(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LearningRun, "advance", interrupted)
+        assert inst(*given)[0] == 130
+    state, style = Path("s.state.safetensors"), Path("s.safetensors").read_bytes()
+    data = bytearray(state.read_bytes())
+    data[-5] ^= 1
+    state.write_bytes(data)
+    code, out, err = inst(*given, "--resume")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "s.state.safetensors is damaged" in err
+    assert (state.read_bytes(), Path("s.safetensors").read_bytes()) == (bytes(data), style)
+    kept = {path.name for path in Path().iterdir()}
+    assert not [name for name in kept if name.startswith(".inst-")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "1000000001"], "1000000001 steps cannot be used: give 1000000000 at most"),
+        (["--steps", str(2**63)], "steps cannot be used"),
+        (["--vectors", "1000000000"], "vectors is not possible: give 1 to 1000"),
+        (["--layers", "1000000000"], "layers are too many: give 100 at most"),
+        (["--crops", str(2**63)], "crops cannot be used: give 10000 at most"),
+        (["--batch-size", "1000000000"], "batch size cannot be used: give 1024 at most"),
+        (["--lr", "inf"], "learning rate of inf"),
+        (["--lr", "nan"], "learning rate of nan"),
+        (["--dropout", "nan"], "dropout of nan"),
+    ],
+)
+def test_absurd_numbers_are_refused_in_one_line(
+    command: list[str], request: pytest.FixtureRequest, arguments: list[str], said: str
+) -> None:
+    code, out, err = request.getfixturevalue("run")(*command[1:], *arguments, "-o", "s.safetensors")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+    assert [path.name for path in Path().iterdir()] == ["painting.png"]
+
+
+def test_a_billion_steps_cost_nothing_beforehand(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    inst = request.getfixturevalue("run")
+    given = [*command[1:], "--steps", "1000000000", "--save-every", "1", "--preview-every", "1000000000"]
+    given += ["--patience", str(10**30), "--validate-every", str(10**30), "-o", "s.safetensors"]
+    advance = LearningRun.advance
+
+    def interrupted(self: LearningRun) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return advance(self)
+
+    monkeypatch.setattr(LearningRun, "advance", interrupted)
+    assert inst(*given)[0] == 130
+    assert {path.name for path in Path().iterdir()} == {
+        *("painting.png", "s.safetensors", "s.state.safetensors", "s-000001.safetensors")
+    }
+    Path("s.state.safetensors").unlink()
+    code, _, err = inst(*given)
+    assert code == 1
+    assert "s-000001.safetensors is there already and would be overwritten" in err
+    Path("s-000001.safetensors").unlink()
+    Path("s-1000000000.png").touch()  # the preview of the last step
+    assert "s-1000000000.png is there already" in inst(*given)[2]
+
+
+def test_a_saved_style_never_replaces_a_file_that_appeared_meanwhile(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    inst = request.getfixturevalue("run")
+    advance, file = LearningRun.advance, Path("s-000002.safetensors")
+
+    def meanwhile(self: LearningRun) -> float:
+        file.write_bytes(b"mine")
+        return advance(self)
+
+    monkeypatch.setattr(LearningRun, "advance", meanwhile)
+    code, _, err = inst(*command[1:], "--steps", "3", "--save-every", "2", "-o", "s.safetensors")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "s-000002.safetensors is there already" in err
+    assert file.read_bytes() == b"mine"

@@ -70,7 +70,7 @@ def test_wrong_arguments_are_refused_with_the_reason(
     mistake(run("create", "--from", comparison, "-o", tmp_path / "a.db", "--ours", "x"), 2, "no method x")
     mistake(run("serve", tmp_path / "none.db"), 1, "no such study")
     mistake(run("serve", comparison / "photos" / "castle.png"), 1, "is not a study")
-    mistake(run("simulate", study, "--preference", 2), 2, "--preference 2")
+    mistake(run("simulate", study, "--preference", 2), 2, "preference of 2 cannot be used")
     mistake(run("simulate", study, "-o", tmp_path / "away" / "b.db"), 1, "away does not exist")
     mistake(run("serve", study, "--port", 70000), 2, "port 70000 cannot be used")
     with socket.socket() as taken:

@@ -234,7 +234,10 @@ def test_names_in_nfd_and_nfc_are_the_same(tmp_path: Path) -> None:
         ("a.tsv", "", "line 1 is not NAME"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "[]", "is not a JSON object"),
-        ("a.tsv", None, "cannot be read"),
+        ("a.json", "[" * 100_000, "nested too deeply"),
+        ("a.json", '{"a": -1e400}', "is not a JSON object of prompts"),
+        ("a.json", '{"a": "\\ud800"}', "is not valid Unicode"),
+        ("a.tsv", None, "no such file"),
     ],
 )
 def test_a_prompt_file_that_cannot_be_used_is_refused_with_the_reason(

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import math
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from inst.evaluation.methods.ablations import ABLATIONS
 from inst.evaluation.methods.folder import FolderMethod
 from inst.evaluation.methods.styles import caption_style
 from inst.evaluation.metrics.clip import PictureTextEncoder
+from inst.evaluation.output import folder_held
 from inst.files.listing import PICTURE_ENDINGS
 from inst.pictures.io import read_photo, read_picture, resize_short_side
 from inst.synthesis.record import read_record
@@ -128,7 +132,19 @@ def test_going_on_with_other_settings_or_other_pictures_is_refused(run: Run, giv
     assert before == {name: Path("made", name).read_bytes() for name in files("made")}
 
 
-@pytest.mark.parametrize("content", ["[]", '{"inst-instant": 1}', "no JSON", "5"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"inst-instant": 1}',
+        "no JSON",
+        "5",
+        '{"a":' * 100_000,
+        '{"inst-instant": {"pictures": 5}}',
+        "\ufeff\0",
+        "",
+    ],
+)
 def test_a_damaged_settings_file_is_reported_in_one_line(run: Run, given: list[object], content: str) -> None:
     Path("made").mkdir()
     Path("made/compare.json").write_text(content)
@@ -278,13 +294,65 @@ def test_wrong_options_are_refused_in_one_line_before_anything_is_made(
     assert not Path("made").exists()
 
 
+@pytest.mark.parametrize("name", ["compare.json", "curves.json", "photos/a.png"])
+def test_a_pipe_in_the_folder_is_refused_and_stays(run: Run, given: list[object], name: str) -> None:
+    Path("made/photos").mkdir(parents=True)
+    os.mkfifo(Path("made", name))
+    code, _, err = run("compare", "-o", "made", "--methods", "inst-instant", *given)
+    assert (code in (1, 2), len(err.strip().splitlines())) == (True, 1)
+    assert Path("made", name).is_fifo()
+
+
+@pytest.mark.parametrize(
+    "command", [["compare", "--methods", "inst-instant"], ["ablate", "strength"], ["ablate", "convergence"]]
+)
+def test_a_folder_that_another_run_writes_is_refused(run: Run, given: list[object], command: list[str]) -> None:
+    if command[1] == "convergence":
+        given = [one for one in given if one != "--no-figures"]
+    with folder_held(Path("made")):
+        code, _, err = run(*command, "-o", "made", *given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "is being written by process" in err
+    assert not Path("made").exists()
+
+
+def test_absurd_numbers_are_refused_before_anything_is_made(run: Run, given: list[object]) -> None:
+    curves = [one for one in given if one != "--no-figures"]
+    for command in (
+        ["ablate", "convergence", "--seeds", str(10**9), *curves],
+        ["ablate", "convergence", "--seeds", str(10**30), *curves],
+        ["ablate", "convergence", "--seed", "-1", *curves],
+        ["compare", "--methods", "adain", "--seed", "-1", *given],
+    ):
+        code, _, err = run(*command, "-o", "made")
+        assert (code, len(err.strip().splitlines())) == (2, 1), err
+        assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "x" * 300, "\u202eabc", ".."])
+def test_names_that_cannot_be_folders_of_methods_are_refused(run: Run, given: list[object], name: str) -> None:
+    picture(Path("theirs/a__p.png"), 3)
+    code, _, err = run("compare", "-o", "made", "--methods", "", "--outputs", f"{name}=theirs", *given)
+    assert (code, len(err.strip().splitlines())) == (2, 1)
+    assert "cannot be a method's name" in err
+
+
+def test_a_broken_link_among_pictures_of_another_system_loses_only_itself(run: Run, given: list[object]) -> None:
+    picture(Path("theirs/a__p.png"), 3)
+    Path("theirs/b__p.png").symlink_to("nowhere")
+    code, _, err = run("compare", "-o", "made", "--methods", "", "--outputs", "other=theirs", *given)
+    assert code == 1
+    assert "b__p.png: no such file" in err
+    assert "other/a__p.png" in files("made")
+
+
 def test_missing_sources_are_reported_before_anything_is_made(run: Run, given: list[object]) -> None:
     for number, (more, message) in enumerate(
         (
             (["--photos", "lost.png"], "lost.png: no such file"),
             (["--paintings", "nowhere"], "nowhere: no such file"),
             (["--methods", "", "--outputs", "other=empty"], "other is left out: empty contains no picture"),
-            (["--captions", "lost.txt", "--methods", "sdm"], "lost.txt cannot be read"),
+            (["--captions", "lost.txt", "--methods", "sdm"], "lost.txt: no such file"),
         )
     ):
         Path("empty").mkdir(exist_ok=True)
@@ -648,6 +716,24 @@ def test_an_unfinished_learning_run_does_not_count_in_the_curves(tmp_path: Path)
     ]
 
 
+POINT = asdict(CurvePoint("a.png", "digest", "direct", 0, 2, 1.0, 0.1, 0.5, 1.0, "x.png", 0.5))
+
+
+def test_scores_that_are_not_finite_are_stored_as_valid_json(tmp_path: Path) -> None:
+    settings = {"steps": 2, "similarity": "$\\frac$ | a`b\n\udcff"}
+    curves = Curves.open(tmp_path, settings)
+    point = CurvePoint("a|b.png", "digest", "direct", 0, 2, 1.0, math.nan, math.inf, 1.0, "x.png", 0.5)
+    curves.add(point)
+    curves.save(point, [])
+    json.loads((tmp_path / "curves.json").read_text(), parse_constant=pytest.fail)
+    again = Curves.open(tmp_path, settings)
+    assert math.isnan(again.points["a|b.png", "direct", 0, 2].loss)
+    table, plot = again.write()
+    lines = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 3
+    assert Image.open(plot).format == "PNG"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -657,6 +743,12 @@ def test_an_unfinished_learning_run_does_not_count_in_the_curves(tmp_path: Path)
         '{"settings": {"steps": 2}, "points": [5], "controls": []}',
         '{"settings": {"steps": 2}, "points": []}',
         json.dumps({"settings": {"steps": 2}, "controls": [], "points": [{"variant": "magic"}]}),
+        json.dumps({"settings": {"steps": 2}, "controls": [], "points": [POINT | {"step": "many"}]}),
+        json.dumps({"settings": {"steps": 2}, "controls": [], "points": [POINT | {"gram": 10**400}]}),
+        json.dumps({"settings": {"steps": 2}, "controls": [], "points": [POINT | {"variant": "magic"}]}),
+        json.dumps({"settings": {"steps": 2}, "controls": [], "points": [POINT]}).replace("0.5", "-1e400"),
+        "[" * 100_000,
+        '{"settings": {"a": ' + "[" * 900 + "]" * 900 + "}}",
     ],
 )
 def test_a_damaged_curves_file_is_refused_in_one_line(content: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import inst
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.evaluation import judging, page
 from inst.evaluation.collection import Collection, Pair, collect
 from inst.evaluation.evaluate import evaluate
@@ -405,7 +405,7 @@ def test_the_json_csv_and_markdown_reports_agree(folder: Path, metrics: Metrics,
                 assert np.mean([float(line[key]) for line in own]) == pytest.approx(score["value"])
             assert format_number(score["value"]) in markdown
     assert report["problems"] == ["good: there is no picture cat__red"]
-    assert "good: there is no picture cat__red" in markdown
+    assert "good: there is no picture cat\\_\\_red" in markdown
     assert "| a\\|b |" in markdown
     assert len({line.count("|") - line.count("\\|") for line in markdown.splitlines() if line.startswith("|")}) == 1
 
@@ -455,7 +455,7 @@ def test_the_page_contains_all_its_pictures_and_loads_nothing_from_elsewhere(
         assert (image.get("src") or "data:image/webp").startswith("data:image/webp")
     assert len(page.of("img")) == 9 * 4
     assert len(page.of("script")) == 1
-    assert text.count("</script>") == 1
+    assert (text.count("<script>"), text.count("</script>")) == (1, 1)
     assert not page.of("link")
     assert "default-src 'none'" in text
     shared = re.search(r"const shared = (\[.*?\]), values = (\{.*\});", text)
@@ -562,3 +562,125 @@ def test_with_real_weights_a_blend_scores_between_unchanged_photo_and_painting(
     assert rows["half"]["gram"] < rows["half, wrong painting"]["gram"]
     assert {"artfid", "fid"} <= rows["half"].keys()
     assert "artfid-inf" not in rows["half"]  # too few pictures for a line
+
+
+def interrupted(folder: Path, metrics: Metrics, batches: int, **options: int) -> Path:
+    """Evaluate some batches, and return the file of their scores."""
+    stored = folder / "stored"
+    course = evaluate(collect(folder), metrics, size=32, replicates=200, batch=2, scores=stored, **options)
+    for _ in range(batches):
+        next(course)
+    course.close()
+    return stored
+
+
+def continued(folder: Path, metrics: Metrics) -> tuple[Evaluation, int]:
+    """Go on, and return the number of reused pairs too."""
+    counts: list[int] = []
+    course = evaluate(collect(folder), metrics, size=32, replicates=200, batch=2, scores=folder / "stored")
+    return inst.complete(course, lambda step: counts.append(step.reused)), counts[-1]
+
+
+def reports(done: Evaluation, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    return {path.name: path.read_bytes() for path in (*write_reports(done, folder), write_page(done, folder))}
+
+
+@pytest.mark.parametrize("batches", [1, 4, 6])
+def test_an_interrupted_evaluation_continues_to_the_same_bytes(folder: Path, metrics: Metrics, batches: int) -> None:
+    (folder / "good" / "cat__red.png").write_bytes(b"broken")
+    draw(folder / "idle" / "dog__blue.png", (150, 150, 150), 1, (64, 64))  # squashed
+    (folder / "paintings" / "green.png").write_bytes(b"broken")
+    whole = inst.complete(evaluate(collect(folder), metrics, size=32, replicates=200, batch=2))
+    stored = interrupted(folder, metrics, batches)
+    with stored.open("ab") as file:
+        file.write(stored.read_bytes()[:-100])  # as a full disk leaves it
+    done, reused = continued(folder, metrics)
+    assert reused == {1: 2, 4: 3, 6: 6}[batches]  # the second three pairs have the broken painting
+    assert reports(done, folder / "out") == reports(whole, folder / "other")
+
+
+def test_stored_scores_of_other_pictures_or_settings_are_not_used(folder: Path, metrics: Metrics) -> None:
+    stored = interrupted(folder, metrics, 6)
+    draw(folder / "good" / "cat__blue.png", COLOURS["gold"], 7)
+    done, reused = continued(folder, metrics)
+    assert reused == 7
+    fresh = rows_of(inst.complete(evaluate(collect(folder), metrics, size=32, replicates=200, batch=2)))
+    for label, row in rows_of(done).items():
+        np.testing.assert_array_equal(row.values, fresh[label].values)
+
+    draw(folder / "paintings" / "red.png", COLOURS["gold"], 7)  # the wrong painting of others
+    assert continued(folder, metrics)[1] == 0
+    stored.unlink()
+    interrupted(folder, metrics, 6)
+    assert continued(folder, only_colour(metrics))[1] == 0
+    assert continued(folder, metrics)[1] == 9
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 5000, b"no line\n", b'{"key": ' + b"[" * 10_000 + b"\n"])
+def test_a_damaged_file_of_scores_costs_only_the_damaged_lines(folder: Path, metrics: Metrics, damage: bytes) -> None:
+    stored = interrupted(folder, metrics, 6)
+    lines = stored.read_bytes().splitlines(keepends=True)
+    place = len(lines[1]) // 2
+    changed = lines[1][:place] + bytes([lines[1][place] ^ 1]) + lines[1][place + 1 :]
+    stored.write_bytes(damage.join([lines[0], changed, *lines[2:]]))
+    done, reused = continued(folder, metrics)
+    assert reused == (2 if damage.startswith(b"\0") else 8)  # without an end, it is one line with the next
+    assert len(done.rows) == 6
+
+
+def test_a_file_of_scores_that_is_no_file_is_refused_at_once(folder: Path, metrics: Metrics) -> None:
+    os.mkfifo(folder / "stored")
+    with pytest.raises(InstError, match="stored is not a regular file"):
+        continued(folder, metrics)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed -1 cannot be used"),
+        ({"size": 10**9}, "size 1000000000 cannot be used: give 32 to 4096"),
+        ({"batch": 10**9}, "give 1 to 1024"),
+        ({"replicates": 10**9}, "give 100 to 100000"),
+        ({"replicates": 10**400}, "too large"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_computed(
+    folder: Path, metrics: Metrics, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):  # by the call itself: nothing has run yet
+        evaluate(collect(folder), metrics, **options)
+
+
+def test_hostile_names_are_harmless_in_every_report(folder: Path, metrics: Metrics) -> None:
+    script = "<img src=x onerror=alert(1)>"
+    (folder / "good").rename(folder / f"a|b`[c](d)\n{script}\x1b[2J\u202e$x$")
+    (folder / "idle").rename(folder / ("\udcff" + "l" * 200))
+    shutil.copy(folder / "photos" / "cat.png", folder / "photos" / "<script>.png")
+    done = run(collect(folder), metrics)
+    (folder / "out").mkdir()
+    write_reports(done, folder / "out")
+    text = write_page(done, folder / "out").read_text()
+    assert script not in text
+    assert (text.count("<script>"), text.count("</script>")) == (1, 1)
+    for name in ("figures.md", "figures.csv", "pictures.csv", "figures.json", "index.html"):
+        content = (folder / "out" / name).read_text(encoding="utf-8")
+        assert not {"\x1b", "\u202e"} & set(content), name
+    table = [line for line in (folder / "out" / "figures.md").read_text().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(done.rows)
+    cells = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in table}
+    assert len(cells) == 1
+    labels = [row["label"] for row in json.loads((folder / "out" / "figures.json").read_text())["rows"]]
+    assert labels == [row.label for row in done.rows]  # nothing is lost where escapes are data
+
+
+def test_scores_that_are_not_finite_leave_valid_json(folder: Path) -> None:
+    broken = PairMetric(MEAN.column, MEAN.network, lambda x, y: torch.full_like(x, torch.inf))
+    metrics = Metrics((broken,), None, lambda pictures: torch.full((len(pictures), 4), torch.nan))
+    done = run(collect(folder), metrics)
+    (folder / "out").mkdir()
+    for path in (*write_reports(done, folder / "out"), write_page(done, folder / "out")):
+        assert path.stat().st_size
+    json.loads((folder / "out" / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert format_number(float("inf")) == "inf"
+    assert format_number(1e300) == "1.00e+300"

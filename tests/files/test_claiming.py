@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from inst import InstError
-from inst.files.claiming import held, reserve_path
-from inst.files.holding import sweep
+from inst.files.claiming import held, reserve_name, reserve_path
+from inst.files.holding import sweep, sweep_below, temporary_folder
 from inst.files.writing import replace_when_finished, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -231,7 +231,7 @@ def test_a_young_file_of_a_living_process_stays_although_it_is_not_locked_yet(tm
     assert sweep(tmp_path) == []
     long_ago = time.time() - 3600
     os.utime(part, (long_ago, long_ago))
-    assert sweep(tmp_path) == [part]
+    assert sweep(tmp_path) == [(part, 0)]
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -251,3 +251,105 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
         unfinished.write_bytes(b"ours")
     assert (tmp_path / "new.db").read_bytes() == b"ours"
     assert names(tmp_path) == ["new.db", "study.db"]
+
+
+def test_exactly_one_name_is_reserved_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "castle-1.png"
+    with reserve_name(path):
+        with pytest.raises(InstError, match="is there already"), reserve_name(path):
+            pass
+        write_bytes_atomically(path, b"mine")
+    with pytest.raises(InstError, match="is there already and would be overwritten"), reserve_name(path):
+        pass
+    assert path.read_bytes() == b"mine"
+    assert names(tmp_path) == ["castle-1.png"]
+    with pytest.raises(InstError, match="cannot be written"), reserve_name(tmp_path / "nowhere" / "castle.png"):
+        pass
+
+
+def test_a_name_is_in_use_if_a_file_that_belongs_to_it_exists(tmp_path: Path) -> None:
+    (tmp_path / "castle.state").touch()
+    with reserve_path(tmp_path, "castle", ".png", beside=[".state"]) as path:
+        assert path.name == "castle-2.png"
+
+
+@posix
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_bytes(b"mine")
+    (tmp_path / ".inst-out.lock").symlink_to("letter")
+    with pytest.raises(InstError, match="out cannot be written"), held(tmp_path / "out"):
+        pass
+    assert sweep(tmp_path) == []
+    assert (tmp_path / "letter").read_bytes() == b"mine"
+
+
+def test_long_names_that_begin_alike_are_held_by_different_processes(tmp_path: Path) -> None:
+    with held(tmp_path / ("n" * 250 + "1")), held(tmp_path / ("n" * 250 + "2")):
+        pass
+
+
+@posix
+def test_a_forked_child_that_ends_frees_nothing(tmp_path: Path) -> None:
+    """Workers of batches and of data loaders are such children."""
+    out = tmp_path / "out"
+    with held(out), temporary_folder(tmp_path) as folder:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(InstError, match="is being written by process"), held(out):
+            pass
+        assert folder.is_dir()
+        assert sweep(tmp_path) == []
+    assert names(tmp_path) == []
+
+
+@posix
+def test_a_temporary_folder_is_deleted_at_the_end_and_after_a_kill(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path) as folder:
+        (folder / "rows.db").write_bytes(bytes(1000))
+        os.utime(folder, (0, 0))
+        assert sweep(tmp_path) == []
+    assert names(tmp_path) == []
+    program = """
+import sys, time
+from inst.files.holding import temporary_folder
+with temporary_folder(sys.argv[1]) as folder:
+    (folder / "below").mkdir()
+    (folder / "below" / "rows.db").write_bytes(bytes(1000))
+    (folder / "link").symlink_to(sys.argv[2])
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "letter").touch()
+    process = in_another_process(program, tmp_path, tmp_path / "kept")
+    assert sweep(tmp_path) == []
+    kill(process)
+    ((path, size),) = sweep(tmp_path)
+    assert path.name.startswith(f".inst-{process.pid}-")
+    assert size >= 1000
+    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path / "kept") == ["letter"]
+
+
+@posix
+def test_folders_below_are_swept_without_following_links(tmp_path: Path) -> None:
+    def left(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".inst-{2**22 + 1}-{'0' * 16}.part"
+        path.write_bytes(b"part")
+        os.utime(path, (0, 0))
+        return path
+
+    elsewhere = left(tmp_path / "elsewhere")
+    top = tmp_path / "top"
+    inside = [left(top), left(top / "a" / "b")]
+    (top / "link").symlink_to(tmp_path / "elsewhere")
+    deep = left(top / Path(*"d" * 40))
+    deleted, whole = sweep_below(top)
+    assert sorted(deleted) == sorted((path, 4) for path in inside)
+    assert not whole
+    assert elsewhere.exists()
+    assert deep.exists()
+    assert sweep_below(top / "a") == ([], True)

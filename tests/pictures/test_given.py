@@ -232,3 +232,20 @@ def test_many_paintings_take_the_memory_of_one(tmp_path: Path) -> None:
         for n in (1, 8)
     )
     assert eight - one < 96_000  # KB on Linux; on macOS bytes, which only makes the test stricter
+
+
+def test_paintings_beyond_the_memory_are_read_again(tmp_path: Path) -> None:
+    """The same pixels come, and a file that has changed meanwhile is refused."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3), np.uint8)
+    for number, levels in enumerate(noise):
+        Image.fromarray(levels).save(tmp_path / f"{number}.png")
+    given = [tmp_path / "0.png", tmp_path / "1.png", torch.from_numpy(noise[0]).permute(2, 0, 1)]
+    kept, read = to_paintings(given, 60), to_paintings(given, 60, kept_bytes=3 * 60 * 80 * 4)
+    for one, other in zip(kept, read, strict=True):
+        assert torch.equal(one.picture, other.picture)
+        assert (one.size, one.name, one.sha256, one.encoded) == (other.size, other.name, other.sha256, other.encoded)
+    (tmp_path / "1.png").write_bytes((tmp_path / "0.png").read_bytes())
+    assert torch.equal(kept[1].picture, to_paintings(noise[1], 60)[0].picture)
+    with pytest.raises(InstError, match=r"^The file of the painting 1.png has changed: start again"):
+        _ = read[1].picture
+    assert to_paintings([kept[0]], 60)[0] is kept[0]

@@ -19,7 +19,7 @@ from inst.pictures.io import (
     read_mask,
     read_photo,
     read_picture,
-    read_texts,
+    read_text_in,
     resize,
     resize_mask,
     save_picture,
@@ -210,7 +210,7 @@ def test_the_ending_chooses_the_format(tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert (image.format, image.size, image.mode) == (kind, (48, 32), "RGB")
         assert near(corners(open_picture(path)), [RED, GREEN, BLUE, YELLOW], 3)
-        assert read_texts(path) == ({"inst": "made by hand"} if kind == "PNG" else {})
+        assert read_text_in(path, "inst") == ("made by hand" if kind == "PNG" else None)
 
 
 @pytest.mark.parametrize("name", ["picture", "picture.gif", "picture.png.bak", ".png"])

@@ -1,9 +1,11 @@
 """Films by ffmpeg: what is read is what is shown, and a hostile, broken or missing film is one clear line."""
 
+import json
 import os
 import shutil
 import subprocess
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from inst import InstError, InstWarning, UsageError
+from inst.pictures import video
 from inst.pictures.video import Film, film_format, is_film, probe, read_frames, write_film
 
 
@@ -133,6 +136,9 @@ def test_a_playlist_is_refused_and_nothing_is_fetched(tmp_path: Path) -> None:
         "hls.mp4": "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/film.ts\n#EXT-X-ENDLIST\n",
         "hls.m3u8": "#EXTM3U\n#EXTINF:1,\nfilm.mp4\n#EXT-X-ENDLIST\n",
         "concat.mp4": "ffconcat version 1.0\nfile film.mp4\n",
+        "local.mp4": "#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+        "nested.mp4": "#EXTM3U\n#EXTINF:1,\nconcat:film.mp4|film.mp4\n#EXT-X-ENDLIST\n",
+        "dash.mp4": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="x"></MPD>',
         "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
     }
     for name, content in playlists.items():
@@ -141,6 +147,54 @@ def test_a_playlist_is_refused_and_nothing_is_fetched(tmp_path: Path) -> None:
             probe(tmp_path / name)
         assert "127.0.0.1" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+HUGE = 10**9
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"width": HUGE, "height": HUGE}, "has frames of 1000000000 x 1000000000 pixels: make it smaller"),
+        ({"sample_aspect_ratio": "1000000000:1"}, ""),
+        ({"avg_frame_rate": "1000000000/1", "r_frame_rate": "1000000000/1"}, ""),
+        ({"avg_frame_rate": "nan", "r_frame_rate": "1/0"}, ""),
+        ({"duration": "1e18"}, "frames, more than 1,000,000: cut it"),
+        ({"duration": "nan"}, ""),
+        ({"duration": "inf"}, ""),
+        ({"duration": "N/A"}, ""),
+        ({"duration": "-5"}, ""),
+        ({"tags": {"rotate": "nan"}}, ""),
+        ({"tags": {"rotate": "north"}}, ""),
+        ({"side_data_list": [{"rotation": 1e300}]}, ""),
+    ],
+)
+def test_absurd_numbers_of_a_film_are_refused_or_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, object], words: str
+) -> None:
+    """A program in the place of ffprobe says them."""
+    stream = {"index": 0, "codec_type": "video", "width": 96, "height": 64, "avg_frame_rate": "10/1"} | said
+    (tmp_path / "ffprobe").write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps({'streams': [stream]})}\nEND\n")
+    (tmp_path / "ffprobe").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "film.mp4").touch()
+    if words:
+        with pytest.raises(InstError, match=words):
+            probe(tmp_path / "film.mp4")
+    else:
+        film = probe(tmp_path / "film.mp4")
+        assert (film.width, film.height) == (96, 64)
+        assert film.rate <= 240
+        assert film.frames is None or film.frames >= 1
+
+
+def test_a_film_that_goes_on_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = probe(make(tmp_path / "film.mp4"))
+    monkeypatch.setattr(video, "_MOST_FRAMES", 4)
+    frames = read_frames(film)
+    assert sum(1 for _ in islice(frames, 4)) == 4
+    with pytest.raises(InstError, match="has more than 4 frames: cut it"):
+        next(frames)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", bytes(range(256)) * 20])

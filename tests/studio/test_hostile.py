@@ -91,7 +91,7 @@ def served(server: Served, place: Path, log: Log) -> Iterator[Served]:
     before = files_in(place) - files_in(place / "data")
     yield server
     assert files_in(place) - files_in(place / "data") == before
-    assert not list((place / "data" / "uploads").glob("partial-*"))
+    assert not list((place / "data" / "uploads").glob(".inst-*"))
     assert [record for record in log.records if "refused" in record.getMessage()]
     assert server.client.get("/healthz").status_code == 200
 
@@ -586,7 +586,7 @@ def test_a_full_disk_is_one_line(served: Served, monkeypatch: pytest.MonkeyPatch
         patch.setattr("inst.studio.uploads.os.link", full)
         refused(served.upload(png(seed=99)), 507)
     with monkeypatch.context() as patch:
-        patch.setattr("inst.studio.uploads.tempfile.mkstemp", full)
+        patch.setattr("inst.studio.uploads.part_name", full)
         refused(served.upload(), 507)
         page = served.client.post("/en/gradio_api/upload", files={"files": ("x.png", png())})
         assert page.status_code == 507

@@ -177,8 +177,7 @@ def test_missing_empty_and_broken_folders_are_refused_and_leave_no_file(tmp_path
 def test_a_folder_that_cannot_be_written_to_is_reported(comparison: Path) -> None:
     with pytest.raises(InstError) as caught:
         create(comparison, Path("/proc/self/study.db"))
-    assert str(caught.value).startswith("/proc/self/study.db cannot be written (")
-    assert str(caught.value).endswith("): choose another place.")
+    assert str(caught.value).startswith("/proc/self/study.db cannot be written")
 
 
 def test_an_existing_study_is_never_overwritten(make_study: Callable[..., Path]) -> None:

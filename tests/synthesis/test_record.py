@@ -316,12 +316,16 @@ def test_a_record_with_wrong_values_is_refused_with_the_reason(
     refuse(with_text(tmp_path / "result.png", json.dumps(content)), said)
 
 
-def test_a_truncated_picture_is_refused_with_its_path(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_a_truncated_record_is_refused_with_its_path(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    """The record comes first in the file, and is read without the pixels."""
     path = save_picture(torch.rand(3, 64, 64), tmp_path / "result.png", texts=make_record(tiny_backbone).texts())
     whole = path.read_bytes()
-    for kept in (0.9, 0.5, 0.02):
-        path.write_bytes(whole[: int(len(whole) * kept)])
+    pixels = whole.index(b"IDAT")
+    for kept in (pixels // 2, 100, 20):
+        path.write_bytes(whole[:kept])
         refuse(path, str(path))
+    path.write_bytes(whole[: (pixels + len(whole)) // 2])
+    assert read_record(path).to_text() == make_record(tiny_backbone).to_text()
 
 
 def test_a_text_chunk_that_unpacks_to_a_huge_size_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from inst.arguments import check_choice
-from inst.errors import Argument, InstError, UsageError
+from inst.arguments import check_at_least, check_choice, checked
+from inst.errors import Argument, InstError, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
+from inst.files.reading import check_regular, read_json
 from inst.files.writing import write_bytes_atomically
 
 VARIANTS = ("attention", "pooled", "direct")
@@ -27,6 +28,9 @@ FREE_RATE = 1000.0
 """The learning rate of the free parts of the vectors, as a multiple of the network's learning rate. A number of a free
 part changes one entry of a vector, while hundreds of the network's weights act together on each entry."""
 
+MOST_VECTORS, MOST_LAYERS = 1_000, 100
+"""Largest sizes of a module: a prompt has fewer tokens, and the paper's module has far fewer layers."""
+
 
 @dataclass(frozen=True)
 class InversionConfig:
@@ -36,8 +40,8 @@ class InversionConfig:
         picture_width: width of the image encoder's patch tokens; 0 if the variant is "direct".
         pooled_width: width of its pooled (projected) embedding; 0 if the variant is "direct".
         text_width: width d of the text encoder's token embeddings.
-        vectors: number n of pseudo-word vectors.
-        layers: number of cross-attention layers.
+        vectors: number n of pseudo-word vectors, up to `MOST_VECTORS`.
+        layers: number of cross-attention layers, up to `MOST_LAYERS`.
         heads: attention heads of each layer.
         dropout: dropout rate in every layer (0.05 in the paper, sec. 3.2).
         variant: one of `VARIANTS`.
@@ -58,17 +62,33 @@ class InversionConfig:
     free: bool = False
 
     def __post_init__(self) -> None:
+        for size in fields(self):
+            value = checked(size.name.replace("_", " "), getattr(self, size.name), str(size.type))
+            object.__setattr__(self, size.name, value)
         check_choice("variant", self.variant, VARIANTS)
-        if self.vectors < 1:
-            raise UsageError(f"A pseudo-word of {self.vectors} vectors is not possible", "give at least 1")
-        if self.variant != "direct" and self.layers < 1:
+        direct = self.variant == "direct"
+        check_at_least(1, heads=self.heads, text_width=self.text_width)
+        check_at_least(0 if direct else 1, picture_width=self.picture_width, pooled_width=self.pooled_width)
+        if not 1 <= self.vectors <= MOST_VECTORS:
+            raise UsageError(f"A pseudo-word of {self.vectors} vectors is not possible", f"give 1 to {MOST_VECTORS}")
+        if self.layers < (0 if direct else 1):
             raise UsageError(f"{self.layers} layers are too few", "give at least 1, or ", Argument("variant", "direct"))
+        if self.layers > MOST_LAYERS:
+            raise UsageError(f"{self.layers} layers are too many", f"give {MOST_LAYERS} at most")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"A dropout of {self.dropout} is out of range", "give 0 (off) or more, below 1")
         if self.text_width % self.heads:
             raise UsageError(
                 f"{self.heads} heads do not divide the text width of {self.text_width}", "give a divisor of the width"
             )
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> Self:
+        """Make a configuration from a mapping of its entries, which may come from a file. Raises UsageError."""
+        try:
+            return cls(**entries)
+        except TypeError as error:  # an entry is missing or unknown
+            raise UsageError(f"The sizes of an inversion module cannot be used ({first_line(error)})") from None
 
 
 class CrossAttentionLayer(nn.Module):
@@ -205,15 +225,19 @@ class Inversion(nn.Module):
             InstError: a file is missing or broken, does not fit the configuration, or contains another variant.
         """
         folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            refuse_pointer(folder / name)
+        config, weights = folder / "config.json", folder / "model.safetensors"
+        for path in (config, weights):
+            refuse_pointer(path)
+            if not path.exists():
+                raise InstError(f"The inversion module is incomplete ({path} is missing)", "copy it again")
+            check_regular(path)
         try:
-            module = build_inversion(json.loads((folder / "config.json").read_text()))
-            module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-        except FileNotFoundError as error:
-            raise InstError(
-                f"The inversion module is incomplete ({error.filename or folder} is missing)", "copy it again"
-            ) from error
+            # Nothing is allocated for the sizes of the configuration: the module takes the tensors of the file.
+            with torch.device("meta"):
+                module = build_inversion(read_json(config))
+            # Copies, because tensors in fp32 would stay parts of the file.
+            tensors = {key: one.contiguous().to(torch.float32, copy=True) for key, one in load_file(weights).items()}
+            module.load_state_dict(tensors, assign=True)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise InstError(f"{folder} has no usable inversion module ({reason})", "copy it again") from error
@@ -229,7 +253,7 @@ def _spread_to_all(module: Inversion, state: dict[str, Any], prefix: str, *rest:
     """Accept a single number for all entries: older modules for one text encoder are stored like this."""
     key = f"{prefix}spread"
     if key in state and state[key].dim() == 0:
-        state[key] = state[key].expand(module.config.text_width)
+        state[key] = state[key].repeat(module.config.text_width)
 
 
 class AttentionInversion(Inversion):
@@ -289,5 +313,5 @@ class DirectInversion(Inversion):
 
 def build_inversion(config: InversionConfig | Mapping[str, Any]) -> AttentionInversion | DirectInversion:
     """Make a module with random weights from a configuration or a dict of its entries. Raises UsageError."""
-    config = config if isinstance(config, InversionConfig) else InversionConfig(**config)
+    config = config if isinstance(config, InversionConfig) else InversionConfig.of(config)
     return DirectInversion(config) if config.variant == "direct" else AttentionInversion(config)

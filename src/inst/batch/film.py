@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inst.batch.orders import model_identity
 from inst.errors import InstError, UsageError
+from inst.files.holding import sweep
 from inst.files.listing import pictures_in
 from inst.files.provenance import SourceFile, versions
 from inst.files.writing import make_folder, write_bytes_atomically
@@ -202,6 +203,7 @@ def _describe(backbone: Backbone, order: FilmOrder, frames: _Frames) -> dict[str
 
 def _finished(folder: Path, described: Mapping[str, Any], frames: _Frames) -> list[Path]:
     """Return the finished frames in the folder, from the first one on. Raises UsageError if it holds something else."""
+    sweep(folder)  # what a run left that was killed in its first frame
     place = folder / DESCRIPTION
     if not place.exists():
         if folder.is_dir() and any(folder.iterdir()):

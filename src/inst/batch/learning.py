@@ -13,7 +13,7 @@ from inst.batch.orders import Chunk, Order, in_chunks
 from inst.batch.sources import Source, open_source
 from inst.batch.worker import ChunkWorker, Entry, LoadedChunk
 from inst.errors import InstError
-from inst.learning.data import painting_size
+from inst.learning.data import largest_painting, painting_size
 from inst.learning.together import learn_together
 from inst.pictures.given import Painting, to_paintings
 from inst.pictures.io import decode_photo
@@ -68,7 +68,7 @@ class LearnWorker(ChunkWorker[Painting, Style]):
 
     def decode(self, item: Item, data: bytes) -> Painting:
         """Decode a painting, in the size that learning needs."""
-        photo = decode_photo(data, item.place, flattened=True)
+        photo = decode_photo(data, item.place, flattened=True, reduce_to=largest_painting(self.backbone))
         keep = self.order.settings.get("keep_painting", True)
         return to_paintings(photo, painting_size(self.backbone), keep=keep)[0]
 

@@ -20,8 +20,9 @@ from inst.batch.sources import STYLE_ENDINGS, Source, file_item, open_source
 from inst.batch.worker import ChunkWorker, Content, Entry, LoadedChunk
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
+from inst.learning.data import largest_painting
 from inst.learning.instant import instant_style
-from inst.pictures.io import FORMATS, Photo, decode_photo, resize_mask
+from inst.pictures.io import FORMATS, Photo, decode_photo, reading_size, resize_mask
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -152,7 +153,8 @@ class PictureWorker(ChunkWorker[Content, PaintedPicture]):
             except InstError as error:
                 raise error.with_prefix(f"{item.place}: ") from None
             return style
-        return instant_style(self.backbone, decode_photo(data, item.place, flattened=True))
+        photo = decode_photo(data, item.place, flattened=True, reduce_to=largest_painting(self.backbone))
+        return instant_style(self.backbone, photo)
 
     def encode(self, result: PaintedPicture, name: str) -> bytes:
         """Return the bytes of the picture file."""
@@ -169,7 +171,8 @@ class TransferWorker(PictureWorker[Photo]):
     def decode(self, item: Item, data: bytes) -> Photo:
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
-        photo = decode_photo(data, item.place, flattened=settings.get("flatten", False))
+        reduce_to = reading_size(settings.get("size"), self.backbone.default_size)
+        photo = decode_photo(data, item.place, flattened=settings.get("flatten", False), reduce_to=reduce_to)
         photo = fit_photo(self.backbone, photo, settings.get("size"))
         if photo.alpha is None:
             return photo

@@ -17,7 +17,8 @@ from inst.cli.console import FULL, discard, print_any_text, print_message
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
 from inst.cli.evaluate import evaluate
-from inst.cli.learn import INTERRUPTED, learn
+from inst.cli.learn import learn
+from inst.cli.learning import INTERRUPTED
 from inst.cli.pictures import generate, transfer
 from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet

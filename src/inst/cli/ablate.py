@@ -16,7 +16,7 @@ from inst.cli.compare import (
     run_comparison,
     source_files,
 )
-from inst.cli.evaluate import ClipOption, MetricsOption, load_encoder
+from inst.cli.evaluate import ClipOption, MetricsOption, load_encoder, note_left_out
 from inst.cli.learn import LEARN
 from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
@@ -24,6 +24,7 @@ from inst.cli.session import SeedOption, Session, with_session
 from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
 from inst.files.provenance import FORMAT
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.evaluation.methods.method import Method
@@ -101,7 +102,9 @@ def ablate(
         _run_convergence(session, photos, paintings, folder, learning_steps, interval, all_seeds, transfer, clip)
         return
     if what not in ABLATIONS:
-        raise UsageError(f'The ablation "{what}" is unknown', f"use one of {', '.join(ABLATIONS)} or convergence")
+        raise UsageError(
+            f'The ablation "{cut(what, 60)}" is unknown', f"use one of {', '.join(ABLATIONS)} or convergence"
+        )
     for option, value in (("--every", every), ("--seeds", seeds)):
         if value is not None:
             raise UsageError(f"{option} is only for the ablation convergence", f"leave out {option}")
@@ -129,6 +132,7 @@ def _run_convergence(
     from inst.evaluation.learning_curves.measure import VARIANTS, check_curves, curve_controls, learning_curves
     from inst.evaluation.methods.method import backbone_mark
     from inst.evaluation.metrics.gram import GramDistance
+    from inst.evaluation.output import folder_held
 
     problems: list[str] = []
     photo_files = _read_photos(source_files(photos, problems), problems)
@@ -148,37 +152,38 @@ def _run_convergence(
         "photos": [photo.sha256 for photo in contents],
         "similarity": encoder.name if encoder.name == encoder.source else f"{encoder.name} {encoder.source}",
     }
-    curves = Curves.open(out, settings, sources, contents)
-    for problem in problems:  # printed before the long work, so that the user can stop and repair it
-        session.note_left_out(problem)
-    distance = GramDistance.load().to(backbone.device)
-    for source in sources:
-        if not curves.has_controls(source.name):
-            for control in curve_controls(backbone, source, contents, distance, encoder, _CURVES["size"]):
-                curves.add(control)
-    with session.progress("learning") as update:
-        run = learning_curves(
-            backbone,
-            sources,
-            contents,
-            distance,
-            steps=steps,
-            every=every,
-            seeds=seeds,
-            size=_CURVES["size"],
-            transferred=transfer,
-            encoder=encoder,
-            done=curves.has,
-            keep=curves.save,
-        )
-        for point in run:
-            curves.add(point)
-            update(point.step, steps, f"{point.painting}, {point.variant}")
-    files = curves.write()
-    lines = [*files[0].read_text().splitlines(), ""]
-    names = [name for variant in VARIANTS if (out / (name := learning_name(variant, seeds[0]))).is_dir()]
-    files += write_sheets(out, dict.fromkeys(names, settings), [*photo_files], [*painting_files])
-    lines += map(str, files)
+    with folder_held(out):
+        curves = Curves.open(out, settings, sources, contents)
+        # Printed before the long work, so that the user can stop and repair it.
+        note_left_out(session, problems, "listed by --json")
+        distance = GramDistance.load().to(backbone.device)
+        for source in sources:
+            if not curves.has_controls(source.name):
+                for control in curve_controls(backbone, source, contents, distance, encoder, _CURVES["size"]):
+                    curves.add(control)
+        with session.progress("learning") as update:
+            run = learning_curves(
+                backbone,
+                sources,
+                contents,
+                distance,
+                steps=steps,
+                every=every,
+                seeds=seeds,
+                size=_CURVES["size"],
+                transferred=transfer,
+                encoder=encoder,
+                done=curves.has,
+                keep=curves.save,
+            )
+            for point in run:
+                curves.add(point)
+                update(point.step, steps, f"{point.painting}, {point.variant}")
+        files = curves.write()
+        lines = [*files[0].read_text(encoding="utf-8").splitlines(), ""]
+        names = [name for variant in VARIANTS if (out / (name := learning_name(variant, seeds[0]))).is_dir()]
+        files += write_sheets(out, dict.fromkeys(names, settings), [*photo_files], [*painting_files])
+        lines += map(str, files)
     session.report(lines, files=[str(file) for file in files], left_out=problems)
     if problems:
         raise typer.Exit(InstError.exit_code)

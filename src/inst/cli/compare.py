@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, metric_names, score_pictures
+from inst.cli.evaluate import ClipOption, MetricsOption, check_clip, metric_names, note_left_out, score_pictures
 from inst.cli.learn import LEARN
 from inst.cli.pictures import TRANSFER, StrengthOption, StyleAttentionOption, StyleScaleOption, ToneOption
 from inst.cli.places import OUTPUTS
@@ -17,6 +17,7 @@ from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import InstError, InstWarning, UsageError
 from inst.evaluation.methods.names import METHODS
 from inst.files.listing import pictures_in, pictures_of, plain_name
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.evaluation.compare import ComparisonResult
@@ -84,7 +85,7 @@ def compare(
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise UsageError(
-            f'The method "{unknown[0]}" is unknown',
+            f'The method "{cut(unknown[0], 60)}" is unknown',
             f"use some of {', '.join(METHODS)}; for pictures of another program, use --outputs NAME=FOLDER",
         )
     if captions is not None and "sdm" not in names:
@@ -133,13 +134,17 @@ def _built_in(
 
 
 def _read_captions(file: Path, paintings: Sequence[Path]) -> Mapping[str, str]:
-    """Read the captions of paintings. Warns of a caption for none of them."""
+    """Return the captions of these paintings. Warns if the file has a caption for none of them."""
     from inst.evaluation.collection import read_prompts
 
     captions = read_prompts(file)
-    for name in sorted(captions.keys() - {"", *(plain_name(painting.name) for painting in paintings)}):
-        warnings.warn(InstWarning(f'{file}: no painting is named "{name}"', "correct the name"), stacklevel=2)
-    return captions
+    known = {"", *(plain_name(painting.name) for painting in paintings)}
+    if others := sorted(captions.keys() - known):
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        warnings.warn(
+            InstWarning(f'{file}: no painting is named "{cut(others[0], 60)}"{more}', "correct the name"), stacklevel=2
+        )
+    return {name: caption for name, caption in captions.items() if name in known}
 
 
 def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
@@ -152,7 +157,7 @@ def _folders(outputs: Sequence[str]) -> tuple[list[Method], list[str]]:
         name, equals, folder = text.partition("=")
         if not equals or not name or not folder or not Path(folder).is_dir():
             raise UsageError(
-                f'"{text}" is not NAME=FOLDER with an existing folder',
+                f'"{cut(text, 60)}" is not NAME=FOLDER with an existing folder',
                 "give --outputs NAME=FOLDER, such as stytr2=made/stytr2",
             )
         if pictures_in(Path(folder)):
@@ -196,6 +201,8 @@ def run_comparison(
     """
     from inst.evaluation.collection import SEPARATOR, collect
     from inst.evaluation.compare import compare, write_sheets
+    from inst.evaluation.evaluate import check_settings
+    from inst.evaluation.output import folder_held
     from inst.runs import complete
 
     for option, value in (("--clip", clip), ("--metrics", metrics)):
@@ -204,38 +211,40 @@ def run_comparison(
                 f"{option} is for the scores, but --no-figures turns them off", f"give {option} or --no-figures"
             )
     problems: list[str] = []
-    photo_files, painting_files = source_files(photos, problems), source_files(paintings, problems)
     names = metric_names(metrics)
+    check_settings(seed=seed)
+    photo_files, painting_files = source_files(photos, problems), source_files(paintings, problems)
     if figures:
         check_clip(session, clip, names)  # checked here, because making the pictures takes long
-    methods, missing = make_methods()
-    latest = (0, len(methods) * len(photo_files) * len(painting_files))
-    with session.progress("painting") as update:
+    with folder_held(out):
+        methods, missing = make_methods()
+        latest = (0, len(methods) * len(photo_files) * len(painting_files))
+        with session.progress("painting") as update:
 
-        def show_preparation(step: int, total: int) -> None:
-            update(*latest, f"step {step}/{total}")
+            def show_preparation(step: int, total: int) -> None:
+                update(*latest, f"step {step}/{total}")
 
-        def show_result(result: ComparisonResult) -> None:
-            nonlocal latest
-            latest = (result.index + 1, result.total)
-            update(*latest, f"{result.method}: {result.painting}")
+            def show_result(result: ComparisonResult) -> None:
+                nonlocal latest
+                latest = (result.index + 1, result.total)
+                update(*latest, f"{result.method}: {result.painting}")
 
-        failed = complete(compare(methods, photo_files, painting_files, out, show_preparation), show_result)
-    sheets = write_sheets(out, {method.name: method.settings for method in methods}, photo_files, painting_files)
-    problems += [*missing, *(f"{result.method}/{result.path.name}: {result.problem}" for result in failed)]
-    for problem in problems:
-        session.note_left_out(problem)
-    lines, facts = [f"{sheet}   a sheet of results" for sheet in sheets], {"sheets": [str(sheet) for sheet in sheets]}
-    if figures:
-        # The reason for each missing picture was printed above, so the message that it is missing is not repeated.
-        known = {
-            f"{result.method}: there is no picture {result.photo}{SEPARATOR}{result.painting}" for result in failed
-        }
-        scores = score_pictures(
-            session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, known_problems=known
-        )
-        lines, facts = [*scores.lines, *lines], {**scores.facts, **facts}
-        problems += scores.problems
+            failed = complete(compare(methods, photo_files, painting_files, out, show_preparation), show_result)
+        sheets = write_sheets(out, {method.name: method.settings for method in methods}, photo_files, painting_files)
+        problems += [*missing, *(f"{result.method}/{result.path.name}: {result.problem}" for result in failed)]
+        note_left_out(session, problems, "listed by --json")
+        lines = [f"{sheet}   a sheet of results" for sheet in sheets]
+        facts: dict[str, Any] = {"sheets": [str(sheet) for sheet in sheets]}
+        if figures:
+            # The reason for each missing picture was noted above, so the message that it is missing is not repeated.
+            known = {
+                f"{result.method}: there is no picture {result.photo}{SEPARATOR}{result.painting}" for result in failed
+            }
+            scores = score_pictures(
+                session, collect(out), out / "figures", metrics=names, clip=clip, seed=seed, known_problems=known
+            )
+            lines, facts = [*scores.lines, *lines], {**scores.facts, **facts}
+            problems += scores.problems
     session.report(lines, **facts, left_out=problems)
     if problems:
         raise typer.Exit(InstError.exit_code)

@@ -109,9 +109,10 @@ def choose_control(
             if value is not None:
                 raise UsageError(f"{option} needs a ControlNet", "give its folder with --controlnet")
         return None
-    from inst.pictures.io import read_photo
+    from inst.pictures.io import USUAL_SIZE, read_photo
     from inst.sampling.control import Control, check_kind
 
     check_kind(kind or Control.kind, given=picture is not None, photo=photo)
     settings = {name: value for name, value in (("kind", kind), ("scale", scale)) if value is not None}
-    return ControlChoice(folder, None if picture is None else read_photo(picture, flattened=True), settings)
+    read = None if picture is None else read_photo(picture, flattened=True, reduce_to=USUAL_SIZE)
+    return ControlChoice(folder, read, settings)

@@ -1,16 +1,21 @@
-"""The command `inst doctor`, which checks that this installation works and how fast it is."""
+"""The command `inst doctor`, which checks this installation and its speed, or deletes what killed processes left."""
 
 from __future__ import annotations
 
 import platform
+import tempfile
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inst.cli.places import OUTPUTS
 from inst.cli.session import Session, with_session
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
+from inst.files.holding import Leftover, sweep, sweep_below
+from inst.texts import one_line
 from inst.version import __version__
 
 if TYPE_CHECKING:
@@ -25,8 +30,74 @@ _PIXELS = 256
 
 
 @with_session
-def doctor(session: Session) -> None:
-    """Check this installation: versions, device, memory, the backbone and its speed."""
+def doctor(
+    session: Session,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="With --clean: folders to look through, with those in them. By default outputs/, the cache folder and "
+            "the folder for temporary files.",
+            show_default=False,
+        ),
+    ] = None,
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean",
+            help="Delete the unfinished files, temporary folders and locks that killed processes left, and check "
+            "nothing. What a running process writes stays.",
+        ),
+    ] = False,
+) -> None:
+    """Check this installation, the backbone and its speed; or, with --clean, delete what killed processes left."""
+    if clean:
+        _clean(session, folders or [])
+    elif folders:
+        raise UsageError(f"{folders[0]} is not checked", "add --clean, or leave it out")
+    else:
+        _check(session)
+
+
+def _clean(session: Session, folders: list[Path]) -> None:
+    """Delete what killed processes left, and report it."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InstError(f"{folder} is no folder", "give a folder")
+    deleted: list[Leftover] = []
+    places, incomplete = folders, []
+    if not folders:
+        from inst.evaluation.networks.weights import cache_folder
+
+        # Only the top of the last one: what is below belongs to other programs, which may be many.
+        temporary = Path(tempfile.gettempdir())
+        deleted += sweep(temporary)
+        folders, places = [OUTPUTS, cache_folder()], [OUTPUTS, cache_folder(), temporary]
+    with session.waiting("looking for what killed processes left"):
+        for folder in folders:
+            found, whole = sweep_below(folder)
+            deleted += found
+            incomplete += [] if whole else [folder]
+    for folder in incomplete:
+        session.note(f"{folder} is too large to look through as a whole: give the folders in it that you want cleaned.")
+    size, count = sum(one.size for one in deleted), len(deleted)
+    where = ", ".join(str(place) for place in places)
+    summary = (
+        f"{count} deleted, {_bytes(size)} in all" if count else f"No killed process left anything in {one_line(where)}"
+    )
+    session.report(
+        [*(f"{one_line(str(one.path))}   {_bytes(one.size)}" for one in deleted), summary],
+        deleted=[{"path": str(one.path), "bytes": one.size} for one in deleted],
+        bytes=size,
+        folders=[str(place) for place in places],
+        complete=not incomplete,
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size:,} bytes"
+
+
+def _check(session: Session) -> None:
     import torch
 
     from inst.backbone.devices import choose_device, choose_dtype

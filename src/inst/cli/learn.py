@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-import signal
-import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from inst.cli.learning import STATE_ENDING, StyleFiles, files_at_steps, learn_style, state_file_of
 from inst.cli.places import Output, check_output, output_option, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.defaults import defaults_of
-from inst.errors import InstError, InstWarning, UsageError
-from inst.files.listing import pictures_of, readable_name
-from inst.files.provenance import SourceFile
-
-if TYPE_CHECKING:
-    from inst.learning.loop import LearningStep
-    from inst.styles.style import Style
+from inst.errors import InstError, UsageError
+from inst.files.claiming import held
+from inst.files.listing import pictures_of
 
 LEARN = defaults_of("inst.learning.loop", "learn")
 StyleFileOption = Annotated[Output | None, output_option("Style file to write (.safetensors)", optional=True)]
@@ -35,10 +27,6 @@ NoPaintingOption = Annotated[
         "work with such a style.",
     ),
 ]
-_CHECKPOINT_SECONDS = 30.0
-"""Least time between two checkpoints."""
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, the same as in shells."""
 
 
 @dataclass(kw_only=True)
@@ -171,19 +159,17 @@ def learn(
     inputs = [*sources, *([begin] if begin else [])]
     check_output(out, inputs, check_style_name)
     settings = options.settings(context) | {"preview_every": preview_every, "seed": seed}
-    steps = options.steps
-    with output_path(out, sources[0].stem, ".safetensors") as path:
+    named = out is not None and not out.is_folder
+    with ExitStack() as stack:
+        path = stack.enter_context(output_path(out, sources[0].stem, ".safetensors", beside=[STATE_ENDING]))
+        state_file = state_file_of(path)
+        if named:  # a new name is held already
+            stack.enter_context(held(path))
+        stack.enter_context(held(state_file))
         # The names of the intermediate files depend on the style's name, which is known only here.
-        previews = (*range(preview_every, steps, preview_every), steps) if preview_every else ()
-        saves = range(save_every, steps + 1, save_every) if save_every else ()
-        intermediate = [
-            *(_at_step(path, step, ".png") for step in previews),
-            *(_at_step(path, step, ".safetensors") for step in saves),
-        ]
-        named = out is not None and not out.is_folder
         again = named and (resume or overwrite)
-        check_output(Output(path, is_folder=False), inputs, check_style_name, intermediate, replace=again)
-        state_file = _state_file(path)
+        earlier = files_at_steps(path, options.steps, preview_every, save_every)
+        check_output(Output(path, is_folder=False), inputs, check_style_name, earlier, replace=again)
         if state_file.exists() and not is_state(state_file):
             raise InstError(
                 f"{state_file} is not the state of an interrupted command and would be overwritten",
@@ -194,133 +180,8 @@ def learn(
                 f"{state_file} is the state of an interrupted command, which would be lost",
                 "continue it with --resume, give another name with -o, or begin again with --overwrite",
             )
-        _learn(session, sources, path, settings, resume, begin, save_every)
-
-
-def _learn(
-    session: Session,
-    files: list[Path],
-    path: Path,
-    settings: dict[str, Any],
-    resume: bool,
-    begin: Path | None,
-    save_every: int,
-) -> None:
-    from inst.learning.loop import learn
-    from inst.learning.run import LearningDiverged, preview_settings
-    from inst.learning.state import LearningState
-    from inst.pictures.io import save_picture
-    from inst.styles.style import Style
-    from inst.synthesis.record import PictureRecord
-
-    state_file = _state_file(path)
-    state = LearningState.load(state_file) if resume and state_file.exists() else None
-    style = None if begin is None else Style.load(begin)
-    if resume and state is None:
-        if not path.exists():
-            raise InstError(f"{state_file} does not exist: there is nothing to resume", "leave out --resume")
-        style = _finished(path, files, settings["steps"])
-    model = session.load(find_image_encoder=settings["variant"] != "direct")
-    run = learn(model, files, name=readable_name(path.stem), begin=style, resume=state, **settings)
-    started = saved_at = time.monotonic()
-    step: LearningStep | None = None
-    # A signal may come after the last step or before the first one, so `signals` alone does not tell an interruption.
-    warned = interrupted = False
-    with catch_first_signal() as signals, session.progress("learning", settings["steps"]) as update:
-        try:
-            while True:
-                step = next(run)
-                note = f"loss {step.smoothed:.4f}"
-                update(step.step, step.total, note)
-                if step.preview is not None:
-                    preview = preview_settings(settings["seed"])
-                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
-                    save_picture(step.preview, _at_step(path, step.step, ".png"), texts=record.texts())
-                if save_every and step.step % save_every == 0:
-                    step.style().save(_at_step(path, step.step, ".safetensors"))
-                if signals:
-                    step.best_style().save(path)
-                    step.state().save(state_file)
-                    interrupted = True
-                    break
-                if time.monotonic() - saved_at > _CHECKPOINT_SECONDS:
-                    warned = _checkpoint(step, state_file, warned)
-                    saved_at = time.monotonic()
-        except StopIteration as end:
-            end.value.save(path)
-            state_file.unlink(missing_ok=True)
-        except LearningDiverged as diverged:
-            diverged.last_good.save(path)
-            raise InstError(diverged.problem, *diverged.remedy, f". {path} holds the last good style") from None
-        finally:
-            run.close()
-    steps_done = 0 if step is None else step.step
-    if interrupted:
-        session.note(
-            f"Interrupted after step {steps_done}. {path} is usable. To continue, run the same command with "
-            f"--resume -o {shlex.quote(str(path))}."
-        )
-        raise typer.Exit(INTERRUPTED)
-    seconds = time.monotonic() - started
-    session.report([f"{path}"], style=str(path), steps=steps_done, seconds=round(seconds, 3))
-
-
-def _finished(path: Path, paintings: Sequence[Path], steps: int) -> Style:
-    """Read the style that a finished command wrote, to learn on for `steps` steps in all."""
-    from inst.learning.start import settings_of
-    from inst.styles.style import Style
-
-    style = Style.load(path)
-    before = settings_of(style).get("steps", 0)
-    if steps <= before:
-        raise UsageError(f"{path} is finished: it was learned with --steps {before}", "give more --steps to learn on")
-    known = [painting.get("sha256") for painting in style.about.get("paintings", [])]
-    if known != [SourceFile.of(painting).sha256 for painting in paintings]:
-        raise UsageError(
-            f"{path} was learned from other paintings", f"give the same, or --begin {path} and another name with -o"
-        )
-    return style
-
-
-def _checkpoint(step: LearningStep, state_file: Path, warned: bool) -> bool:
-    """Write the checkpoint that `--resume` continues from. If that fails, warn once; the last checkpoint stays.
-
-    Returns:
-        Whether a warning was given, now or before.
-    """
-    try:
-        step.state().save(state_file)
-    except InstError as error:
-        if not warned:
-            warnings.warn(f"{error} Learning continues without new checkpoints.", InstWarning, stacklevel=2)
-        return True
-    return warned
-
-
-def _state_file(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.state.safetensors")
-
-
-def _at_step(path: Path, step: int, suffix: str) -> Path:
-    return path.with_name(f"{path.stem}-{step:06d}{suffix}")
-
-
-@contextmanager
-def catch_first_signal() -> Iterator[list[int]]:
-    """Put the first SIGINT or SIGTERM into the yielded list. A second one raises KeyboardInterrupt."""
-    received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    old_handlers = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler)
+        files = StyleFiles(path, save_every, replace=again)
+        learn_style(session, sources, files, settings, resume=resume, begin=begin)
 
 
 def _is_explicit(context: typer.Context, name: str) -> bool:

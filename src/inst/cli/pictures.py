@@ -227,13 +227,13 @@ def transfer(
     control_scale: ControlScaleOption = None,
 ) -> None:
     """Repaint a photo in the style of a painting."""
-    from inst.pictures.io import read_mask_file, read_photo
+    from inst.pictures.io import read_mask_file, read_photo, reading_size
 
     settings = options.settings()
     _refuse_folder(photo)
     _check_paths(out, count, style, photo, mask, control_picture)
     control_choice = choose_control(controlnet, control, control_picture, control_scale, photo=True)
-    content = read_photo(photo, flattened=flatten)
+    content = read_photo(photo, flattened=flatten, reduce_to=reading_size(options.size))
     height, width = content.picture.shape[1:]
     region = None if mask is None else read_mask_file(mask, (height, width))
     model = session.load(find_image_encoder=False)

@@ -16,7 +16,8 @@ import typer
 from typer.models import OptionInfo
 
 from inst.errors import InstError, UsageError
-from inst.files.claiming import reserve_path
+from inst.files.claiming import reserve_name, reserve_path
+from inst.files.holding import sweep_once
 from inst.files.writing import folder_of
 
 OUTPUTS = Path("outputs")
@@ -133,6 +134,7 @@ def check_output(
     check(path)
     if not folder_of(path).is_dir():
         raise InstError(f"{path} cannot be written: the folder {folder_of(path)} does not exist", "create it first")
+    sweep_once(folder_of(path))  # a killed command may have left names without content
     existing = [source for source in sources if source is not None and source.exists()]
     for file in [path] if written is None else written:
         if file.exists() and any(file.samefile(source) for source in existing):
@@ -147,13 +149,26 @@ def numbered_path(path: Path, number: int) -> Path:
 
 
 @contextmanager
-def output_path(out: Output | None, stem: str, suffix: str, number: int | None = None) -> Iterator[Path]:
+def output_path(
+    out: Output | None, stem: str, suffix: str, number: int | None = None, beside: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield the file to write: `out`; a new name in `out` if it is a folder; or a new name in `outputs` if it is None.
 
-    `number` is the picture's number if several are made (`numbered_path`).
+    Args:
+        out: what `-o` names, or None.
+        stem: the new name without its ending.
+        suffix: the ending of the new name.
+        number: the picture's number if several are made (`numbered_path`). No file of such a name is overwritten.
+        beside: endings of files that may belong to an earlier output (`inst.files.claiming.reserve_path`).
+
+    Raises:
+        InstError: a file of the numbered name has appeared, or the folder is not writable.
     """
-    if out is not None and not out.is_folder:
-        yield out.path if number is None else numbered_path(out.path, number)
-        return
-    with reserve_path(OUTPUTS if out is None else out.path, stem, suffix) as path:
-        yield path
+    if out is None or out.is_folder:
+        with reserve_path(OUTPUTS if out is None else out.path, stem, suffix, beside) as path:
+            yield path
+    elif number is None:
+        yield out.path
+    else:
+        with reserve_name(numbered_path(out.path, number)) as path:
+            yield path

@@ -87,7 +87,7 @@ def repeat(
     ] = None,
 ) -> None:
     """Make a picture again from the record in its PNG file. The result is the same bit for bit on the same device."""
-    from inst.pictures.io import picture_format, read_mask, read_photo
+    from inst.pictures.io import picture_format, read_mask, read_photo, reading_size
     from inst.synthesis.record import read_record
 
     record = read_record(picture)
@@ -109,7 +109,7 @@ def repeat(
     check_output(out, [picture, photo, mask, control_picture], picture_format)
     content = None
     if photo is not None and _MADE_BY[record.command] == "transfer":
-        content = read_photo(photo, flattened=flatten)
+        content = read_photo(photo, flattened=flatten, reduce_to=reading_size(settings.get("size")))
     region = None
     if mask is not None and content is not None:
         height, width = content.picture.shape[1:]
@@ -236,11 +236,11 @@ def _choose_control(picture: Path, record: ControlRecord, folder: Path | None, p
     Raises:
         InstError: no folder is given, or the control picture cannot be read.
     """
-    from inst.pictures.io import read_photo
+    from inst.pictures.io import USUAL_SIZE, read_photo
 
     if folder is None:
         raise InstError(f'{picture} was made with the ControlNet "{record.model}"', "give its folder with --controlnet")
-    control_picture = None if path is None else read_photo(path, flattened=True)
+    control_picture = None if path is None else read_photo(path, flattened=True, reduce_to=USUAL_SIZE)
     return ControlChoice(folder, control_picture, {"kind": record.kind, "scale": record.scale}, record)
 
 

@@ -57,7 +57,7 @@ def sheet(
 ) -> None:
     """Compare strengths, guidance scales and styles for one photo on one labelled sheet."""
     from inst.learning.instant import read_style
-    from inst.pictures.io import picture_format, read_photo
+    from inst.pictures.io import picture_format, read_photo, reading_size
 
     check_output(out, [photo, *pictures_of(style)], picture_format)
     settings = {
@@ -70,7 +70,7 @@ def sheet(
         "style_scale": style_scale,
         "size": size,
     }
-    content = read_photo(photo, flattened=True)
+    content = read_photo(photo, flattened=True, reduce_to=reading_size(size))
     model = session.load(find_image_encoder=False)
     styles = [read_style(model, path) for path in style]
     draw_sheet(session, model, content, styles, settings, out, f"{photo.stem}-sheet")

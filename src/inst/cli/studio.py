@@ -15,11 +15,13 @@ import typer
 
 from inst.cli.session import Session, with_session
 from inst.errors import InstError, UsageError
+from inst.files.reading import read_text
 from inst.listening import listen, page_address
 from inst.studio.limits import Limits
 
 _LIMITS = Limits()
 _PANEL = "Limits"
+_TOKEN_BYTES = 64 * 1024
 
 
 def _option(name: str, text: str, *, panel: str | None = None, low: float | None = None) -> typer.models.OptionInfo:
@@ -132,6 +134,7 @@ def studio(
     secret = _read_token(token, token_file)
     check_token(host, secret)
     listener = listen(host, port)
+    set_up_logs(form, quiet=session.quiet)
     # The studio shows its own state. A spinner of the terminal would stand between the lines of its log.
     loader = replace(session, quiet=True)
     room = Studio(folder, loader.load, limits)
@@ -151,7 +154,6 @@ def studio(
     try:
         prepare(folder)
         tempfile.tempdir = str(page_files(folder))  # nothing is written outside of the folder
-        set_up_logs(form, quiet=session.quiet)
         room.start(fail)  # PyTorch and the model are loaded while the page is made
         try:
             from inst.studio.service import make_app
@@ -174,10 +176,7 @@ def studio(
 def _read_token(token: str | None, file: Path | None) -> str | None:
     if file is None or token is not None:
         return token
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstError(f"The token file {file} cannot be read ({error})", "give another file") from None
+    return read_text(file, _TOKEN_BYTES).strip()
 
 
 def _missing_library(error: ModuleNotFoundError) -> InstError:

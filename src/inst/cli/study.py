@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,11 @@ from inst.cli.places import OUTPUTS, Output, checks_paths, new_file, output_opti
 from inst.cli.session import JsonOption, QuietOption, SeedOption, Session
 from inst.defaults import defaults_of
 from inst.errors import InstError, UsageError
-from inst.files.writing import folder_of, make_folder
+from inst.files.claiming import held
+from inst.files.holding import temporary_folder
+from inst.files.reading import read_text
+from inst.files.writing import folder_of, make_folder, replace_when_finished
+from inst.texts import one_line
 
 if TYPE_CHECKING:
     from inst.study.database import Database
@@ -26,6 +31,8 @@ _CREATE = defaults_of("inst.study.creation", "create_study")
 _SERVE = defaults_of("inst.study.server", "serve")
 _REPORT = defaults_of("inst.study.report", "make_report")
 _SIMULATE = defaults_of("inst.study.simulation", "simulate")
+
+_CONSENT_BYTES = 2**20
 
 StudyArgument = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
 
@@ -98,7 +105,7 @@ def create(
         title=title,
         question=question,
         contact=contact,
-        consent="" if consent is None else _read_text(consent),
+        consent="" if consent is None else read_text(consent, _CONSENT_BYTES).strip(),
         seed=seed,
     )
     with session.progress("pictures") as update:
@@ -112,7 +119,7 @@ def create(
         [
             f"{file}",
             f"{pairs} pair{'' if pairs == 1 else 's'}: "
-            + ", ".join(f"{count} {ours} / {method}" for method, count in creation.pairs.items())
+            + ", ".join(f"{count} {one_line(f'{ours} / {method}')}" for method, count in creation.pairs.items())
             + f"; {creation.bytes / 1e6:.1f} MB of pictures.",
             f"Next: inst study serve {shlex.quote(str(file))}",
         ],
@@ -122,8 +129,9 @@ def create(
         left_out=creation.left_out,
     )
     if creation.left_out:
-        lines = "".join(f"\n  {line}" for line in creation.left_out)
-        raise InstError(f"The study was created, but something was left out:{lines}")
+        for line in creation.left_out:
+            session.note_left_out(line)
+        raise InstError("The study was created, but something was left out")
 
 
 @app.command()
@@ -206,7 +214,8 @@ def report(
             database, too_fast=too_fast, one_side=one_side, failed_checks=failed_checks, few_answers=few_answers
         )
         folder = make_folder(OUTPUTS / f"{study.stem}-report" if out is None else out)
-        files = write_report(result, database, folder)
+        with held(folder / "report.md"):  # two reports in one folder would mix
+            files = write_report(result, database, folder)
     session = Session(quiet=quiet, as_json=as_json)
     facts = result.as_json()
     session.report([*summary(result), f"{folder / 'report.md'}"], **facts, files=[str(file) for file in files])
@@ -237,14 +246,9 @@ def simulate(
     as_json: JsonOption = False,
 ) -> None:
     """Test the study on a copy: simulated participants vote through the real server, which is killed meanwhile."""
-    for name, number, least in (("participants", participants, 1), ("at-once", at_once, 1), ("kills", kills, 0)):
-        if number < least:
-            raise UsageError(f"--{name} {number} cannot be used", f"give {least} or more")
-    if not 0 <= preference <= 1:
-        raise UsageError(f"--preference {preference:g} cannot be used", "give a number from 0 to 1")
     kept = None if out is None else new_file(out)
     if kept is not None and kept.exists():
-        raise UsageError(f"{kept} exists already", "give another name with -o")
+        raise UsageError(f"{kept} exists already", "give another name")
     if kept is not None and not folder_of(kept).is_dir():
         raise InstError(f"{kept} cannot be written: the folder {folder_of(kept)} does not exist", "create it first")
     with _open(study) as database:
@@ -257,11 +261,12 @@ def simulate(
     from inst.study.simulation import simulate as run
 
     session = Session(quiet=quiet, as_json=as_json)
-    with tempfile.TemporaryDirectory() as folder, session.waiting("simulated participants are voting"):
-        copy = Path(shutil.copyfile(study, Path(folder) / "study.db"))
+    with temporary_folder() as folder, session.waiting("simulated participants are voting"):
+        copy = Path(shutil.copyfile(study, folder / "study.db"))
         result = run(copy, participants=participants, at_once=at_once, kills=kills, preference=preference, seed=seed)
         if kept is not None:
-            shutil.copyfile(copy, kept)
+            with replace_when_finished(kept, exclusive=True) as unfinished:
+                shutil.copyfile(copy, unfinished)
     session.report(
         [
             f"{result.participants} participants, {at_once} at a time, {result.votes} votes in {result.seconds:.1f} s; "
@@ -277,20 +282,14 @@ def simulate(
         raise InstError("Answers were lost or counted twice.")
 
 
-def _open(study: Path) -> Database:
+@contextmanager
+def _open(study: Path) -> Iterator[Database]:
+    from inst.study.checking import translate_errors
     from inst.study.database import Database
 
-    return Database(study)
+    with Database(study) as database, translate_errors(study):  # the file may be damaged while it is open
+        yield database
 
 
 def _missing_library(error: ModuleNotFoundError) -> InstError:
     return InstError(f"The library {error.name} is missing", 'install it with pip install "inst[eval]"')
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give another file") from None
-    except UnicodeDecodeError:
-        raise InstError(f"{path} is not UTF-8 text", "save it as UTF-8") from None

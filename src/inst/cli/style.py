@@ -170,7 +170,7 @@ def import_(
     ] = False,
 ) -> None:
     """Import an embedding (textual inversion) of another program as a style file."""
-    from inst.pictures.io import read_photo
+    from inst.pictures.io import USUAL_SIZE, read_photo
     from inst.styles.exporting import slug
     from inst.styles.importing import Embedding, check_import, import_style
     from inst.styles.style import check_style_name
@@ -179,7 +179,7 @@ def import_(
         raise UsageError("--no-painting needs a painting", "give it with --painting, or leave out --no-painting")
     check_output(out, [path for path in (file, second, painting) if path], check_style_name)
     found = check_import(file, painting is not None, as_reference, second)  # before the backbone, which loads slowly
-    source = None if painting is None else read_photo(painting, flattened=True)
+    source = None if painting is None else read_photo(painting, flattened=True, reduce_to=USUAL_SIZE)
     model = session.load(find_image_encoder=not isinstance(found, Embedding))
     style = import_style(
         model,

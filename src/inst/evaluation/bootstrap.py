@@ -31,21 +31,25 @@ def mean_intervals(
         seed: random seed of the draws.
 
     Returns:
-        The lower and upper end for each of the K scores; None if there is only one photo and one painting.
+        The lower and upper end for each of the K scores; None if there is only one photo and one painting, or
+        if no draw met a picture.
     """
     factors = _factors(photos, paintings)
     if not factors:
         return None
     rng = np.random.default_rng(seed)
-    means = []
+    means, count_means = np.empty((replicates, values.shape[1])), 0
     for _ in range(replicates):
         weights = np.ones(len(values))
         for group in factors:
             count = group.max() + 1
             weights *= rng.multinomial(count, np.full(count, 1 / count))[group]
         if total := weights.sum():  # sparse pairings can miss every picture
-            means.append(weights @ values / total)
-    ends = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+            means[count_means] = weights @ values / total
+            count_means += 1
+    if not count_means:
+        return None
+    ends = np.quantile(means[:count_means], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return [(float(low), float(high)) for low, high in ends.T]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 from inst.errors import Argument, InstError, UsageError
 from inst.files.listing import PICTURE_ENDINGS, picture_names, pictures_in, plain_name, readable_name
+from inst.files.reading import parse_json, read_text
 from inst.files.writing import LONGEST_NAME
+from inst.texts import cut
 
 SEPARATOR = "__"
 """Text between the name of the photo and the name of the painting: `PHOTO__PAINTING.png`."""
@@ -39,8 +41,10 @@ def check_names(what: str, named: Sequence[Path] | Sequence[str]) -> None:
     if not named:
         raise UsageError(f"No {what} are given", "give at least one")
     names = [plain_name(one.name) if isinstance(one, Path) else one for one in named]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UsageError(f"Two {what} are called {repeated[0]}", "rename one, because results are named after them")
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise UsageError(
+            f"Two {what} are called {cut(repeated[0], 60)}", "rename one, because results are named after them"
+        )
     for one in named:
         if isinstance(one, Path) and SEPARATOR in one.stem:
             raise UsageError(
@@ -208,10 +212,10 @@ def collect(
 
     Raises:
         UsageError: no paintings are given, or a method does not exist.
-        InstError: a folder is missing or empty, or no picture matches a photo and a painting.
+        InstError: a folder is missing, empty or not readable, or no picture matches a photo and a painting.
     """
     results = Path(results)
-    if not results.exists():
+    if not (results.is_dir() or results.is_file()):
         raise InstError(f"{results}: no such folder or picture", "check the path")
     subfolders = {name: results / name for name in (PHOTOS, PAINTINGS) if (results / name).is_dir()}
     paintings, photos = paintings or subfolders.get(PAINTINGS), photos or subfolders.get(PHOTOS)
@@ -251,7 +255,8 @@ def _pairs(finder: _Finder, prompts: str | Path | None) -> tuple[Pair, ...]:
             finder.problems.append(f'{prompts}: it has no prompt for "{name}"')
         pairs.append(Pair(name, photo_file, finder.paintings[painting], _Results(name, places), prompt))
     finder.problems += [
-        f'{prompts}: no pair, photo or painting is named "{name}"' for name in sorted(prompt_by_name.keys() - known)
+        f'{prompts}: no pair, photo or painting is named "{cut(name, 60)}"'
+        for name in sorted(prompt_by_name.keys() - known)
     ]
     return tuple(pairs)
 
@@ -278,7 +283,7 @@ def _methods(results: Path, wanted: Sequence[str] | None, problems: list[str]) -
     if wanted is not None:
         names = [readable_name(folder.name) for folder in folders]
         if unknown := [name for name in wanted if name not in names]:
-            raise UsageError(f"{results} has no method {unknown[0]}", f"choose from {', '.join(names)}")
+            raise UsageError(f"{results} has no method {cut(unknown[0], 60)}", f"choose from {', '.join(names)}")
         folders = [folder for folder in folders if readable_name(folder.name) in wanted]
     methods: list[tuple[str, Path, Sequence[str]]] = []
     for folder in folders:
@@ -336,21 +341,19 @@ def read_prompts(path: str | Path) -> dict[str, str]:
     is the prompt of all pictures; its key is "".
 
     Raises:
-        InstError: the file cannot be read, or has another format.
+        InstError: the file cannot be read, is larger than 64 MB, or has another format.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InstError(f"{path} cannot be read ({reason})", "check the path and the encoding") from None
+    text = read_text(path)
     if path.suffix.lower() == ".json":
-        try:
-            prompts = json.loads(text)
-        except ValueError as error:
-            raise InstError(f"{path} is not valid JSON ({error})", "correct it") from None
+        prompts = parse_json(text, str(path))
         if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
             raise InstError(f"{path} is not a JSON object of prompts by name", 'write it like {"castle": "a castle"}')
+        for name, prompt in prompts.items():
+            if readable_name(name + prompt) != name + prompt:
+                raise InstError(
+                    f'{path}: the prompt of "{cut(readable_name(name), 60)}" is not valid Unicode', "correct it"
+                )
         return {_name_of(name): prompt for name, prompt in prompts.items()}
     # Not `splitlines`: a line separator of Unicode may stand in a prompt.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

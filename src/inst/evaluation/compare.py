@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Mapping, Sequence
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,16 @@ from inst.evaluation.collection import (
 from inst.evaluation.methods.method import PICTURES, Method, OnStep, Repaint
 from inst.files.listing import pictures_in, plain_name, readable_name
 from inst.files.provenance import SourceFile, describe
-from inst.files.writing import make_folder, write_bytes_atomically
+from inst.files.reading import check_regular, open_file, read_json
+from inst.files.writing import LONGEST_NAME, make_folder, write_bytes_atomically
 from inst.pictures.io import read_photo, read_picture, resize_short_side, save_picture
 from inst.pictures.sheets import make_sheet
+from inst.texts import cut, one_line
 
 SETTINGS = "compare.json"
+MOST_STORED = 2**28
+"""Largest file in bytes that a comparison or a learning curve continues from: room for a million pictures."""
+_PIECE = 2**20
 _CELL_SIDE = 160  # short side of a picture on a sheet, in pixels
 
 _Origin = tuple[Mapping[str, Mapping[str, Any]], Sequence[SourceFile], Sequence[SourceFile]]
@@ -95,9 +101,11 @@ def compare(
     check_names("methods", names)
     check_sources(photos, paintings)
     for name in names:
-        if name in NOT_METHODS or Path(name).name != name or name.startswith("."):
+        usable = one_line(readable_name(name)) == name and len(name.encode()) <= LONGEST_NAME
+        if not usable or name in NOT_METHODS or Path(name).name != name or name.startswith("."):
             raise UsageError(
-                f'"{name}" cannot be a method\'s name, because its folder would be {out / name}', "rename the method"
+                f'"{cut(name, 60)}" cannot be a method\'s name, because it would be that of a folder in {out}',
+                "rename the method",
             )
     return _compare(methods, photos, paintings, out, on_step)
 
@@ -113,7 +121,7 @@ def _compare(
     for place, (source, former) in copies.items():
         if former is not None and former != place:  # otherwise two sources would have the same name
             former.unlink(missing_ok=True)  # before writing: names that differ only in case may be the same file
-        write_bytes_atomically(place, source.read_bytes())
+        write_bytes_atomically(place, _pieces(source))
     write_bytes_atomically(out / SETTINGS, json.dumps(settings, indent=2, sort_keys=True).encode())
     styles = make_folder(out / "styles")
     sources = {path: SourceFile.of(path) for path in (*photos, *paintings)}
@@ -174,17 +182,12 @@ def _merge_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
 
     Raises UsageError if results in the folder were made with other settings.
     """
-    if (out / CURVES).exists():
+    if os.path.lexists(out / CURVES):
         raise UsageError(f"{out} holds learning curves and cannot hold a comparison too", "give another folder")
     place = out / SETTINGS
-    stored: dict[str, Any] = {}
-    try:
-        if place.is_file():
-            stored = json.loads(place.read_text())
-            if not isinstance(stored, dict) or not all(isinstance(settings, dict) for settings in stored.values()):
-                raise ValueError("it does not hold the settings of each method")
-    except (OSError, ValueError) as error:
-        raise InstError(f"{place} cannot be used ({error})", "give another folder") from None
+    stored = read_settings(place) if os.path.lexists(place) else {}
+    if not all(isinstance(own, dict) and isinstance(own.get(PICTURES, {}), dict) for own in stored.values()):
+        raise InstError(f"{place} cannot be used (it does not hold the settings of each method)", "give another folder")
     for method in methods:
         # Through JSON, so that new settings compare equal to settings read from the file.
         settings: Mapping[str, Any] = json.loads(json.dumps(method.settings, sort_keys=True))
@@ -195,6 +198,22 @@ def _merge_settings(out: Path, methods: Sequence[Method]) -> dict[str, Any]:
             )
         stored[method.name] = settings
     return stored
+
+
+def read_settings(place: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of an earlier run. Raises InstError if the file holds something else."""
+    try:
+        stored = read_json(place, MOST_STORED)
+        if not isinstance(stored, dict):
+            raise InstError("it is no JSON object")
+        json.dumps(stored, indent=1)  # writing takes more of the stack than reading
+    except RecursionError:
+        why = "it is nested too deeply"
+    except InstError as error:
+        why = error.problem.replace(str(place), "it")
+    else:
+        return stored
+    raise InstError(f"{place} cannot be used ({why})", "give another folder")
 
 
 def _settings_match(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
@@ -210,7 +229,7 @@ def _plan_copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tu
     Such a copy is replaced if `out` is the folder of a comparison without a result of it; otherwise it is an error.
     """
     folder = out / kind
-    present = {path.stem: path for path in folder.iterdir()} if folder.is_dir() else {}
+    present = {path.stem: path for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else {}
     copies: dict[Path, tuple[Path, Path | None]] = {}
     for source in sources:
         if not source.is_file():
@@ -220,6 +239,7 @@ def _plan_copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tu
         digest = SourceFile.of(source).sha256  # raises InstError if the file cannot be read
         former = present.get(source.stem)
         if former is not None:
+            check_regular(former)
             if SourceFile.of(former).sha256 == digest:
                 continue
             problem = f"{former} is another picture than {source}"
@@ -234,6 +254,12 @@ def _plan_copies(sources: Sequence[Path], out: Path, kind: str) -> dict[Path, tu
                 )
         copies[folder / source.name] = source, former
     return copies
+
+
+def _pieces(source: Path) -> Iterator[bytes]:
+    with open_file(source) as file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def _results_named(out: Path, part: str, *, at_start: bool) -> list[Path]:
@@ -260,9 +286,9 @@ def write_sheets(
         rows: list[list[tuple[str, Tensor] | None]] = []
         for photo in photos:
             name = result_name(photo, painting)
-            painting_cell = None if rows else _cell(readable_name(painting.stem), painting)
+            painting_cell = None if rows else _cell(painting.stem, painting)
             results = (_cell(method, out / method / name) for method in methods)
-            rows.append([painting_cell, _cell(readable_name(photo.stem), photo), *results])
+            rows.append([painting_cell, _cell(photo.stem, photo), *results])
         texts = _provenance_texts("sheet of a comparison", methods, contents, _sources([painting]))
         sheet = make_sheet(rows, _CELL_SIDE * 3 // 2)
         written.append(save_picture(sheet, folder / f"{painting.stem}.png", texts=texts))
@@ -301,4 +327,4 @@ def _cell(label: str, path: Path) -> tuple[str, Tensor] | None:
         picture = read_picture(path)
     except InstError:
         return None
-    return label, resize_short_side(picture, _CELL_SIDE)
+    return one_line(readable_name(label)), resize_short_side(picture, _CELL_SIDE)

@@ -16,7 +16,10 @@ from torch import Tensor
 from inst import demo
 from inst.errors import InstError
 from inst.evaluation.metrics.table import Metrics, text_column
-from inst.pictures.io import fit_size, open_picture, to_tensor
+from inst.files.provenance import SourceFile
+from inst.files.reading import check_regular
+from inst.pictures.io import open_picture, to_tensor
+from inst.pictures.reducing import fit_size
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -53,7 +56,7 @@ class Reader:
         if path in self._broken:
             return None
         try:
-            image = open_picture(path)
+            image = open_picture(path, reduce_to=self.short_side if size is None else min(size))
             if size is None and max(image.size) > _MAX_PROPORTION * min(image.size):
                 raise InstError(
                     f"{path} is {image.width} x {image.height} pixels, too long and narrow to evaluate",
@@ -71,6 +74,18 @@ class Reader:
     def read_all(self, wanted: Iterable[tuple[Path, Size | None]]) -> list[Image.Image | None]:
         """Read several pictures (see `read`) and return them in the same order."""
         return list(self._pool.map(lambda arguments: self.read(*arguments), wanted))
+
+    def hashes(self, paths: Iterable[Path]) -> list[str]:
+        """Return the sha256 of each file; for one that cannot be read, a text that is the same only for such a one."""
+        return list(self._pool.map(_hash, paths))
+
+
+def _hash(path: Path) -> str:
+    try:
+        check_regular(path)
+        return SourceFile.of(path).sha256
+    except InstError:
+        return "unreadable"
 
 
 def resize_and_crop(image: Image.Image, size: Size) -> Image.Image:
@@ -118,14 +133,20 @@ class Scorer:
         self._networks: dict[int, Callable[[Tensor], Any]] = {
             id(metric.network): metric.network for metric in self.metrics.pairs
         }
-        self._keys = [column.key for column in self.metrics.columns if column.against != "set"]
+        self.keys = [column.key for column in self.metrics.columns if column.against != "set"]
+
+    def mark(self) -> list[Any]:
+        """Return, as JSON values, what the scores of given pictures depend on. The metrics' own weights are fixed."""
+        encoder = self.metrics.encoder
+        encoders = None if encoder is None else [encoder.source, encoder.mark, encoder.texts is not None]
+        return [self.keys, encoders, self.metrics.inception is not None, self.device.type]
 
     @torch.no_grad()
     def extract(self, images: Sequence[Image.Image]) -> BatchFeatures:
         """Run every network on images of one size."""
         pictures = torch.stack([to_tensor(image) for image in images]).to(self.device)
         features = {key: network(pictures) for key, network in self._networks.items()}
-        inception = None if self.metrics.inception is None else self.metrics.inception(pictures).cpu()
+        inception = None if self.metrics.inception is None else self.metrics.inception(pictures).float().cpu()
         return BatchFeatures(features, inception)
 
     @torch.no_grad()
@@ -146,7 +167,7 @@ class Scorer:
             photos: features of `count` photos; None leaves out the metrics that compare with photos.
             prompts: `count` prompts; None leaves out the similarity to prompts.
         """
-        scores = torch.full((count, len(self._keys)), torch.nan, dtype=torch.float64)
+        scores = torch.full((count, len(self.keys)), torch.nan, dtype=torch.float64)
         for place, metric in enumerate(self.metrics.pairs):
             other = photos if metric.column.against == "photo" else painting
             if other is not None:
@@ -154,7 +175,7 @@ class Scorer:
                 scores[:, place] = metric.compare(pictures.features[key], other.features[key]).double().cpu()
         encoder = self.metrics.encoder
         if prompts is not None and encoder is not None and encoder.texts is not None:
-            place = self._keys.index(text_column(encoder).key)
+            place = self.keys.index(text_column(encoder).key)
             embeddings = pictures.features[id(encoder.pictures)].expand(count, -1)
             for row, prompt in enumerate(prompts):
                 text = None if prompt is None else self._embed(prompt)

@@ -6,64 +6,87 @@ import base64
 import io
 import json
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape as escape_markup
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from inst.errors import InstError
+from inst.arguments import checked
+from inst.errors import InstError, UsageError
 from inst.evaluation.metrics.table import Column
-from inst.evaluation.report import format_number, used_columns
+from inst.evaluation.report import JSON, LISTED, format_number, used_columns
 from inst.evaluation.results import Evaluation, Row, Score
 from inst.files.listing import readable_name
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import open_picture
+from inst.texts import one_line
 
 PAGE = "index.html"
 _SIDE = 288
 """Long side of a picture in the page, in pixels: sharp at the displayed size on most screens."""
+_MOST_SHOWN = 10_000
+"""A page of this many pairs has hundreds of megabytes, which browsers hardly open."""
+
+
+def check_shown(shown: int) -> None:
+    """Raise UsageError unless `write_page` can show this number of pairs."""
+    if not 1 <= checked("number of shown pairs", shown, "int") <= _MOST_SHOWN:
+        raise UsageError(f"The number of shown pairs {shown} cannot be used", f"give 1 to {_MOST_SHOWN}")
 
 
 def write_page(evaluation: Evaluation, folder: str | Path, shown: int = 100, title: str = "Evaluation") -> Path:
     """Write index.html into an existing folder, with at most `shown` pairs of pictures, spread evenly over all pairs.
 
-    The place of a picture that was not evaluated stays empty. Returns the file.
+    The place of a picture that was not evaluated stays empty. The memory holds one row of pictures at a time, and the
+    shown photos and paintings. Returns the file.
 
     Raises:
+        UsageError: `shown` is not in 1 to 10,000.
         InstError: the folder cannot be written to.
     """
+    check_shown(shown)
     pairs = _choose(evaluation, shown)
     methods = [row for row in evaluation.rows if row.kind == "method"]
     columns, picture_columns = used_columns(evaluation), _used_picture_columns(evaluation)
-    shared: dict[Path, str] = {}
-    fields = {
-        "title": escape(title),
-        "subtitle": escape(_subtitle(evaluation)),
-        "left_out": _list(f"Left out ({len(evaluation.problems):,})", evaluation.problems, "left-out"),
-        "head": _heads(columns),
-        "rows": _rows(evaluation, columns),
-        "notes": _list("Notes", evaluation.notes, "notes"),
-        "meanings": "".join(f"<dt>{escape(column.title)}</dt><dd>{escape(column.means)}</dd>" for column in columns),
-        "choices": "".join(
+    shared: dict[Path, tuple[int, str]] = {}
+    settings = ", ".join(f"{key} {value}" for key, value in evaluation.settings.items() if value is not None)
+    fields: dict[str, Iterable[str]] = {
+        "title": [escape(title)],
+        "subtitle": [escape(_subtitle(evaluation))],
+        "left_out": [_list(f"Left out ({len(evaluation.problems):,})", evaluation.problems, "left-out")],
+        "head": [_heads(columns)],
+        "rows": [_rows(evaluation, columns)],
+        "notes": [_list("Notes", evaluation.notes, "notes")],
+        "meanings": (f"<dt>{escape(column.title)}</dt><dd>{escape(column.means)}</dd>" for column in columns),
+        "choices": (
             f'<option value="{index}">{escape(column.title)}</option>' for index, column in enumerate(picture_columns)
         ),
-        "shown": escape(_shown(len(pairs), evaluation)),
-        "gallery_head": _gallery_head(methods, bool(evaluation.collection.pairs[0].photo)),
-        "gallery": "".join(_gallery_row(evaluation, methods, pair, shared) for pair in pairs),
-        "settings": escape(
-            ", ".join(f"{key} {value}" for key, value in evaluation.settings.items() if value is not None)
-        ),
-        "shared": _script(list(shared.values())),
-        "values": _script(_values(evaluation, methods, pairs, picture_columns)),
+        "shown": [escape(_shown(len(pairs), evaluation))],
+        "gallery_head": [_gallery_head(methods, bool(evaluation.collection.pairs[0].photo))],
+        "gallery": (_gallery_row(evaluation, methods, pair, shared) for pair in pairs),
+        "settings": [escape(settings)],
+        "shared": (_script([picture for _, picture in shared.values()]) for _ in range(1)),  # after the gallery
+        "values": [_script(_values(evaluation, methods, pairs, picture_columns))],
     }
+    return write_bytes_atomically(Path(folder) / PAGE, _filled(fields))
+
+
+def _filled(fields: dict[str, Iterable[str]]) -> Iterator[bytes]:
+    """Yield the page. In one pass, so that inserted text is not searched for the names of fields."""
     page = files("inst.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     head, *parts = page.split("{{")
-    for part in parts:  # one pass, so that inserted text is not searched for placeholders
+    yield head.encode()
+    for part in parts:
         name, _, rest = part.partition("}}")
-        head += fields[name] + rest
-    return write_bytes_atomically(Path(folder) / PAGE, readable_name(head).encode())
+        yield from (text.encode() for text in fields[name])
+        yield rest.encode()
+
+
+def escape(text: str) -> str:
+    """Return HTML that shows a text, also in an attribute: names of files and methods come from other people."""
+    return escape_markup(one_line(readable_name(text)))
 
 
 def _choose(evaluation: Evaluation, shown: int) -> list[int]:
@@ -92,8 +115,8 @@ def _subtitle(evaluation: Evaluation) -> str:
 def _list(title: str, lines: Sequence[str], kind: str) -> str:
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:200])
-    more = f"<li>and {len(lines) - 200:,} more, in figures.json</li>" if len(lines) > 200 else ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:LISTED])
+    more = f"<li>and {len(lines) - LISTED:,} more, in {JSON}</li>" if len(lines) > LISTED else ""
     return f'<section class="{kind}"><h2>{title}</h2><ul>{items}{more}</ul></section>'
 
 
@@ -161,14 +184,16 @@ def _gallery_head(methods: Sequence[Row], photos: bool) -> str:
     return "".join(heads)
 
 
-def _gallery_row(evaluation: Evaluation, methods: Sequence[Row], pair_index: int, shared: dict[Path, str]) -> str:
+def _gallery_row(
+    evaluation: Evaluation, methods: Sequence[Row], pair_index: int, shared: dict[Path, tuple[int, str]]
+) -> str:
     pair = evaluation.collection.pairs[pair_index]
     cells = [f'<th scope="row">{escape(pair.name)}</th>']
     for source in (pair.photo, pair.painting):
         if source is not None:
             if source not in shared:
-                shared[source] = _thumbnail(source)
-            place = list(shared).index(source)
+                shared[source] = len(shared), _thumbnail(source)
+            place, _ = shared[source]
             cells.append(f'<td><img data-shared="{place}" alt="{escape(source.stem)}" loading="lazy"></td>')
     for place, row in enumerate(methods):
         result = pair.results.get(row.label)
@@ -185,7 +210,7 @@ def _gallery_row(evaluation: Evaluation, methods: Sequence[Row], pair_index: int
 def _thumbnail(path: Path) -> str:
     """Return the picture as a data URL; an empty text if it cannot be read."""
     try:
-        image = open_picture(path)
+        image = open_picture(path, reduce_to=_SIDE)
     except InstError:
         return ""
     image.thumbnail((_SIDE, _SIDE))

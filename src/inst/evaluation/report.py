@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from inst.evaluation.results import Evaluation, Score
 from inst.files.csv_tables import csv_lines
 from inst.files.listing import readable_name
 from inst.files.writing import write_bytes_atomically
+from inst.texts import markdown
 
 JSON, TABLE, PICTURES, MARKDOWN = "figures.json", "figures.csv", "pictures.csv", "figures.md"
+LISTED = 200
+"""Largest number of left-out things that reports for people list; figures.json lists all."""
+_NOT_PRINTABLE = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Characters that JSON stores as they are, but that a terminal or an editor obeys."""
 
 
 def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
@@ -27,7 +33,7 @@ def write_reports(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     texts: dict[str, Iterable[str]] = {
-        JSON: [json.dumps(as_json(evaluation), indent=2, ensure_ascii=False) + "\n"],
+        JSON: [_json_text(as_json(evaluation)) + "\n"],
         TABLE: csv_lines(_table(evaluation)),
         PICTURES: csv_lines(_picture_lines(evaluation)),
         MARKDOWN: [as_markdown(evaluation)],
@@ -39,8 +45,16 @@ def _encoded(parts: Iterable[str]) -> Iterator[bytes]:
     return (readable_name(part).encode() for part in parts)  # the texts hold names and paths of files
 
 
+def _json_text(value: object) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return _NOT_PRINTABLE.sub(lambda one: f"\\u{ord(one[0]):04x}", text)
+
+
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the columns, the rows with their scores, settings, notes and problems as plain JSON values."""
+    """Return the columns, the rows with their scores, settings, notes and problems as plain JSON values.
+
+    A score that is not finite is None, because JSON has no such number.
+    """
     return {
         "settings": dict(evaluation.settings),
         "columns": [
@@ -60,7 +74,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
                 "method": row.method,
                 "pictures": len(row.pairs),
                 "figures": {
-                    key: {"value": score.value, "low": score.low, "high": score.high}
+                    key: {"value": _finite(score.value), "low": _finite(score.low), "high": _finite(score.high)}
                     for key, score in row.scores.items()
                 },
             }
@@ -71,23 +85,30 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def as_markdown(evaluation: Evaluation) -> str:
     """Return a Markdown table with intervals, the meaning of its columns, the notes and the problems."""
     columns = used_columns(evaluation)
     arrows = {"lower": "↓", "higher": "↑"}
-    head = ["", "pictures", *(f"{column.title} {arrows[column.better]}" for column in columns)]
+    head = ["", "pictures", *(f"{markdown(column.title)} {arrows[column.better]}" for column in columns)]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in evaluation.rows:
         scores = [format_score(row.scores.get(column.key)) for column in columns]
-        lines.append(_line([row.label if row.kind == "method" else f"*{row.label}*", str(len(row.pairs)), *scores]))
+        label = markdown(row.label)
+        lines.append(_line([label if row.kind == "method" else f"*{label}*", str(len(row.pairs)), *scores]))
     lines += [
         "",
         "↓ lower is better, ↑ higher is better. In brackets: 95 % intervals by bootstrap over photos and paintings.",
     ]
-    lines += ["", *(f"- {column.title}: {column.means}" for column in columns)]
+    lines += ["", *(f"- {markdown(column.title)}: {markdown(column.means)}" for column in columns)]
     for title, remarks in (("Notes", evaluation.notes), ("Left out", evaluation.problems)):
         if remarks:
-            lines += ["", f"{title}:", "", *(f"- {remark}" for remark in remarks)]
+            lines += ["", f"{title}:", "", *(f"- {markdown(remark)}" for remark in remarks[:LISTED])]
+        if len(remarks) > LISTED:
+            lines.append(f"- and {len(remarks) - LISTED:,} more, in {JSON}")
     return "\n".join(lines) + "\n"
 
 
@@ -106,15 +127,20 @@ def format_score(score: Score | None) -> str:
 
 
 def format_number(value: float) -> str:
-    """Return three significant digits without an exponent: 0.0123, 1.23, 123, 12346; at most six decimal places."""
+    """Return three significant digits: 0.0123, 1.23, 123, 12346; at most six decimal places.
+
+    Only numbers from 1e12 have an exponent.
+    """
     if abs(value) < 5e-7:
         return "0"
+    if not abs(value) < 1e12:
+        return f"{value:.2e}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(digits, 6)}f}"
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
 def _table(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -132,5 +158,5 @@ def _picture_lines(evaluation: Evaluation) -> Iterator[list[Any]]:
         for index, values in zip(row.pairs, row.values, strict=True):
             pair = evaluation.collection.pairs[index]
             photo = "" if pair.photo is None else pair.photo.name
-            scores = [value if math.isfinite(value) else None for value in values.tolist()]
+            scores = [_finite(value) for value in values.tolist()]
             yield [row.label, row.kind, pair.name, photo, pair.painting.name, *scores]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,10 @@ from inst.evaluation.metrics.table import Column
 
 Kind = Literal["method", "photo", "painting", "wrong"]
 """The kind of a row: a method, or a control (the unchanged photo, the unchanged painting, a wrong painting)."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+PHOTO, PAINTING, WRONG = "photo unchanged", "painting unchanged", "wrong painting"
+"""The controls. The last one follows a method's name: the method's pictures, compared with a wrong painting."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,27 @@ class Evaluation:
         return tuple(column for column in self.columns if column.against != "set")
 
 
+def row_label(kind: Kind, method: str | None) -> str:
+    """Return the name of a row."""
+    if method is None:
+        return PHOTO if kind == "photo" else PAINTING
+    return f"{method}, {WRONG}" if kind == "wrong" else method
+
+
 @dataclass(eq=False)
 class Tally:
     """An unfinished row: collects the scores of batches, and the features for FID."""
 
-    label: str
     kind: Kind
     method: str | None
     pairs: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
     features: FeatureFile | None = None
     reference: ReferenceSet | None = None
+
+    @property
+    def label(self) -> str:
+        return row_label(self.kind, self.method)
 
     def add(self, pairs: Sequence[int], scores: Tensor) -> None:
         """Add the scores [n, K], float64, of the pairs with these indices."""
@@ -136,7 +151,7 @@ class Tally:
             return {}
         scores: dict[str, Score] = {}
         for suffix, fid in (("", frechet.fid), ("-inf", frechet.fid_infinity)):
-            if fid is not None:
+            if fid is not None and math.isfinite(fid):
                 scores[f"fid{suffix}"] = Score(fid)
                 if lpips is not None and "artfid" in wanted:
                     scores[f"artfid{suffix}"] = Score(art_fid(lpips.value, fid))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from inst.errors import InstError
-from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock, sweep_once
 from inst.files.listing import readable_name
-from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, make_folder, sweep_once
+from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder
 
 _NO_FILE_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]')
 """Characters that a common operating system does not allow in a file name."""
@@ -44,10 +45,8 @@ def held(path: str | Path) -> Iterator[None]:
     try:
         while (file := _locked(place)) is None:
             if time.monotonic() > end:
-                process, computer = [*place.read_text(errors="replace").split(), "?", "?"][:2]
                 raise InstError(
-                    f"{path} is being written by process {process} on {computer}",
-                    "wait until it ends, or choose another name",
+                    f"{path} is being written by {_holder(place)}", "wait until it ends, or choose another name"
                 )
             time.sleep(_PATIENCE / 20)
     except OSError as error:
@@ -63,14 +62,29 @@ def held(path: str | Path) -> Iterator[None]:
 
 def _lock_path(path: Path) -> Path:
     real = Path(os.path.realpath(path))
-    name = cut_name(readable_name(real.name), LONGEST_NAME - len(LOCK_START + LOCK_END))
+    name, most = readable_name(real.name), LONGEST_NAME - len(LOCK_START + LOCK_END)
+    if len(name.encode()) > most:  # long names that begin alike have locks of their own
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        name = f"{cut_name(name, most - len(digest) - 1)}-{digest}"
     return real.parent / f"{LOCK_START}{name}{LOCK_END}"
+
+
+def _holder(place: Path) -> str:
+    """Say who holds a lock file."""
+    try:
+        with place.open("rb") as file:
+            process, computer, *_ = file.read(300).decode(errors="replace").split()
+    except (OSError, ValueError):  # it was deleted, or is not written yet
+        return "another process"
+    return f"process {process} on {computer}"
 
 
 def _locked(place: Path, *more: bytes) -> IO[bytes] | None:
     """Return the open lock file, which names this process; None if another holds it. Raises OSError."""
+    # No link is followed: it could lead to a file that is not ours to write.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(place.open("a+b"))
+        file = stack.enter_context(open(os.open(place, flags, 0o666), "r+b"))
         # Whoever held it may have deleted it after it was opened here.
         if lock(file) is False or not place.exists() or not os.path.samestat(os.fstat(file.fileno()), place.stat()):
             return None
@@ -82,7 +96,7 @@ def _locked(place: Path, *more: bytes) -> IO[bytes] | None:
 
 
 @contextlib.contextmanager
-def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
+def reserve_path(folder: str | Path, stem: str, suffix: str, beside: Sequence[str] = ()) -> Iterator[Path]:
     """Reserve an unused file name during this block: `stem.suffix`, or `stem-2.suffix`, `stem-3.suffix`, and so on.
 
     An empty file is created in the same step that finds the name unused. So two processes never get the same name, and
@@ -93,6 +107,8 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
         folder: created if it is missing.
         stem: any text. Characters that are not allowed in a file name become `_`; a long text is cut.
         suffix: the ending with its dot, such as ".png".
+        beside: endings of other files that belong to the one that is written. A name for which one of these exists is
+            in use, too.
 
     Raises:
         InstError: the folder cannot be created or is not writable.
@@ -103,11 +119,38 @@ def reserve_path(folder: str | Path, stem: str, suffix: str) -> Iterator[Path]:
     stem = cut_name(_NO_FILE_NAME.sub("_", text), _LONGEST_STEM).strip(" .") or "picture"
     number = 1
     try:
-        while (reserved := _reserved(folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}")) is None:
+        while True:
+            name = stem if number == 1 else f"{stem}-{number}"
+            used = any(os.path.lexists(folder / f"{name}{ending}") for ending in beside)
+            if not used and (reserved := _reserved(folder / f"{name}{suffix}")) is not None:
+                break
             number += 1
     except OSError as error:
         raise cannot_write(folder, error) from None
-    path, file = reserved
+    with _freed_if_empty(*reserved) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def reserve_name(path: str | Path) -> Iterator[Path]:
+    """Reserve exactly this file name during this block, as `reserve_path` does: no file is ever overwritten.
+
+    Raises:
+        InstError: the name is in use, or the folder does not exist or is not writable.
+    """
+    path = Path(path)
+    try:
+        reserved = _reserved(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    if reserved is None:
+        raise is_there(path)
+    with _freed_if_empty(*reserved):
+        yield path
+
+
+@contextlib.contextmanager
+def _freed_if_empty(path: Path, file: IO[bytes]) -> Iterator[Path]:
     with file:
         try:
             yield path

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+from inst.texts import one_line
+
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 """A spreadsheet may run a text that starts with one of these (OWASP, "CSV Injection"). The last four are full-width."""
 
 
 def to_csv(rows: Iterable[Sequence[object]]) -> str:
     """Return a table as CSV text.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe before it, because the names in a table can come
-    from other people.
+    The names in a table can come from other people: control characters in a text are escaped, and a text that a
+    spreadsheet would run as a formula gets an apostrophe before it.
 
     Args:
         rows: the header row, then the data. A cell is a text, a number, or None if it is empty. Numbers stay as they
@@ -36,4 +38,6 @@ class _LineReturner:
 
 
 def _quoted(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    return ("'" if cell.startswith(_FORMULA) else "") + one_line(cell)

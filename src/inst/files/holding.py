@@ -7,12 +7,17 @@ network disks), nothing is held and nothing is taken for left.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import secrets
+import shutil
+import stat
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 try:
     import fcntl
@@ -30,15 +35,28 @@ _COMPANIONS = ("-journal", "-wal", "-shm")
 """Endings of the files that SQLite keeps beside a database."""
 _YOUNG = 60.0
 """Seconds in which an unlocked file may be one that a living process is about to lock."""
+_DEEPEST, _MOST_ENTRIES = 32, 1_000_000
+"""Bounds of `sweep_below`, in folders and in names."""
+
+
+class Leftover(NamedTuple):
+    """A deleted file or folder, and the bytes that it took."""
+
+    path: Path
+    size: int
 
 
 def part_name() -> str:
-    """Return a new name for an unfinished file of this process. `sweep` knows such names."""
+    """Return a new name for an unfinished file or a temporary folder of this process. `sweep` knows such names."""
     return f".inst-{os.getpid()}-{secrets.token_hex(8)}.part"
 
 
-def lock(file: IO[bytes]) -> bool | None:
-    """Lock an open file until it is closed or its process ends, without waiting.
+def lock(file: IO[bytes] | int, *, wait: bool = False) -> bool | None:
+    """Lock an open file or folder until it is closed or its process ends.
+
+    Args:
+        file: the file, or the descriptor of a folder.
+        wait: wait until it is free. Whoever looks for leftovers holds a file for an instant.
 
     Returns:
         True if it is locked now, False if it was locked already, None if files cannot be locked here.
@@ -46,7 +64,7 @@ def lock(file: IO[bytes]) -> bool | None:
     if fcntl is None:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
@@ -54,43 +72,111 @@ def lock(file: IO[bytes]) -> bool | None:
     return True
 
 
-def sweep(folder: str | Path) -> list[Path]:
+@contextlib.contextmanager
+def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """Make a folder for this block, and delete it at the end; if the process is killed, `sweep` deletes it.
+
+    Args:
+        parent: the folder to make it in; None is the system's folder for temporary files.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = Path(tempfile.gettempdir() if parent is None else parent, part_name())
+    sweep_once(folder.parent)
+    folder.mkdir(mode=0o700)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a system that opens no folders has no locks either
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            lock(descriptor, wait=True)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+
+
+def sweep(folder: str | Path) -> list[Leftover]:
     """Delete what killed processes left in a folder: unfinished files, lock files, and names reserved for nothing.
 
     What a living process writes is locked and stays, on this computer and on others that share the disk. What cannot be
-    read or deleted stays too.
+    read or deleted stays too. No link is followed.
 
     Returns:
-        The deleted files.
+        What was deleted.
     """
-    deleted: list[Path] = []
+    deleted: list[Leftover] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(LOCK_START) and entry.is_file(follow_symlinks=False):
+            if entry.name.startswith(LOCK_START):
                 with contextlib.suppress(OSError):
-                    deleted += _delete_left(Path(entry.path))
+                    deleted += _delete_left(Path(entry.path), entry.is_dir(follow_symlinks=False))
     return deleted
 
 
-def _delete_left(path: Path) -> list[Path]:
+def sweep_once(folder: str | Path) -> None:
+    """`sweep` a folder, once in this process."""
+    _sweep_once(os.path.abspath(folder))  # the current folder may change
+
+
+@functools.cache
+def _sweep_once(folder: str) -> None:
+    sweep(folder)
+
+
+def sweep_below(folder: str | Path) -> tuple[list[Leftover], bool]:
+    """`sweep` a folder and those in it, 32 deep and up to a million names.
+
+    Returns:
+        What was deleted, and whether that is all: False if there are more names or deeper folders.
+    """
+    deleted, seen, whole, top = sweep(folder), 0, True, os.path.abspath(folder)
+    for place, below, files in os.walk(top):  # follows no links
+        seen += len(below) + len(files)
+        if seen > _MOST_ENTRIES:
+            return deleted, False
+        if below and place.count(os.sep) - top.count(os.sep) >= _DEEPEST:
+            below.clear()
+            whole = False
+        for name in below:
+            path = Path(place, name)
+            if not path.is_symlink():
+                deleted += sweep(path)
+    return deleted, whole
+
+
+def _delete_left(path: Path, is_folder: bool) -> list[Leftover]:
     part = _PART.fullmatch(path.name)
-    if part is None and not path.name.endswith(LOCK_END):
+    if part is None and (is_folder or not path.name.endswith(LOCK_END)):
         return []
-    with path.open("r+b") as file:  # for writing: network disks lock no file that is open for reading
-        if not lock(file):
+    # A file is opened for writing: network disks lock no file that is open for reading.
+    flags = os.O_RDONLY if is_folder else os.O_RDWR
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not (is_folder or stat.S_ISREG(os.fstat(descriptor).st_mode)) or not lock(descriptor):
             return []
-        if part is None:
-            left = path.with_name(path.name[len(LOCK_START) : -len(LOCK_END)])
-            reserved = file.read(300).split()[-1:] == [RESERVED]
-            files = [left, path] if reserved and left.is_file() and left.stat().st_size == 0 else [path]
-        elif time.time() - path.stat().st_mtime < _YOUNG and _lives(int(part[1])):
-            return []
-        else:
+        if part is not None:
+            young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
+            if young and _lives(int(part[1])):
+                return []
             companions = (path.with_name(path.name + ending) for ending in _COMPANIONS)
-            files = [path, *(one for one in companions if one.exists())]
-        for one in files:
-            one.unlink()
-        return files
+            files = [*(one for one in companions if one.exists()), path]
+        else:
+            left = path.with_name(path.name[len(LOCK_START) : -len(LOCK_END)])
+            reserved = os.read(descriptor, 300).split()[-1:] == [RESERVED]
+            files = [left, path] if reserved and left.is_file() and left.stat().st_size == 0 else [path]
+        return [_delete(one) for one in files]
+    finally:
+        os.close(descriptor)
+
+
+def _delete(path: Path) -> Leftover:
+    """Delete a file or a folder. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        size = sum(one.lstat().st_size for one in path.rglob("*") if not one.is_dir())
+        shutil.rmtree(path)
+        return Leftover(path, size)
+    size = path.lstat().st_size
+    path.unlink()
+    return Leftover(path, size)
 
 
 def _lives(process: int) -> bool:

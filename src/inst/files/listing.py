@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inst.errors import InstError, InstWarning
+from inst.files.holding import temporary_folder
 
 PICTURE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".bmp", ".gif"),
@@ -40,8 +40,8 @@ def readable_path(path: Path) -> Iterator[Path]:
     if readable_name(str(path)) == str(path):
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / "link"
+    with temporary_folder() as folder:
+        link = folder / "link"
         link.symlink_to(path.absolute())
         yield link
 

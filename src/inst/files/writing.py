@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inst.errors import InstError
-from inst.files.holding import lock, part_name, sweep
+from inst.files.holding import lock, part_name
+from inst.files.holding import sweep_once as sweep_once
 
 LONGEST_NAME = 255
 """Largest name of a file in bytes, on all common file systems."""
@@ -51,7 +51,7 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
         target = Path(os.path.realpath(path))
         if target.exists():
             if exclusive:
-                raise _is_there(path)
+                raise is_there(path)
             if not target.is_file():
                 kind = "a folder" if target.is_dir() else "not a regular file"
                 raise InstError(f"{path} cannot be written: it is {kind}", "choose another name")
@@ -62,7 +62,7 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
         unfinished = target.with_name(part_name())
         with contextlib.ExitStack() as stack:
             try:
-                lock(stack.enter_context(unfinished.open("xb")))
+                lock(stack.enter_context(unfinished.open("xb")), wait=True)
                 if target.exists():
                     unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield unfinished
@@ -77,7 +77,7 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
                     unfinished.unlink(missing_ok=True)
                 raise
     except FileExistsError:
-        raise _is_there(path) from None
+        raise is_there(path) from None
     except FileNotFoundError:
         raise InstError(
             f"{path} cannot be written: the folder {folder_of(path)} does not exist",
@@ -87,7 +87,8 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
         raise cannot_write(path, error) from None
 
 
-def _is_there(path: Path) -> InstError:
+def is_there(path: Path) -> InstError:
+    """Return the error for a file that would be overwritten."""
     return InstError(f"{path} is there already and would be overwritten", "give another name")
 
 
@@ -102,12 +103,6 @@ def _give_new_name(unfinished: Path, target: Path) -> None:
         unfinished.replace(target)
     else:
         unfinished.unlink()
-
-
-@functools.cache
-def sweep_once(folder: Path) -> None:
-    """Delete what killed processes left in a folder, once in this process."""
-    sweep(folder)
 
 
 def folder_of(path: Path) -> Path:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from inst.backbone.model import Backbone
 from inst.backbone.offload import offload_part
 from inst.backbone.text import TextEmbedding
 from inst.backbone.tokens import TokenizedPrompts
-from inst.pictures.io import Photo, resize
+from inst.pictures.given import Painting
+from inst.pictures.io import PAINTING_SIDES, Photo, resize
 from inst.sampling.noise import add_noise
 
 CAPTIONS = ("[C]", "a painting in the style of [C]", "a picture in the style of [C]", "[C] style")
@@ -66,6 +68,11 @@ def painting_size(backbone: Backbone) -> int:
     """Return the short side, in pixels, to which larger paintings can be reduced before crops are taken."""
     views = 0 if backbone.feature_extractor is None else backbone.feature_extractor.size
     return _LARGEST_PAINTING * max(backbone.native_size, views)
+
+
+def largest_painting(backbone: Backbone) -> int:
+    """Return the short side, in pixels, to which a painting can be reduced before it is encoded and learned from."""
+    return max(painting_size(backbone), PAINTING_SIDES[0])
 
 
 def view_squares(height: int, width: int, size: int, count: int) -> list[Square]:
@@ -208,19 +215,34 @@ def embed_paintings(
     rest of learning or transfer does not need it, unless `keep_encoder`.
 
     Raises:
-        InstError: the backbone has no image encoder.
+        InstError: the backbone has no image encoder, or a painting cannot be read again.
     """
-    size = backbone.native_size if backbone.feature_extractor is None else backbone.feature_extractor.size
-    count = max(1, min(_VIEWS_PER_PAINTING, _MAX_VIEWS // len(paintings)))
-    crops = [
-        square.cut(painting.picture, size)
-        for painting in paintings
-        for square in view_squares(*_size(painting.picture), size, count)
-    ]
-    embedded = [backbone.embed_picture(torch.stack(batch)) for batch in _batches(crops)]
+    embedded = list(_embedded(backbone, paintings))
     if not keep_encoder:
         offload_part(backbone.image_encoder)
     return torch.cat([pooled for pooled, _ in embedded]), torch.cat([tokens for _, tokens in embedded])
+
+
+def instant_word(backbone: Backbone, paintings: Sequence[Photo]) -> Tensor:
+    """Compute the pseudo-word [n, d] of paintings with the backbone's inversion module: the mean over their views.
+
+    Of many paintings, the tokens of all views do not fit in memory, so the mean is that of groups of views.
+    """
+    assert backbone.inversion is not None
+    if len(paintings) <= _MAX_VIEWS:
+        return mean_word(backbone.inversion, *embed_paintings(backbone, paintings))
+    words = [backbone.inversion(*batch, None).sum(dim=0) for batch in _embedded(backbone, paintings)]
+    offload_part(backbone.image_encoder)
+    return torch.stack(words).sum(dim=0) / len(paintings)
+
+
+def _embedded(backbone: Backbone, paintings: Sequence[Photo]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the embeddings of the views of paintings in batches."""
+    size = backbone.native_size if backbone.feature_extractor is None else backbone.feature_extractor.size
+    count = max(1, min(_VIEWS_PER_PAINTING, _MAX_VIEWS // len(paintings)))
+    views = ((one, square) for one in paintings for square in view_squares(*_size(one), size, count))
+    for batch in _batches(views, size):
+        yield backbone.embed_picture(batch)
 
 
 def prepare(
@@ -244,18 +266,16 @@ def prepare(
         generator: draws the crops and the noise for validation.
         keep_encoder: leave the image encoder on the accelerator.
     """
-    pictures = [painting.picture for painting in paintings]
     size = backbone.native_size
     if crops == 1:
-        squares = [(picture, _centre(*_size(picture))) for picture in pictures]
+        squares = [(painting, _centre(*_size(painting))) for painting in paintings]
         validation_squares = squares[:_VALIDATION_CROPS]
     else:
-        crops = max(crops, len(pictures))
-        in_turn = [pictures[i % len(pictures)] for i in range(crops + _VALIDATION_CROPS)]
-        drawn = [(picture, random_square(*_size(picture), size, generator)) for picture in in_turn]
+        crops = max(crops, len(paintings))
+        in_turn = [paintings[i % len(paintings)] for i in range(crops + _VALIDATION_CROPS)]
+        drawn = [(painting, random_square(*_size(painting), size, generator)) for painting in in_turn]
         squares, validation_squares = drawn[:crops], drawn[crops:]
-    cropped = [square.cut(picture, size) for picture, square in (*squares, *validation_squares)]
-    moments = [backbone.encode_moments(torch.stack(batch)) for batch in _batches(cropped)]
+    moments = [backbone.encode_moments(batch) for batch in _batches((*squares, *validation_squares), size)]
     mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
 
     if inversion.config.pooled_width:
@@ -286,8 +306,10 @@ def draw_captions(count: int, generator: torch.Generator) -> Tensor:
     return sentence * (torch.rand(count, generator=generator) < 0.5)
 
 
-def _size(picture: Tensor) -> tuple[int, int]:
-    height, width = picture.shape[-2:]
+def _size(painting: Photo) -> tuple[int, int]:
+    if isinstance(painting, Painting):  # without reading it
+        return painting.size
+    height, width = painting.picture.shape[-2:]
     return height, width
 
 
@@ -296,5 +318,15 @@ def _centre(height: int, width: int) -> Square:
     return Square((height - side) // 2, (width - side) // 2, side)
 
 
-def _batches(pictures: list[Tensor]) -> list[list[Tensor]]:
-    return [pictures[i : i + _ENCODER_BATCH] for i in range(0, len(pictures), _ENCODER_BATCH)]
+def _batches(crops: Iterable[tuple[Photo, Square]], size: int) -> Iterator[Tensor]:
+    """Cut squares out of paintings, and yield them in batches [B, 3, size, size]. One painting is read at a time."""
+    last: Photo | None = None
+    picture = torch.empty(0)
+    rest = iter(crops)
+    while batch := list(islice(rest, _ENCODER_BATCH)):
+        cut = []
+        for painting, square in batch:
+            if painting is not last:
+                last, picture = painting, painting.picture
+            cut.append(square.cut(picture, size))
+        yield torch.stack(cut)

@@ -11,7 +11,7 @@ import torch
 from inst.arguments import check_path, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import UsageError
-from inst.learning.data import embed_paintings, mean_word, painting_size
+from inst.learning.data import instant_word, painting_size
 from inst.learning.start import default_style_name, style_provenance
 from inst.pictures.given import FORMS, Picture, to_paintings
 from inst.styles.style import Style
@@ -42,7 +42,7 @@ def instant_style(backbone: Backbone, paintings: Picture | Sequence[Picture], na
     vectors = torch.empty(0, backbone.text_width)
     if backbone.inversion is not None:
         with torch.inference_mode():
-            vectors = mean_word(backbone.inversion, *embed_paintings(backbone, loaded))
+            vectors = instant_word(backbone, loaded)
     return Style(
         vectors=vectors,
         widths=backbone.text_widths,

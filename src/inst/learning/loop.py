@@ -12,6 +12,7 @@ from torch import Tensor
 from inst.arguments import check_type, checked
 from inst.backbone.model import Backbone, check_backbone
 from inst.errors import Argument, InstWarning, UsageError
+from inst.learning.checking import check_state
 from inst.learning.data import painting_size
 from inst.learning.run import LearningRun
 from inst.learning.settings import LearningSettings
@@ -150,7 +151,8 @@ def learn(
 
     Raises:
         UsageError: an argument is out of range, or does not fit the backbone, `begin` or `resume`.
-        InstError: a painting cannot be read.
+        InstError: a painting cannot be read, or `resume` is damaged: it is checked as a whole before anything is
+            computed.
         LearningDiverged: during iteration, if the loss is not finite any more.
 
     Warns:
@@ -162,6 +164,7 @@ def learn(
     loaded = to_paintings(paintings, painting_size(backbone), keep=keep_painting)
     if resume is not None:
         check_type("A state to resume from", resume, LearningState, "read one with inst.LearningState.load")
+        check_state(resume)
     name = None if name is None else checked("name", name, "str")
     if begin is not None:
         variant, layers, vectors, pretrained = _like(begin, backbone, variant, layers, vectors, pretrained)

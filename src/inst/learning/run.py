@@ -14,13 +14,19 @@ from torch.func import functional_call
 
 from inst.backbone.devices import copy_to, deterministic
 from inst.backbone.graphs import cuda_graphs
-from inst.backbone.inversion import FREE_RATE
 from inst.backbone.model import Backbone
 from inst.errors import Argument, InstError, RemedyPiece
 from inst.learning.data import denoising_loss, draw_captions, mean_word, prepare, validation_losses
 from inst.learning.replay import Replayed
 from inst.learning.settings import LearningSettings
-from inst.learning.start import resume_requirements, start_module, steps_of, style_provenance
+from inst.learning.start import (
+    largest_loss_scale,
+    learning_speeds,
+    resume_requirements,
+    start_module,
+    steps_of,
+    style_provenance,
+)
 from inst.learning.state import LearningState, Progress
 from inst.pictures.given import Painting
 from inst.runs import complete
@@ -29,7 +35,6 @@ from inst.synthesis.from_prompt import generate
 
 _WARM_UP = 10  # steps
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_FLOAT16_SCALE = 2.0**16
 
 
 class LearningDiverged(InstError):
@@ -103,9 +108,10 @@ class LearningRun(Replayed):
             )
         self.timestep_offset = torch.rand((), generator=self.generator).item()
         self.parameters = dict(self.module.named_parameters())
-        free = [value for key, value in self.parameters.items() if key == "moved"]
-        network = [value for key, value in self.parameters.items() if key != "moved"]
-        groups = [{"params": group, "speed": speed} for group, speed in ((network, 1.0), (free, FREE_RATE)) if group]
+        groups: list[dict[str, Any]] = [
+            {"params": [self.parameters[name] for name in names], "speed": speed}
+            for names, speed in learning_speeds(self.parameters)
+        ]
         if self.graphs is not None:  # a graph reads the learning rates from tensors
             for group in groups:
                 group["lr"] = torch.tensor(settings.lr, device=backbone.device)
@@ -114,7 +120,7 @@ class LearningRun(Replayed):
         )
         self.best, self.before = _copy_tensors(self.parameters), _copy_tensors(self.parameters)
         self.next: _Batch | None = None
-        self.largest_scale = _FLOAT16_SCALE if backbone.dtype == torch.float16 else 1.0
+        self.largest_scale = largest_loss_scale(backbone)
         self.progress = Progress(loss_scale=self.largest_scale)
         self.between_steps = True
         if begin is not None:

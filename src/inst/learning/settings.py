@@ -10,6 +10,9 @@ from typing import Any, TypedDict
 from inst.arguments import check_at_least, checked
 from inst.errors import UsageError
 
+MOST: Mapping[str, int] = {"steps": 10**9, "batch_size": 1024, "crops": 10_000}
+"""Largest values of settings. More steps than anybody takes; larger batches and more crops fit into no memory."""
+
 
 @dataclass(frozen=True)
 class LearningSettings:
@@ -37,6 +40,9 @@ class LearningSettings:
             value = checked(setting.name.replace("_", " "), getattr(self, setting.name), str(setting.type))
             object.__setattr__(self, setting.name, value)
         check_at_least(1, steps=self.steps, batch_size=self.batch_size, crops=self.crops, patience=self.patience)
+        for name, most in MOST.items():
+            if (number := getattr(self, name)) > most:
+                raise UsageError(f"{number} {name.replace('_', ' ')} cannot be used", f"give {most} at most")
         if self.validate_every < 0:
             raise UsageError(f"Validation every {self.validate_every} steps is not possible", "give 0 (never) or more")
         if not 0 < self.lr < math.inf:

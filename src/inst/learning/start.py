@@ -17,6 +17,7 @@ from torch import Tensor
 from inst.arguments import check_choice, checked
 from inst.backbone.fingerprints import denoiser_fingerprint_of
 from inst.backbone.inversion import (
+    FREE_RATE,
     VARIANTS,
     AttentionInversion,
     DirectInversion,
@@ -27,10 +28,11 @@ from inst.backbone.inversion import (
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
 from inst.backbone.text import coarse_word
-from inst.errors import Argument, InstWarning, UsageError
+from inst.errors import Argument, InstError, InstWarning, UsageError
 from inst.files.listing import readable_name
+from inst.learning.checking import check_tensors
 from inst.learning.data import CAPTIONS
-from inst.learning.settings import LearningSettings
+from inst.learning.settings import MOST, LearningSettings
 from inst.learning.state import LearningState
 from inst.pictures.io import Photo
 from inst.styles.style import Style
@@ -115,10 +117,42 @@ def check_start(
     Raises:
         UsageError: no module with these settings fits the backbone; the word is too long for a caption; or `resume`
             comes from another learning.
+        InstError: `resume` is damaged, or the module in `begin` is.
     """
-    backbone.tokenize(CAPTIONS, {"[C]": _configure(backbone, settings, begin).vectors})
+    config = _configure(backbone, settings, begin)
+    backbone.tokenize(CAPTIONS, {"[C]": config.vectors})
+    if begin is not None and begin.module is not None:
+        _check_module(begin, config)
     if resume is not None:
         resume.check(settings, resume_requirements(backbone, paintings, settings.variant))
+        with torch.device("meta"):
+            parameters = dict(build_inversion(config).named_parameters())
+        order = [name for names, _ in learning_speeds(parameters) for name in names]
+        check_tensors(resume, parameters, order, largest_loss_scale(backbone))
+
+
+def _check_module(style: Style, config: InversionConfig) -> None:
+    """Raise InstError unless the module in a style has the tensors of its configuration."""
+    with torch.device("meta"):
+        wanted = build_inversion(config).state_dict()
+    given = {"moved": wanted["moved"], **(style.module or {})}  # a pretrained module has no free parts
+    sizes, own = ({key: one.shape for key, one in tensors.items()} for tensors in (wanted, given))
+    if sizes != own or not all(one.is_floating_point() for one in given.values()):
+        raise InstError(
+            f'The inversion module in the style "{style.name}" is damaged', "give another style, or learn it again"
+        )
+
+
+def learning_speeds(parameters: Mapping[str, Tensor]) -> list[tuple[list[str], float]]:
+    """Return the names of the parameters of each learning rate, with the factor on it, as Adam numbers them."""
+    network = [name for name in parameters if name != "moved"]
+    free = [name for name in parameters if name == "moved"]
+    return [(names, speed) for names, speed in ((network, 1.0), (free, FREE_RATE)) if names]
+
+
+def largest_loss_scale(backbone: Backbone) -> float:
+    """Return the scale of the loss at the start of learning, which keeps gradients in float16 from vanishing."""
+    return 2.0**16 if backbone.dtype == torch.float16 else 1.0
 
 
 def default_style_name(given: object, paintings: Sequence[Photo]) -> str:
@@ -165,7 +199,7 @@ def _configure(backbone: Backbone, settings: LearningSettings, begin: Style | No
     """Return the configuration of the module that learning starts from; see `start_module`."""
     known = None if backbone.inversion is None or not settings.pretrained else backbone.inversion.config
     if begin is not None and begin.module is not None:
-        known = InversionConfig(**module_config(begin))
+        known = InversionConfig.of(module_config(begin))
     if known is not None:
         return replace(known, dropout=settings.dropout, free=True)
     return fresh_config(backbone, settings.variant, settings.vectors, settings.layers, settings.dropout)
@@ -198,10 +232,16 @@ def settings_of(style: Style) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
+def learned_steps(style: Style) -> int:
+    """Return the setting `steps` of a style's learning, which may have stopped earlier; 0 if it is unknown."""
+    steps = settings_of(style).get("steps")
+    return steps if type(steps) is int and 0 < steps <= MOST["steps"] else 0
+
+
 def steps_of(style: Style) -> int:
-    """Return the number of learning steps that made a style; 0 if it is unknown."""
+    """Return the number of learning steps that made a style; 0 if it is unknown or impossible."""
     steps = style.about.get("steps")
-    return steps if isinstance(steps, int) and steps > 0 else 0
+    return steps if type(steps) is int and 0 < steps <= MOST["steps"] else 0
 
 
 def fresh_config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,8 +19,10 @@ from inst.arguments import check_path
 from inst.errors import InstError, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
 from inst.files.listing import readable_path
+from inst.files.reading import check_regular
 from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
+from inst.texts import cut
 
 AVERAGING = 0.98
 """Weight of the previous losses in their exponential average."""
@@ -27,16 +31,17 @@ GROWTH_INTERVAL = 50
 """Number of steps after which a halved loss scale is doubled. `torch.amp.GradScaler` waits 2000 steps, which is longer
 than most learnings."""
 
-_KEY = "inst_learning"
+_KEY, _DIGEST = "inst_learning", "sha256"
 _MAY_CHANGE = frozenset({"steps", "patience"})
 
 
 def is_state(path: str | Path) -> bool:
     """Return whether a file is a state that `LearningState.save` wrote. Only its header is read."""
     try:
+        check_regular(path)
         with readable_path(Path(path)) as place, safe_open(place, "pt") as file:
             return _KEY in (file.metadata() or {})
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, InstError):
         return False
 
 
@@ -140,7 +145,7 @@ class LearningState:
         for key, value in about.items():
             before = self.about.get(key)
             if before != value:
-                difference = f" ({before}, not {value})" if isinstance(value, str) else ""
+                difference = f" ({cut(str(before), 60)}, not {value})" if isinstance(value, str) else ""
                 raise UsageError(
                     f"The learning to resume was started with a different {key}{difference}",
                     f"give the same {key}, or start again",
@@ -157,38 +162,54 @@ class LearningState:
 
     def save(self, path: str | Path) -> Path:
         """Write the state as a safetensors file, completely or not at all. Raises InstError if that fails."""
-        content = {"progress": asdict(self.progress), "settings": dict(self.settings), "about": dict(self.about)}
-        return write_bytes_atomically(
-            path, safetensors.torch.save(dict(self.tensors), {_KEY: json.dumps(content, sort_keys=True)})
+        content = json.dumps(
+            {"progress": asdict(self.progress), "settings": dict(self.settings), "about": dict(self.about)},
+            sort_keys=True,
         )
+        metadata = {_KEY: content, _DIGEST: _digest(content, self.tensors)}
+        return write_bytes_atomically(path, safetensors.torch.save(dict(self.tensors), metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> LearningState:
         """Read a state file that `save` wrote.
 
+        Whether the state can be resumed is checked where it is (`inst.learning.loop.learn`).
+
         Raises:
-            InstError: the file is missing, damaged, or not a state file.
+            InstError: the file is missing, damaged, changed, or not a state file.
         """
         check_path("A learning state", path)
         path = Path(path)
         refuse_pointer(path)
+        if not path.exists():
+            raise InstError(f"{path}: no such file", "check the path, or start again")
+        check_regular(path)
         try:
             with readable_path(path) as place, safe_open(place, "pt") as file:
-                content = (file.metadata() or {}).get(_KEY)
-                if content is None:
+                metadata = file.metadata() or {}
+                if _KEY not in metadata:
                     raise InstError(
                         f"{path} holds no interrupted learning",
                         "give the state file that was written when learning was interrupted",
                     )
-                parts = json.loads(content)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if _digest(metadata[_KEY], tensors) != metadata.get(_DIGEST):
+                raise ValueError("it has changed since it was written")
+            parts = json.loads(metadata[_KEY])
             known = {number.name for number in fields(Progress)}
             if set(parts["progress"]) != known:
                 raise ValueError("written by another version of inst")
             return cls(Progress(**parts["progress"]), parts["settings"], parts["about"], tensors)
-        except FileNotFoundError:
-            raise InstError(f"{path}: no such file", "check the path, or start again") from None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InstError(
                 f"{path} is damaged or holds no interrupted learning ({first_line(error)})", "start again"
             ) from None
+
+
+def _digest(content: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of everything in a state: if a bit has changed, the style would be another one, unnoticed."""
+    digest = hashlib.sha256(content.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -29,7 +29,7 @@ from inst.learning.replay import Replayed
 from inst.learning.run import LearningDiverged, LearningRun
 from inst.learning.settings import LearningSettings, SharedSettings
 from inst.learning.start import check_start, choose_settings, default_style_name
-from inst.pictures.given import Painting, Picture, to_paintings
+from inst.pictures.given import KEPT_BYTES, Painting, Picture, to_paintings
 from inst.styles.style import Style
 
 
@@ -121,7 +121,7 @@ def learn_together(
     for painting, name, seed in zip(paintings, own_names, own_seeds, strict=True):
         own = replace(common, seed=seed)
         try:
-            loaded = to_paintings(painting, painting_size(backbone), keep=keep)
+            loaded = to_paintings(painting, painting_size(backbone), keep=keep, kept_bytes=KEPT_BYTES // count)
         except InstError as error:
             plans.append(error.with_traceback(None))
         else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from inst.arguments import check_path, check_type, with_article
-from inst.errors import UsageError
+from inst.errors import InstError, UsageError
 from inst.files.listing import pictures_of
 from inst.pictures.io import (
+    PAINTING_SIDES,
     Photo,
     encode_painting,
-    fit_mask,
-    fit_size,
     mask_of,
     read_image,
     read_mask,
@@ -28,6 +28,7 @@ from inst.pictures.io import (
     resize,
     translate_errors,
 )
+from inst.pictures.reducing import fit_size
 from inst.pictures.srgb import upright
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | Photo
@@ -47,18 +48,28 @@ uint8 (levels from 0 to 255, or a map of the labels 0 and 1)."""
 FORMS = (str, os.PathLike, Image.Image, np.ndarray, Tensor, Photo)
 """The types of `Picture`."""
 
+KEPT_BYTES = 2**28
+"""Total size of the paintings that stay in memory while they are learned from: 16 of 1,024 x 1,365 pixels."""
 
-def to_photo(given: Picture, what: str = "photo") -> Photo:
-    """Convert one picture to a `Photo`. `what` is its name in messages.
+
+def to_photo(given: Picture, what: str = "photo", reduce_to: int | None = None) -> Photo:
+    """Convert one picture to a `Photo`.
+
+    Args:
+        given: the picture.
+        what: its name in messages.
+        reduce_to: for files, as for `read_photo`.
 
     Raises:
         UsageError: the picture is not a `Picture`, or its shape or its values are wrong.
         InstError: the file cannot be read.
     """
+    if isinstance(given, Painting):
+        return Photo(given.picture, None, given.name, given.sha256)
     if isinstance(given, Photo):
         return replace(given, picture=to_photo(given.picture, what).picture)
     if isinstance(given, str | os.PathLike):
-        return read_painting(given)
+        return read_painting(given, reduce_to)
     if isinstance(given, Image.Image):
         return read_image(given, f"The {what}")
     if isinstance(given, np.ndarray):
@@ -72,14 +83,16 @@ def to_photo(given: Picture, what: str = "photo") -> Photo:
     return Photo(picture)
 
 
-def to_photos(given: Picture | Sequence[Picture], what: str = "photo") -> list[Photo]:
+def to_photos(given: Picture | Sequence[Picture], what: str = "photo", reduce_to: int | None = None) -> list[Photo]:
     """Convert one picture or several to a list: a sequence of pictures, a tensor [B, 3, H, W] or array [B, H, W, 3].
+
+    `what` and `reduce_to` are as for `to_photo`.
 
     Raises:
         UsageError: there is no picture, or an error of `to_photo`.
         InstError: a file cannot be read.
     """
-    return [to_photo(picture, what) for picture in _to_list(given, what)]
+    return [to_photo(picture, what, reduce_to) for picture in _to_list(given, what)]
 
 
 def _to_list(given: Picture | Sequence[Picture], what: str) -> Sequence[Picture]:
@@ -91,28 +104,51 @@ def _to_list(given: Picture | Sequence[Picture], what: str) -> Sequence[Picture]
     return pictures
 
 
-@dataclass(frozen=True, eq=False)
 class Painting(Photo):
-    """A painting in the size that learning needs.
+    """A painting in the size that learning needs. It is in memory, or is read again each time that it is looked at.
 
     Attributes:
+        size: (height, width) of the picture.
         encoded: the larger picture that a style keeps (`inst.pictures.io.encode_painting`); empty if it keeps none.
     """
 
-    encoded: bytes = b""
+    size: tuple[int, int]
+    encoded: bytes
+
+    def __init__(self, read: Tensor | Callable[[], Photo], photo: Photo, encoded: bytes) -> None:
+        height, width = photo.picture.shape[-2:]
+        own = {"size": (height, width), "encoded": encoded, "_read": read}
+        for name, value in {"alpha": None, "name": photo.name, "sha256": photo.sha256, **own}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def picture(self) -> Tensor:
+        """[3, H, W] float32 in [-1, 1]. Raises InstError if its file has changed or is gone."""
+        read: Tensor | Callable[[], Photo] = self._read  # type: ignore[attr-defined]
+        if isinstance(read, Tensor):
+            return read
+        photo = read()
+        if photo.sha256 != self.sha256:
+            raise InstError(f"The file of the painting {self.name} has changed", "start again")
+        return photo.picture
 
 
 def to_paintings(
-    given: Picture | Sequence[Picture], short_side: int | None = None, *, keep: bool = True
+    given: Picture | Sequence[Picture],
+    short_side: int | None = None,
+    *,
+    keep: bool = True,
+    kept_bytes: int = KEPT_BYTES,
 ) -> list[Painting]:
     """Convert paintings to a list as `to_photos` does. The path of a folder stands for all pictures in it.
 
-    Each painting is reduced when it is read, so that many large ones fit into memory.
+    Each painting is reduced when it is read. Of many, only the encoded pictures stay in memory.
 
     Args:
         given: the paintings.
         short_side: the short side in pixels to which larger paintings are reduced; None reduces none.
         keep: encode the picture that a style keeps.
+        kept_bytes: size of the paintings that stay in memory. The others are read again when they are looked at.
 
     Raises:
         UsageError, InstError: as `to_photos`; a folder contains no picture.
@@ -121,24 +157,44 @@ def to_paintings(
     if isinstance(given, str | os.PathLike):
         check_path("A painting", given)
         files = pictures_of([Path(given)])
-    return [_to_painting(picture, short_side, keep) for picture in _to_list(files, "painting")]
+    paintings: list[Painting] = []
+    for one in _to_list(files, "painting"):
+        if isinstance(one, Painting) and bool(one.encoded) == keep:
+            paintings.append(one)
+            continue
+        read = partial(to_photo, one, "painting", None if short_side is None else max(short_side, PAINTING_SIDES[0]))
+        photo = read()
+        encoded = encode_painting(photo.picture) if keep else b""
+        small = _reduced(photo, short_side)
+        kept_bytes -= small.picture.nbytes
+        # A pipe is read once.
+        if kept_bytes >= 0 or (isinstance(one, str | os.PathLike) and not os.path.isfile(one)):
+            paintings.append(Painting(small.picture, small, encoded))
+        else:
+            paintings.append(Painting(partial(_read_reduced, read, short_side), small, encoded))
+    return paintings
 
 
-def _to_painting(given: Picture, short_side: int | None, keep: bool) -> Painting:
-    photo = to_photo(given, "painting")
-    picture, encoded = photo.picture, encode_painting(photo.picture) if keep else b""
-    height, width = picture.shape[-2:]
-    if short_side is not None and min(height, width) > short_side:
-        width, height = fit_size(width, height, short_side)
-        picture = resize(picture, (height, width))
-    return Painting(picture, None, photo.name, photo.sha256, encoded)
+def _read_reduced(read: Callable[[], Photo], short_side: int | None) -> Photo:
+    return _reduced(read(), short_side)
 
 
-def to_batch(given: Picture | Sequence[Picture], what: str = "photo") -> Tensor:
-    """Convert one picture, or several of the same size, to a batch [B, 3, H, W] in [-1, 1]. Errors as `to_photos`."""
+def _reduced(photo: Photo, short_side: int | None) -> Photo:
+    height, width = photo.picture.shape[-2:]
+    if short_side is None or min(height, width) <= short_side:
+        return photo
+    width, height = fit_size(width, height, short_side)
+    return replace(photo, picture=resize(photo.picture, (height, width)))
+
+
+def to_batch(given: Picture | Sequence[Picture], what: str = "photo", reduce_to: int | None = None) -> Tensor:
+    """Convert one picture, or several of the same size, to a batch [B, 3, H, W] in [-1, 1].
+
+    `what`, `reduce_to` and the errors are those of `to_photos`.
+    """
     if isinstance(given, Tensor) and given.dim() == 4 and len(given):
         return _read_tensor(given, what)
-    pictures = [photo.picture for photo in to_photos(given, what)]
+    pictures = [photo.picture for photo in to_photos(given, what, reduce_to)]
     sizes = sorted({(picture.shape[2], picture.shape[1]) for picture in pictures})
     if len(sizes) > 1:
         (width, height), (other_width, other_height) = sizes[:2]
@@ -166,7 +222,7 @@ def to_mask(given: Mask, size: tuple[int, int]) -> Tensor:
         given = read_mask(given, size)
     elif isinstance(given, Image.Image):
         with translate_errors("The mask"):
-            given = fit_mask("The mask", mask_of(upright(given)), size)
+            given = mask_of(upright(given), size)
     if isinstance(given, np.ndarray):
         if given.dtype.kind not in "biuf":
             raise UsageError(

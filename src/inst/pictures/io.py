@@ -1,6 +1,7 @@
 """Read and write picture files. Only this module of the package opens picture files.
 
-A picture from any file is returned upright, in sRGB, with 8 bits per channel; as a tensor, [3, H, W] in [-1, 1].
+A picture from any file is returned upright, in sRGB, with 8 bits per channel; as a tensor, [3, H, W] in [-1, 1]. A file
+is from anywhere: what it says about itself is checked before anything is decoded (`inst.pictures.formats`).
 """
 
 from __future__ import annotations
@@ -9,28 +10,38 @@ import contextlib
 import hashlib
 import io
 import os
-import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from inst.arguments import check_path, check_type, checked
+from inst.arguments import check_path, check_type
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
 from inst.files.git_lfs import refuse_start
 from inst.files.listing import readable_name
 from inst.files.provenance import SourceFile
+from inst.files.reading import open_file
 from inst.files.writing import write_bytes_atomically
+from inst.pictures.formats import MOST_BYTES, READABLE, CountedFile, check_parts, format_of
+from inst.pictures.reducing import fit_size, interpolate, reduced_size, resize_strips, strips
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The formats in which pictures can be written, by the ending of the file name."""
+
+PAINTING_SIDES = 1024, 4096
+"""Short and long side in pixels of the largest painting in a style file."""
+
+USUAL_SIZE = 1536
+"""The short side in pixels to which large photos are reduced before the size of the result is known. It is at least
+1.5 times the default size of every backbone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +61,7 @@ class Photo:
     sha256: str = ""
 
 
-def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Photo:
+def read_photo(path: str | os.PathLike[str], *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
     """Read a picture file, with its transparency and the hash of its bytes.
 
     Fully transparent pixels get the colours of the visible pixels around them, not the hidden colours of the file. So
@@ -59,23 +70,30 @@ def read_photo(path: str | os.PathLike[str], *, flattened: bool = False) -> Phot
     Args:
         path: the picture file.
         flattened: lay the picture over white, as `read_picture` does; `alpha` is then None.
+        reduce_to: the short side in pixels to which a picture of more than 16 million pixels (`LARGE`) is reduced while
+            it is read, which takes much less memory. A smaller picture stays as it is. None reduces none.
 
     Raises:
         InstError: an error of `open_picture`.
     """
     check_path("A picture", path)
     path = Path(path)
-    with _open(path) as (file, image):
-        return _to_photo(image, _source_of(path, file), flattened)
+    with _open(path, reduce_to) as (file, image, size):
+        return _to_photo(image, size, _source_of(path, file), flattened)
 
 
-def decode_photo(data: bytes, place: str, *, flattened: bool = False) -> Photo:
+def reading_size(size: Any, default: int = USUAL_SIZE) -> int:
+    """Return `reduce_to` for a photo whose result has the short side `size`: an argument that is not checked yet."""
+    return int(size) if isinstance(size, Integral) and int(size) > 0 else default
+
+
+def decode_photo(data: bytes, place: str, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
     """Decode the bytes of a picture file as `read_photo` reads a file.
 
     Args:
         data: the whole file.
         place: the path or URL of the file, for messages; the name of the photo is its last part.
-        flattened: as for `read_photo`.
+        flattened, reduce_to: as for `read_photo`.
 
     Raises:
         InstError: an error of `open_picture`.
@@ -84,11 +102,19 @@ def decode_photo(data: bytes, place: str, *, flattened: bool = False) -> Photo:
         if not data:
             raise InstError(f"{place} is empty (0 bytes)", "copy or export the picture again")
         refuse_start(Path(place), data[:64])
-        with _load(io.BytesIO(data)) as image:
-            return _to_photo(image, SourceFile(place, hashlib.sha256(data).hexdigest()), flattened)
+        with _load(io.BytesIO(data), reduce_to) as (image, size):
+            return _to_photo(image, size, SourceFile(place, hashlib.sha256(data).hexdigest()), flattened)
 
 
-def _to_photo(image: Image.Image, source: SourceFile, flattened: bool) -> Photo:
+def _to_photo(image: Image.Image, size: tuple[int, int] | None, source: SourceFile, flattened: bool) -> Photo:
+    """Convert an upright image; `size` is (width, height) to which it is reduced."""
+    if size is not None and (flattened or not image.has_transparency_data):
+        picture = resize_strips(image, size, lambda part: to_tensor(flatten(*to_srgb(part)))).clamp(-1, 1)
+        return Photo(picture, None, source.name, source.sha256)
+    if size is not None:
+        profile = image.info.get("icc_profile")
+        image = image.convert("RGBA").resize(size, Image.Resampling.BICUBIC)  # Pillow weights colours by opacity
+        image.info["icc_profile"] = profile
     colours, alpha = to_srgb(image)
     if alpha is None or flattened:
         return Photo(to_tensor(flatten(colours, alpha)), None, source.name, source.sha256)
@@ -96,13 +122,13 @@ def _to_photo(image: Image.Image, source: SourceFile, flattened: bool) -> Photo:
     return Photo(to_tensor(extend(colours, alpha)), opacity, source.name, source.sha256)
 
 
-def read_painting(path: str | os.PathLike[str]) -> Photo:
-    """Read the picture file of a painting; transparent parts are laid over white.
+def read_painting(path: str | os.PathLike[str], reduce_to: int | None = None) -> Photo:
+    """Read the picture file of a painting; transparent parts are laid over white. `reduce_to` is as for `read_photo`.
 
     Raises:
         InstError: an error of `open_picture`.
     """
-    return read_photo(path, flattened=True)
+    return read_photo(path, flattened=True, reduce_to=reduce_to)
 
 
 def read_image(image: Image.Image, what: str = "The picture") -> Photo:
@@ -123,22 +149,28 @@ def read_picture(path: str | Path) -> Tensor:
     return to_tensor(open_picture(path))
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(path: str | Path, reduce_to: int | None = None) -> Image.Image:
     """Read a picture file as an sRGB image of mode RGB.
 
     The EXIF orientation is applied, an embedded colour profile is converted, transparent parts are laid over white, 16
     bits are reduced to 8, and CMYK, grey and palettes are converted. An animation gives its first frame.
 
+    Args:
+        path: the picture file.
+        reduce_to: as for `read_photo`.
+
     Raises:
-        InstError: the file is missing, empty, truncated, not a picture, or larger than Pillow's safety limit of 179
-            million pixels.
+        InstError: the file is missing, empty, truncated, not a picture in one of the formats that are read
+            (`inst.pictures.formats`), or larger than 1 GB or Pillow's safety limit of 179 million pixels.
     """
     check_path("A picture", path)
-    with _open(Path(path)) as (_, image):
-        return flatten(*to_srgb(image))
+    with _open(Path(path), reduce_to) as (_, image, size):
+        if size is None:
+            return flatten(*to_srgb(image))
+        return to_image(resize_strips(image, size, lambda part: to_tensor(flatten(*to_srgb(part)))))
 
 
-def check_picture(path: str | Path, formats: list[str], most_pixels: int, name: str = "The file") -> str:
+def check_picture(path: str | Path, formats: Sequence[str], most_pixels: int, name: str = "The file") -> str:
     """Decode a picture file from an unknown source, and return the name of its format.
 
     Args:
@@ -155,16 +187,20 @@ def check_picture(path: str | Path, formats: list[str], most_pixels: int, name: 
         if not file.read(1):
             raise InstError(f"{name} is empty (0 bytes)", "choose another one")
         file.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(file, formats=formats)
-        if image.width * image.height > most_pixels:
-            raise UsageError(
-                f"{name} has {image.width} x {image.height} pixels, more than {most_pixels / 1e6:.0f} million",
-                "make it smaller",
-            )
-        image.load()
-        return str(image.format)
+        with _opened(file, formats) as image:
+            _check_pixels(image, most_pixels, UsageError)
+            image.load()
+            return str(image.format)
+
+
+def look_at(path: str | Path, formats: Sequence[str] = READABLE) -> tuple[int, int, str]:
+    """Return width, height and format of a picture file, as it is stored. Nothing is decoded.
+
+    Raises:
+        InstError: an error of `open_picture`.
+    """
+    with _file(Path(path)) as file, _opened(file, formats) as image:
+        return image.width, image.height, str(image.format)
 
 
 def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> Tensor:
@@ -191,51 +227,87 @@ def read_mask_file(path: str | os.PathLike[str], size: tuple[int, int] | None = 
     """Read a mask as `read_mask` does, and return it with the record of its file."""
     check_path("A mask", path)
     path = Path(path)
-    with _open(path) as (file, image):
-        mask, source = mask_of(image), _source_of(path, file)
-    return mask if size is None else fit_mask(str(path), mask, size), source
+    with _open(path) as (file, image, _):
+        return mask_of(image, size, str(path)), _source_of(path, file)
 
 
-def _source_of(path: Path, file: io.BufferedReader | io.BytesIO) -> SourceFile:
+def _source_of(path: Path, file: IO[bytes]) -> SourceFile:
     """Return the record of an open file. A pipe cannot be opened again for it."""
     file.seek(0)
-    return SourceFile(path.name, hashlib.file_digest(file, "sha256").hexdigest())
+    return SourceFile(path.name, hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest())
 
 
-def mask_of(image: Image.Image) -> Tensor:
-    """Convert an image of any mode to a mask [H, W] in [0, 1]; see `read_mask`."""
-    colours, alpha = split_alpha(image)
-    levels = np.array(colours.convert("L"))
-    if alpha is None and levels.max() == 1:  # white in the maps of labels that programs for segmentation write
-        warnings.warn(InstWarning("The mask has only the levels 0 and 1, so 1 counts as white"), stacklevel=3)
-        levels *= 255
-    grey = torch.from_numpy(levels).float() / 255
-    if alpha is None:
-        return grey
-    opacity = torch.from_numpy(np.array(alpha)).float() / 255
-    visible = np.asarray(colours.convert("RGB"))[np.asarray(alpha) > 0]
-    one_colour = bool((visible == visible[:1]).all())
-    return opacity if one_colour else grey * opacity
+def mask_of(image: Image.Image, size: tuple[int, int] | None = None, name: str = "The mask") -> Tensor:
+    """Convert an image of any mode to a mask [H, W] in [0, 1]; see `read_mask`. `name` is its name in messages."""
+    if size is not None:
+        check_proportions(name, (image.height, image.width), size)
+    convert = _mask_reader(image)
+    if size is None:
+        return convert(image)[0]
+    return resize_strips(image, (size[1], size[0]), convert)[0].clamp(0, 1)
 
 
-def read_texts(path: str | Path) -> dict[str, str]:
-    """Read the texts in a PNG file, by keyword. The result is empty for a picture of another format.
+def _mask_reader(image: Image.Image) -> Callable[[Image.Image], Tensor]:
+    """Return the function that converts a part of a mask to [1, h, W] in [0, 1]: by its levels, its opacity, or both.
+
+    Warns with `InstWarning` if the mask has only the levels 0 and 1.
+    """
+    has_opacity, highest, seen = False, 0, set[bytes]()
+    for part in strips(image):
+        colours, alpha = split_alpha(part)
+        has_opacity |= alpha is not None
+        highest = max(highest, int(np.asarray(colours.convert("L")).max()))
+        if len(seen) < 2 and image.has_transparency_data:
+            rgb = np.asarray(colours.convert("RGB"))
+            visible = rgb.reshape(-1, 3) if alpha is None else rgb[np.asarray(alpha) > 0]
+            seen |= {bound.tobytes() for bound in (visible.min(0), visible.max(0))} if len(visible) else set()
+    labels = not has_opacity and highest == 1  # white in the maps of labels that programs for segmentation write
+    if labels:
+        warnings.warn(InstWarning("The mask has only the levels 0 and 1, so 1 counts as white"), stacklevel=4)
+
+    def convert(part: Image.Image) -> Tensor:
+        colours, alpha = split_alpha(part)
+        levels = torch.from_numpy(np.array(colours.convert("L")))[None].float() / (1 if labels else 255)
+        if not has_opacity:
+            return levels
+        opacity = torch.ones_like(levels) if alpha is None else torch.from_numpy(np.array(alpha))[None].float() / 255
+        return opacity if len(seen) < 2 else levels * opacity
+
+    return convert
+
+
+def read_text_in(path: str | Path, keyword: str) -> str | None:
+    """Read the text with a keyword in a PNG file; None if it has none, or is a picture of another format.
+
+    Nothing is decoded, unless the text may follow after the pixels.
 
     Raises:
         InstError: an error of `open_picture`, or a text is larger than Pillow's safety limits.
     """
-    with _file(Path(path)) as file, Image.open(file) as image:
-        return dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else {}
+    with _file(Path(path)) as file, _opened(file) as image:
+        if not isinstance(image, PngImagePlugin.PngImageFile):
+            return None
+        # An animation would be decoded whole.
+        found = image.info if keyword in image.info or image.is_animated else image.text
+        text = found.get(keyword)
+        return text if isinstance(text, str) else None
 
 
 def decode_picture(data: bytes, name: str) -> Tensor:
-    """Decode the bytes of a picture file, such as the painting of a style, to [3, H, W] float32 in [-1, 1].
+    """Decode the bytes of the painting of a style to [3, H, W] float32 in [-1, 1].
 
     Raises:
-        InstError: an error of `open_picture`, with `name` as the picture's name in the message.
+        InstError: an error of `open_picture`, with `name` as the picture's name in the message; or the picture is
+            larger than `encode_painting` makes it.
     """
-    with translate_errors(name), _load(io.BytesIO(data)) as image:
+    short_side, long_side = PAINTING_SIDES
+    with translate_errors(name), _load(io.BytesIO(data), most_pixels=short_side * long_side) as (image, _):
         return to_tensor(flatten(*to_srgb(image)))
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode the bytes of a picture file that this package wrote. Raises InstError as `decode_picture`."""
+    return to_image(decode_picture(data, "The picture"))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -361,7 +433,7 @@ def _to_image(picture: Tensor | Image.Image | Photo, alpha: Tensor | None) -> Im
         return colours
 
 
-def encode_painting(picture: Tensor, short_side: int = 1024, long_side: int = 4096) -> bytes:
+def encode_painting(picture: Tensor, short_side: int = PAINTING_SIDES[0], long_side: int = PAINTING_SIDES[1]) -> bytes:
     """Encode [3, H, W] in [-1, 1] as WebP, reduced to these sides in pixels at most; a smaller picture keeps its size.
 
     At quality 90, a painting of 1,024 pixels takes 0.1 to 0.4 MB.
@@ -374,18 +446,9 @@ def encode_painting(picture: Tensor, short_side: int = 1024, long_side: int = 40
     return encoded.getvalue()
 
 
-def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Scale (width, height), rounded, so that the short side is `short_side`. The proportions stay the same."""
-    short_side = checked("size", short_side, "int")  # NumPy's small integer types would overflow below
-    if short_side < 1:
-        raise UsageError(f"A short side of {short_side} pixels is not possible", "give a positive number")
-    short = min(width, height)
-    return round(width * short_side / short), round(height * short_side / short)
-
-
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize [3, H, W] or [B, 3, H, W] in [-1, 1] to `size` (height, width): bicubic, antialiased, clamped."""
-    return _interpolate(picture, size).clamp(-1, 1)
+    return interpolate(picture, size).clamp(-1, 1)
 
 
 def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
@@ -396,26 +459,18 @@ def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a mask or an opacity, [H, W] in [0, 1], as `resize` does."""
-    return _interpolate(mask[None], size)[0].clamp(0, 1)
+    return interpolate(mask[None], size)[0].clamp(0, 1)
 
 
-def _interpolate(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(picture.shape[-2:]) == tuple(size):
-        return picture
-    batch = picture.reshape(-1, 1, *picture.shape[-2:]).float()
-    return F.interpolate(batch, size, mode="bicubic", antialias=True).reshape(*picture.shape[:-2], *size)
-
-
-def fit_mask(name: str, mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a mask to `size` (height, width) of the photo. Raises UsageError if its proportions differ."""
-    (found_height, found_width), (height, width) = mask.shape, size
+def check_proportions(name: str, found: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise UsageError unless a mask of `found` (height, width) has the proportions of a photo of `size`."""
+    (found_height, found_width), (height, width) = found, size
     # A mask drawn on a smaller copy may be off by a pixel of that copy.
     if abs(found_height * width / height - found_width) > 1 + 0.01 * found_width:
         raise UsageError(
             f"{name} is {found_width} x {found_height} pixels, but the photo is {width} x {height}",
             "make a mask with the photo's proportions",
         )
-    return resize_mask(mask, size)
 
 
 def _encode_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
@@ -430,21 +485,16 @@ def _encode_png(image: Image.Image, texts: Mapping[str, str]) -> bytes:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[io.BufferedReader | io.BytesIO, Image.Image]]:
-    """Open a picture file. Yield the file, and its first frame, decoded and upright."""
-    with _file(path) as file, _load(file) as image:
-        yield file, image
+def _open(path: Path, reduce_to: int | None = None) -> Iterator[tuple[IO[bytes], Image.Image, tuple[int, int] | None]]:
+    """Open a picture file. Yield the file and what `_load` does."""
+    with _file(path) as file, _load(file, reduce_to) as (image, size):
+        yield file, image, size
 
 
 @contextlib.contextmanager
-def _file(path: Path) -> Iterator[io.BufferedReader | io.BytesIO]:
+def _file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, or read a pipe whole."""
-    with translate_errors(str(path)), path.open("rb") as opened:
-        kind = os.fstat(opened.fileno()).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
-            raise InstError(f"{path} is neither a file nor a pipe", "give a picture file")
-        # A pipe is read once, from the front to the end, and decoders go back and forth.
-        file = io.BytesIO(opened.read()) if stat.S_ISFIFO(kind) else opened
+    with translate_errors(str(path)), open_file(path, MOST_BYTES) as file:
         start = file.read(64)
         if not start:
             raise InstError(f"{path} is empty (0 bytes)", "copy or export the picture again")
@@ -454,16 +504,59 @@ def _file(path: Path) -> Iterator[io.BufferedReader | io.BytesIO]:
 
 
 @contextlib.contextmanager
-def _load(file: io.BufferedReader | io.BytesIO) -> Iterator[Image.Image]:
-    with contextlib.ExitStack() as stack:
-        with warnings.catch_warnings():
-            # Pillow warns of large pictures, which are normal for cameras (it refuses twice that size), and of damaged
-            # details that do not matter here.
-            warnings.simplefilter("ignore")
-            image = stack.enter_context(Image.open(file))
+def _opened(file: IO[bytes], formats: Sequence[str] = READABLE) -> Iterator[Image.Image]:
+    """Read the beginning of a picture file. The only call of `Image.open` in the package."""
+    check_parts(file)
+    with _without_warnings():
+        try:
+            image = Image.open(cast(IO[bytes], CountedFile(file)), formats=tuple(formats))
+        except UnidentifiedImageError:
+            file.seek(0)
+            found = format_of(file.read(64))
+            known = f"is not a picture in a known format{f', but {found}' if found else ''}"
+            raise InstError(known, "export it as PNG or JPEG") from None
+    with image:
+        yield image
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of large pictures, which are normal for cameras, and of damaged details that do not matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _load(
+    file: IO[bytes], reduce_to: int | None = None, most_pixels: int | None = None
+) -> Iterator[tuple[Image.Image, tuple[int, int] | None]]:
+    """Decode a picture file.
+
+    Yields:
+        Its first frame, upright, and (width, height) to which it must still be reduced, or None.
+
+    Raises:
+        InstError: it has more than `most_pixels`. This is checked before anything is decoded.
+    """
+    with _opened(file) as image:
+        if most_pixels is not None:
+            _check_pixels(image, most_pixels, InstError)
+        stored, size = image.size, reduced_size(*image.size, reduce_to)
+        if size is not None:
+            # A JPEG file is decoded at a half, a quarter or an eighth of its size, if that is twice the wanted one.
+            image.draft(None, (2 * size[0], 2 * size[1]))
+        with _without_warnings():
             image.load()
-            upright_image = upright(image)
-        yield upright_image
+            turned = upright(image)
+        is_portrait = (turned.width < turned.height) != (stored[0] < stored[1])
+        yield turned, size[::-1] if size is not None and is_portrait else size
+
+
+def _check_pixels(image: Image.Image, most: int, kind: type[InstError]) -> None:
+    if image.width * image.height > most:
+        problem = f"has {image.width} x {image.height} pixels, more than {most / 1e6:.0f} million"
+        raise kind(problem, "make it smaller")
 
 
 @contextlib.contextmanager
@@ -479,8 +572,6 @@ def translate_errors(name: str) -> Iterator[None]:
         raise InstError(f"{name} is a folder", "give a picture file") from None
     except PermissionError:
         raise InstError(f"{name} cannot be read (permission denied)", "change its permissions") from None
-    except UnidentifiedImageError:
-        raise InstError(f"{name} is not a picture in a known format", "export it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise InstError(f"{name} has more than {limit} million pixels", "make it smaller") from None

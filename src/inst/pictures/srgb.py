@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from inst.errors import InstError
+from inst.pictures.reducing import strips
 
 _SRGB = ImageCms.createProfile("sRGB")
 _TURNS = {
@@ -106,10 +107,13 @@ def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
         return image
     tags = getattr(image, "tag_v2", {})  # of a TIFF file; Pillow does not apply these two to more than 8 bits
     white = 2 ** tags.get(_BITS, (16,))[0] - 1
-    levels = (np.asarray(image).astype(np.uint32).clip(max=white) * 255 + white // 2) // white
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        levels = 255 - levels
-    reduced = Image.fromarray(levels.astype(np.uint8))
+    levels = np.empty((image.height, image.width), np.uint8)
+    top = 0
+    for part in strips(image):
+        values = (np.asarray(part).astype(np.uint32).clip(max=white) * 255 + white // 2) // white
+        levels[top : top + part.height] = 255 - values if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else values
+        top += part.height
+    reduced = Image.fromarray(levels)
     reduced.info = dict(image.info)
     reduced.info.pop("transparency", None)  # it is a 16-bit level
     return reduced

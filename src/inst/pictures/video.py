@@ -6,7 +6,7 @@ pictures are read (no playlists), and no protocol but files.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from inst.arguments import check_path
 from inst.errors import InstError, InstWarning, UsageError
+from inst.files.reading import parse_json
 from inst.files.writing import replace_when_finished
 from inst.pictures.io import to_image
 
@@ -46,6 +47,9 @@ _SOUND = {
 
 _QUALITY = "16"
 """The constant rate factor of x264: to the eye without loss. Smaller is better; 23 is its default."""
+
+_MOST_PIXELS, _MOST_FRAMES = 100_000_000, 1_000_000
+"""The largest frame, and the largest number of frames, that are read: nine hours at 30 frames a second."""
 
 _FASTEST, _FLATTEST = 240, 4
 """The largest rate of frames, and the largest proportion of the sides of a pixel, that a file is believed to have. Each
@@ -88,7 +92,8 @@ def probe(path: str | os.PathLike[str]) -> Film:
     """Read what a film file holds. No frame is decoded.
 
     Raises:
-        InstError: ffmpeg is not installed; or the file is missing, or is not a film.
+        InstError: ffmpeg is not installed; or the file is missing, is not a film, or says that its frames are too large
+            or too many.
     """
     check_path("A film", path)
     path = Path(path)
@@ -104,7 +109,7 @@ def probe(path: str | os.PathLike[str]) -> Film:
         raise InstError(
             f"{path} is not a film that ffmpeg can read ({_reason(done.stderr, path)})", "convert it to MP4"
         )
-    content: dict[str, Any] = json.loads(done.stdout)
+    content: dict[str, Any] = parse_json(done.stdout, "What ffprobe says")
     streams = content.get("streams", [])
     pictures = [one for one in streams if one.get("codec_type") == "video" and one.get("width") and one.get("height")]
     pictures = [one for one in pictures if not one.get("disposition", {}).get("attached_pic")]  # no cover of a song
@@ -114,8 +119,12 @@ def probe(path: str | os.PathLike[str]) -> Film:
     chosen = pictures[0]
     width, height = _shown_size(chosen)
     length = chosen.get("duration", content.get("format", {}).get("duration"))
-    seconds = None if length is None else float(length)
-    return Film(path, width, height, _rate(chosen), seconds, next(iter(sounds), ""), chosen["index"])
+    film = Film(path, width, height, _rate(chosen), _number(length), next(iter(sounds), ""), chosen["index"])
+    if width * height > _MOST_PIXELS:
+        raise InstError(f"{path} has frames of {width} x {height} pixels", "make it smaller")
+    if (film.frames or 0) > _MOST_FRAMES:
+        raise InstError(f"{path} has {film.frames:,} frames, more than {_MOST_FRAMES:,}", "cut it")
+    return film
 
 
 def read_frames(film: Film | str | os.PathLike[str]) -> Iterator[Tensor]:
@@ -141,6 +150,8 @@ def read_frames(film: Film | str | os.PathLike[str]) -> Iterator[Tensor]:
         assert process.stdout is not None
         while len(data := process.stdout.read(size)) == size:
             count += 1
+            if count > _MOST_FRAMES:  # whatever length the file says
+                raise InstError(f"{film.path} has more than {_MOST_FRAMES:,} frames", "cut it")
             levels = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(film.height, film.width, 3)
             yield levels.permute(2, 0, 1).contiguous().float() / 127.5 - 1
         if process.wait():
@@ -225,7 +236,8 @@ def film_format(path: str | os.PathLike[str]) -> str:
 
 def _source(path: Path) -> list[str]:
     """Return the arguments that open a film. A name may begin with a dash, or look like an address."""
-    return ["-protocol_whitelist", "file,pipe", "-format_whitelist", _READABLE, "-i", f"file:{path.absolute()}"]
+    allowed = ["-protocol_whitelist", "file", "-format_whitelist", _READABLE, "-max_pixels", str(_MOST_PIXELS)]
+    return [*allowed, "-i", f"file:{path.absolute()}"]
 
 
 def _program(name: str) -> str:
@@ -292,5 +304,14 @@ def _shown_size(stream: dict[str, Any]) -> tuple[int, int]:
     else:
         height = round(height / aspect)
     turns = [side.get("rotation", 0) for side in stream.get("side_data_list", [])]
-    turn = next(filter(None, turns), stream.get("tags", {}).get("rotate", 0))
-    return (height, width) if round(float(turn)) % 180 == 90 else (width, height)
+    turn = _number(next(filter(None, turns), stream.get("tags", {}).get("rotate")))
+    return (height, width) if round(turn or 0) % 180 == 90 else (width, height)
+
+
+def _number(value: Any) -> float | None:
+    """Read a number that a film says; None for anything else, such as "N/A" or "nan"."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

@@ -23,7 +23,7 @@ from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
 from inst.pictures.given import to_photo
-from inst.pictures.io import resize
+from inst.pictures.io import USUAL_SIZE, resize
 from inst.sampling.denoiser import Denoise
 from inst.sampling.tiles import pad_to_multiple
 
@@ -63,7 +63,7 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.picture is not None and not isinstance(self.picture, Tensor):
-            object.__setattr__(self, "picture", to_photo(self.picture, "control picture").picture)
+            object.__setattr__(self, "picture", to_photo(self.picture, "control picture", USUAL_SIZE).picture)
 
     def check(self, backbone: Backbone, size: tuple[int, int] | None) -> None:
         """Check that the control can be used, without computing anything.

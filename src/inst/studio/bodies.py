@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inst.studio.answers import problem
@@ -102,6 +103,8 @@ class Bodies:
         else:
             try:
                 await self._app(scope, receive_some, send_unless_refused)
+            except ClientDisconnect:  # it has left in the middle of its request, and reads no answer
+                return
             except Exception:
                 if refusal is None:
                     raise

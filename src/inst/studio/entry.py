@@ -96,10 +96,15 @@ class StyleEntry:
 
     @classmethod
     def from_json(cls, text: str) -> StyleEntry:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote. Raises ValueError, TypeError or KeyError for anything else."""
         content: dict[str, Any] = json.loads(text)
         content |= {"tags": tuple(content["tags"]), "paintings": tuple(content["paintings"])}
-        return cls(**content)
+        entry = cls(**content)
+        texts = (entry.id, entry.name, *entry.tags, entry.backbone, entry.variant, entry.fingerprint, *entry.paintings)
+        "".join(texts).encode()  # TypeError if one is no text, UnicodeEncodeError if it is no Unicode
+        if not math.isfinite(entry.added + entry.steps + entry.vectors + entry.bytes):
+            raise ValueError("a number is not finite")
+        return entry
 
     def holds(self, words: Iterable[str]) -> bool:
         """Whether each of the words (`search_words`) occurs in the name, a tag, a painting's name or the backbone."""

@@ -88,7 +88,7 @@ async def upload(request: Request, studio: TheStudio, person: Person, metrics: T
 
 
 def _keep(studio: Studio, person: str, receiver: Receiver, name: str) -> UploadAnswer:
-    from PIL import Image
+    from inst.pictures.io import look_at  # imports PyTorch, for which the page does not wait
 
     try:
         kept = studio.uploads.keep_picture(receiver, person)
@@ -96,14 +96,8 @@ def _keep(studio: Studio, person: str, receiver: Receiver, name: str) -> UploadA
         raise
     except InstError as error:
         raise NotAPicture(error.problem, *error.remedy) from None
-    with Image.open(kept.path, formats=PICTURE_FORMATS) as image:
-        return UploadAnswer(
-            upload=kept.key,
-            name=base_name(name)[:_LONGEST_NAME],
-            width=image.width,
-            height=image.height,
-            format=image.format or "",
-        )
+    width, height, kind = look_at(kept.path, PICTURE_FORMATS)
+    return UploadAnswer(upload=kept.key, name=base_name(name)[:_LONGEST_NAME], width=width, height=height, format=kind)
 
 
 IdempotencyKey = Annotated[

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from inst.errors import InstError
+from inst.files.reading import check_regular
+from inst.studio.disk import NotKept
+from inst.texts import one_line
+
+_log = logging.getLogger(__name__)
+
+ID = re.compile(r"[0-9a-f]{32}")
+"""What the id of a job looks like; its folder has this name."""
 
 _APPLICATION = 0x1457A70B
 _FORMAT = 1
@@ -102,31 +115,37 @@ class Job:
     wish: str | None = None
 
 
+_JOB = TypeAdapter(Job)
+_WISHES = (None, "cancel", "finish", "pause", "time", "stop")
+
+
 class JobStore:
     """The file of all jobs. Its methods may be called from any thread.
 
+    A damaged file is kept under another name, and a new one is begun. A job that cannot be read is left out.
+
     Raises:
-        InstError: another process uses the file, it is not such a file, or it cannot be written to.
+        InstError: another process uses the file, it is another program's or another version's, or it cannot be written
+            to.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._file = sqlite3.connect(path, timeout=1.0, check_same_thread=False, isolation_level=None)
+        self._path = path
         try:
-            # Held until it is closed: two servers in one folder would run the same jobs.
-            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("BEGIN IMMEDIATE")
-            known = (
-                self._file.execute("PRAGMA application_id").fetchone()[0],
-                self._file.execute("PRAGMA user_version").fetchone()[0],
-            )
-            self._file.execute("COMMIT")
-            if known not in ((0, 0), (_APPLICATION, _FORMAT)):
-                raise InstError(f"{path} is not a file of jobs of this version", "choose another data folder")
-            self._file.executescript(_SCHEMA)
+            try:
+                if path.exists():
+                    _check(path)
+                self._file = _open(path)
+            except _DamagedError as error:
+                kept = _set_aside(path)
+                _log.warning(
+                    "%s is damaged (%s) and is now %s: the studio begins with no jobs, and the files of the old ones "
+                    "stay in its folder jobs",
+                    *(path.name, one_line(str(error)), kept.name),
+                )
+                self._file = _open(path)
         except sqlite3.Error as error:
-            self._file.close()
             if "locked" in str(error):
                 raise InstError(
                     f"Another studio uses the folder {path.parent}", "stop it, or choose another data folder"
@@ -169,7 +188,7 @@ class JobStore:
             rows = self._file.execute(
                 "DELETE FROM jobs WHERE changed < ? AND state NOT IN ('queued', 'running') RETURNING id", (before,)
             ).fetchall()
-        return [row[0] for row in rows]
+        return [row[0] for row in rows if ID.fullmatch(row[0])]  # they are names of folders
 
     def close(self) -> None:
         """Close the file, so that another process may use it."""
@@ -177,13 +196,104 @@ class JobStore:
             self._file.close()
 
     def _read(self, where: str, *values: str) -> list[Job]:
-        with self._lock:
-            rows = self._file.execute(f"SELECT id, person, state, content FROM jobs {where}", values).fetchall()
-        return [_job(*row) for row in rows]
+        try:
+            with self._lock:
+                rows = self._file.execute(f"SELECT id, person, state, content FROM jobs {where}", values).fetchall()
+        except sqlite3.Error as error:
+            raise NotKept(f"The jobs cannot be read ({error})", "check the studio's folder") from None
+        jobs = [_job(*row) for row in rows]
+        if None in jobs:
+            _log.warning("%d jobs in %s cannot be read and are left out", jobs.count(None), self._path.name)
+        return [job for job in jobs if job is not None]
 
 
-def _job(id: str, person: str, state: str, content: str) -> Job:
-    entries = json.loads(content)
-    if entries["progress"] is not None:
-        entries["progress"] = Progress(**entries["progress"] | {"files": tuple(entries["progress"]["files"])})
-    return Job(id=id, person=person, state=JobState(state), **entries)
+def _job(id: str, person: str, state: str, content: str) -> Job | None:
+    """Return a job; None if a row is not one, so that nothing else fails because of it."""
+    try:
+        entries = json.loads(content)
+        json.dumps(entries, ensure_ascii=False, allow_nan=False).encode()  # as answers need it
+        job = _JOB.validate_python({**entries, "id": id, "person": person, "state": state})
+    except (ValueError, TypeError, RecursionError):  # also UnicodeEncodeError and pydantic's ValidationError
+        return None
+    names = [*(job.progress.files if job.progress else ()), *job.result.get("files", ())]
+    plain = all(isinstance(name, str) and name not in ("", "..") and PurePath(name).name == name for name in names)
+    return job if ID.fullmatch(id) and plain and job.wish in _WISHES else None
+
+
+class _DamagedError(sqlite3.DatabaseError):
+    """The file is damaged."""
+
+
+def _check(path: Path) -> None:
+    """Check the file without changing it, even if a log of another file lies beside it.
+
+    Raises:
+        InstError: it is another program's or another version's, or no file.
+        _DamagedError: it is damaged.
+        sqlite3.Error: another process uses it, or it cannot be read.
+    """
+    check_regular(path)
+    if path.stat().st_size == 0:
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as file:
+            file.text_factory = _text
+            application, version, tables = (
+                file.execute(query).fetchone()[0]
+                for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+            )
+            if (application, version) != (_APPLICATION, _FORMAT) and (application, version, tables) != (0, 0, 0):
+                if application == _APPLICATION:
+                    raise InstError(f"{path} is of another version of inst", "use that, or choose another data folder")
+                raise _foreign(path)
+            found = file.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise _DamagedError(found)
+            if tables:
+                file.execute("SELECT number, id, person, state, changed, content FROM jobs LIMIT 1").fetchall()
+    except (sqlite3.DatabaseError, UnicodeDecodeError, MemoryError) as error:
+        code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOMEM):
+            raise
+        with path.open("rb") as content:
+            head = content.read(72)
+        if not (head.startswith(b"SQLite format 3\0") and head.endswith(_APPLICATION.to_bytes(4, "big"))):
+            raise _foreign(path) from None  # nobody's file is renamed but our own
+        raise _DamagedError(str(error)) from None
+
+
+def _foreign(path: Path) -> InstError:
+    return InstError(f"{path} cannot be used: it is not a file of jobs", "rename it, or choose another data folder")
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    file = sqlite3.connect(path, timeout=1.0, check_same_thread=False, isolation_level=None)
+    file.text_factory = _text
+    try:
+        # Held until it is closed: two servers in one folder would run the same jobs.
+        file.execute("PRAGMA locking_mode = EXCLUSIVE")
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("BEGIN IMMEDIATE")
+        file.execute("COMMIT")
+        file.executescript(_SCHEMA)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a damaged file, and what SQLite keeps beside it, another name. Raises InstError."""
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        for ending in ("", "-wal", "-shm", "-journal"):
+            part = path.with_name(path.name + ending)
+            if part.exists():
+                part.rename(kept.with_name(kept.name + ending))
+    except OSError as error:
+        raise InstError(f"{path} is damaged and cannot be renamed ({error.strerror})", "rename it") from None
+    return kept
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from inst.errors import InstError, UsageError
+from inst.files.writing import make_folder
 from inst.studio.job_store import ENDED, Job, JobState, JobStore, Progress
 from inst.studio.limits import Limits
 
@@ -150,7 +151,7 @@ class JobRunner:
         self._long = frozenset(long)
         self._also_tidy = tidy
         self._folder = folder / "jobs"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._store = JobStore(folder / "jobs.sqlite")
         self._changed = threading.Condition(threading.RLock())
         # Jobs that have not ended, in the order in which they came. Ended ones are in the store only.

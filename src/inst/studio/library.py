@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from sqlite3 import Row
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from inst.arguments import check_at_least, check_path, checked
 from inst.errors import InstError, UsageError
+from inst.files.holding import sweep, temporary_folder
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.studio.entry import StyleEntry, check_name, check_tags, search_words, tags_of, tidy_name
 from inst.studio.library_index import TRASH, Index
@@ -33,7 +33,6 @@ from inst.studio.style_files import (
     move,
     painting_hash,
     read_style_file,
-    sweep,
     unlink,
     with_about,
 )
@@ -199,8 +198,8 @@ class Library:
         if to == STYLE_FILE:
             return bytes_of(self._index.path_of(row)), f"{stem}{ENDING}"
         check_export(None, to)
-        with TemporaryDirectory(prefix=".export-", dir=self.folder) as folder:
-            path = Path(folder) / f"{stem}{FORMATS[to]}"
+        with temporary_folder(self.folder) as folder:
+            path = folder / f"{stem}{FORMATS[to]}"
             export_style(style, path, to)
             return bytes_of(path), path.name
 

@@ -6,6 +6,7 @@ damaged. This module does not import PyTorch before it reads a style.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -20,6 +21,8 @@ from inst.errors import InstError, first_line
 from inst.files.listing import readable_name
 from inst.studio.entry import StyleEntry
 from inst.studio.style_files import ENDING, ID, id_of, painting_hash, read_style_file
+
+_log = logging.getLogger(__name__)
 
 FILE = "index.sqlite"
 TRASH = "trash"
@@ -215,11 +218,14 @@ class Index:
         """Open the index, and make it first if there is none that can be used."""
         if self.path.is_symlink():  # not followed out of the folder
             self.path.unlink()
+        if self.path.exists() and not self.path.is_file():
+            raise InstError(f"{self.path} is not a file", "rename it: the index is made again")
         try:
             return self._connect()
         except sqlite3.DatabaseError as error:
             if not _is_lost(error):
                 raise
+            _log.warning("%s was damaged or of another version and is made again from the style files", FILE)
             for ending in ("", "-journal", "-wal", "-shm"):
                 self.path.with_name(FILE + ending).unlink(missing_ok=True)
             return self._connect()
@@ -228,6 +234,7 @@ class Index:
         # Autocommit, so that transactions start and end only in `exclusive`.
         connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
+        connection.text_factory = lambda data: data.decode(errors="replace")
         try:
 
             def value(query: str) -> Any:
@@ -240,7 +247,11 @@ class Index:
                 if version != _FORMAT or value("PRAGMA quick_check(1)") != "ok":
                     raise _LostIndexError
             connection.executescript(_SCHEMA)
+            _check_rows(connection)
             return connection
+        except UnicodeDecodeError:  # a name in a damaged index
+            connection.close()
+            raise _LostIndexError from None
         except BaseException:
             connection.close()
             raise
@@ -250,6 +261,20 @@ class Index:
             f"The index {self.path} cannot be used ({error})",
             "check the folder's permissions and the space on the disk, or delete the index: it is made again",
         )
+
+
+def _check_rows(connection: sqlite3.Connection) -> None:
+    """Raise _LostIndexError if the rows are not those that this module writes."""
+    for (entry,) in connection.execute("SELECT entry FROM files WHERE entry NOTNULL"):
+        try:
+            StyleEntry.from_json(entry)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise _LostIndexError from None
+    sizes = (
+        "SELECT 1 FROM embeddings GROUP BY encoder HAVING count(DISTINCT length(vector)) > 1 OR max(length(vector)) % 4"
+    )
+    if connection.execute(sizes).fetchone():
+        raise _LostIndexError
 
 
 class _LostIndexError(sqlite3.DatabaseError):

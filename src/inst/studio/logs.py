@@ -10,6 +10,7 @@ import logging
 import time
 from typing import Literal
 
+from inst.serving import WEB_LOGS, write_logs
 from inst.studio.guard import hidden
 from inst.studio.job_store import Job
 
@@ -48,13 +49,10 @@ class TextLines(logging.Formatter):
 
 def set_up_logs(form: LogFormat, *, quiet: bool = False) -> None:
     """Write the log of the studio and of its web server on the standard error. `quiet` leaves warnings and errors."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    for name, level in (("inst.studio", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-        logger.setLevel(max(level, logging.WARNING) if quiet else level)
+    levels = {"inst.studio": logging.INFO} | WEB_LOGS
+    if quiet:
+        levels["inst.studio"] = logging.WARNING
+    write_logs(levels, JsonLines() if form == "json" else TextLines())
 
 
 def log_job(job: Job) -> None:

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
 from inst.errors import Argument, UsageError
 from inst.listening import is_loopback
+from inst.serving import Server
 from inst.studio.guard import SHORTEST_TOKEN
 from inst.studio.jobs import JobRunner
 
 _SWITCH_SECONDS = 0.0005
-_STREAMS_END = 2  # seconds that open streams get
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -57,24 +56,14 @@ def run_server(
     # The thread of the jobs asks for Python's lock after every operation of PyTorch. With the usual 5 ms, each piece of
     # the page's work would keep it waiting: a picture at 512 px took a tenth longer on two cores.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        access_log=False,
-        server_header=False,
-        proxy_headers=behind_proxy,
-        log_config=None,
-        timeout_graceful_shutdown=_STREAMS_END,
-    )
-    _Server(config, jobs, ready, stop).run(sockets=[listener])
+    _Server(app, jobs, ready, stop, behind_proxy).run(sockets=[listener])
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     def __init__(
-        self, config: uvicorn.Config, jobs: JobRunner, ready: Callable[[], None], stop: threading.Event
+        self, app: FastAPI, jobs: JobRunner, ready: Callable[[], None], stop: threading.Event, behind_proxy: bool
     ) -> None:
-        super().__init__(config)
+        super().__init__(app, proxy_headers=behind_proxy)
         self._jobs = jobs
         self._ready = ready
         self._stop = stop

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +22,6 @@ if TYPE_CHECKING:
 ENDING = ".safetensors"
 ID = re.compile(r"[0-9a-f]{16}")
 """What the id of a style looks like."""
-
-_UNFINISHED = re.compile(r"\.(?:[0-9a-f]{16}\.part|export-\w+)")
-"""Names of what a process that was killed may leave behind."""
-_DAY = 24 * 60 * 60  # seconds
 
 
 def id_of(name: str) -> str:
@@ -107,15 +101,3 @@ def unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise InstError(f"{path.name} cannot be deleted ({error.strerror or error})", "check the folder") from None
-
-
-def sweep(folder: Path) -> None:
-    """Remove what processes that were killed more than a day ago left behind."""
-    with suppress(OSError), os.scandir(folder) as found:
-        for item in found:
-            old = item.stat(follow_symlinks=False).st_mtime < time.time() - _DAY
-            if old and _UNFINISHED.fullmatch(item.name):
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)

@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inst.errors import InstError, UsageError
+from inst.files.holding import lock, part_name, sweep, temporary_folder
+from inst.files.writing import make_folder
 from inst.studio.disk import kept_errors
 from inst.studio.limits import Limits
 from inst.studio.owners import Owners
@@ -54,7 +55,11 @@ class Upload:
 
 
 class Uploads:
-    """A folder of uploaded files. Its methods may be called from any thread."""
+    """A folder of uploaded files. Its methods may be called from any thread.
+
+    Raises:
+        InstError: the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.folder = folder.resolve()
@@ -63,7 +68,9 @@ class Uploads:
         # A picture of the largest size takes hundreds of megabytes while it is decoded.
         self._decoding = threading.Semaphore(_DECODED_AT_ONCE)
         self._styles = self.folder / "styles"
-        self._styles.mkdir(parents=True, exist_ok=True)
+        make_folder(self._styles)
+        for place in (self.folder, self._styles):
+            sweep(place)
         self._owners = Owners(self.folder / "owners")
 
     @contextlib.contextmanager
@@ -74,14 +81,16 @@ class Uploads:
             NoSpace, NotKept: no file can be written.
         """
         with kept_errors():
-            handle, name = tempfile.mkstemp(prefix="partial-", dir=self.folder)
-        receiver = Receiver(handle, Path(name), self._limits.upload_bytes)
+            path = self.folder / part_name()
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        lock(handle, wait=True)
+        receiver = Receiver(handle, path, self._limits.upload_bytes)
         try:
             yield receiver
         finally:
             with contextlib.suppress(OSError):
                 os.close(handle)
-                Path(name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def keep_picture(self, receiver: Receiver, person: str | None) -> Upload:
         """Keep a received picture as an upload of a person; None keeps one that nobody can name in a request.
@@ -139,14 +148,11 @@ class Uploads:
             InstError: it is none by its content either.
         """
         key, suffix = receiver.digest(), self.check_style(receiver, name)
-        with kept_errors():
-            folder = Path(tempfile.mkdtemp(dir=self._styles))
-        try:
+        with contextlib.ExitStack() as stack:
             with kept_errors():
+                folder = stack.enter_context(temporary_folder(self._styles))
                 os.link(receiver.path, folder / f"{key}{suffix}")
             yield Upload(key, folder / f"{key}{suffix}")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def check_style(self, receiver: Receiver, name: str) -> str:
         """Return the ending of a received style file or embedding. Raises as `style_file`."""
@@ -187,7 +193,7 @@ class Uploads:
                     shutil.rmtree(folder, ignore_errors=True)
         for path in self.folder.iterdir():
             with contextlib.suppress(OSError):
-                age_limit = max(before, time.time() - 3600) if path.name.startswith("partial-") else before
+                age_limit = max(before, time.time() - 3600) if path.name.startswith(".inst-") else before
                 if path.is_file() and path.stat().st_mtime < age_limit:
                     path.unlink()
 

@@ -226,7 +226,7 @@ class Workshop:
 
     def _check_result(self, backbone: Backbone, photo: Photo, size: int | None) -> None:
         """Refuse a result that is very long: its short side alone does not say how large it is."""
-        from inst.pictures.io import fit_size
+        from inst.pictures.reducing import fit_size
 
         height, width = photo.picture.shape[1:]
         # As the library chooses it: at most twice as large as the photo.
@@ -246,7 +246,7 @@ class Workshop:
 
         path = self._uploads.find(upload.upload)
         try:
-            photo = read_photo(path, flattened=flattened)
+            photo = read_photo(path, flattened=flattened, reduce_to=self._limits.side)
         except InstError as error:
             raise InstError(error.problem.replace(str(path), "The picture"), *error.remedy) from None
         return replace(photo, name=SourceFile(upload.name or "picture.png", "").name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import random
 import secrets
@@ -11,13 +10,17 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inst.arguments import check_at_least
+from inst.arguments import check_at_least, check_between, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.evaluation.collection import PAINTINGS, PHOTOS, Collection, Pair, collect
 from inst.files.listing import plain_name
-from inst.study.database import Database, Settings
+from inst.files.writing import replace_when_finished
+from inst.study.database import Database
+from inst.study.schema import LONGEST_TEXT, MOST_TRIALS, Settings
 
 _QUALITY = 92
+_LONGEST_SIDE = 8192
+"""Pixels; WebP has at most 16383."""
 
 
 @dataclass
@@ -79,13 +82,18 @@ def create_study(
         The progress after each picture; the last item has the counts of the study.
 
     Raises:
-        InstError: there is nothing to compare, or the file cannot be written.
+        InstError: there is nothing to compare, the file cannot be written, or another file came under this name
+            meanwhile.
         UsageError: the file exists, a method does not exist, or a number is out of range.
     """
     path = Path(path)
-    check_at_least(1, trials=trials, combinations=1 if combinations is None else combinations)
-    check_at_least(0, checks=checks)
-    check_at_least(64, pixels_of_a_side=side)
+    check_at_least(1, combinations=1 if combinations is None else combinations)
+    check_between(1, MOST_TRIALS, trials=trials)
+    check_between(0, MOST_TRIALS, checks=checks)
+    check_between(64, _LONGEST_SIDE, pixels_of_a_side=side)
+    for name, text in (("title", title), ("question", question), ("contact", contact), ("consent", consent)):
+        if len(checked(name, text, "str")) > LONGEST_TEXT:
+            raise UsageError(f"The {name} has {len(text):,} characters", f"give at most {LONGEST_TEXT:,}")
     if path.exists():
         raise UsageError(f"{path} exists", "give another name, so that its votes are not lost")
     if not path.parent.is_dir():
@@ -96,9 +104,9 @@ def create_study(
     chosen = [pair for pair in collection.pairs if ours in pair.results and len(pair.results) > 1]
     if combinations is not None and combinations < len(chosen):
         chosen = rng.sample(chosen, combinations)
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with Database(unfinished, create=True) as database:
+        # Exclusively: another study may have come under this name meanwhile.
+        with replace_when_finished(path, exclusive=True) as unfinished, Database(unfinished, create=True) as database:
             with database.transaction() as connection:
                 state = yield from _fill(connection, collection, chosen, side)
                 state.pairs = _add_pairs(connection, chosen, ours)
@@ -128,12 +136,8 @@ def create_study(
                 admin_token=secrets.token_urlsafe(24),
             )
             database.write_settings(settings)
-        unfinished.rename(path)
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         raise InstError(f"{path} cannot be written ({error})", "choose another place") from None
-    finally:
-        with contextlib.suppress(OSError):  # a read-only file system raises even for a missing file
-            unfinished.unlink(missing_ok=True)
     yield state
 
 
@@ -193,7 +197,7 @@ def _encode(file: Path, side: int) -> tuple[bytes, int, int]:
 
     from inst.pictures.io import open_picture
 
-    image = open_picture(file)
+    image = open_picture(file, reduce_to=side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     image.info.clear()  # no metadata in the copy
     encoded = io.BytesIO()

@@ -13,9 +13,12 @@ from inst.files.provenance import describe
 from inst.pictures.lettering import plot_fonts
 from inst.study.factors import factor_name
 from inst.study.report import Report
+from inst.texts import cut, one_line
 
 _OURS, _OTHER, _INK = "#1f5f8b", "#dcdcdc", "#1c1c1c"
 _DPI = 200
+_LONGEST_NAME = 60
+"""Characters of a method's name."""
 
 
 @plot_fonts()
@@ -54,10 +57,11 @@ def _votes(report: Report) -> Figure:
         axes.text(2, index, f"{share:.1f} %", va="center", color="white", fontweight="bold")
         axes.text(98, index, f"n = {one.votes}", va="center", ha="right", color=_INK, fontsize="small")
     axes.axvline(50, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(range(len(shares)), list(shares), parse_math=False)  # a method's name may hold a $
+    names = [_shown(name) for name in shares]
+    axes.set_yticks(range(len(shares)), names, parse_math=False)  # a method's name may hold a $
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"% of votes for {report.ours}, with Wilson's 95 % interval", parse_math=False)
+    axes.set_xlabel(f"% of votes for {_shown(report.ours)}, with Wilson's 95 % interval", parse_math=False)
     _hide_frame(axes)
     return figure
 
@@ -89,6 +93,10 @@ def _factors(report: Report) -> Figure:
     axes.set_xlabel(f"score: sum(frequency x weight) / {report.ranked} people")
     _hide_frame(axes)
     return figure
+
+
+def _shown(name: str) -> str:
+    return cut(one_line(name), _LONGEST_NAME)
 
 
 def _hide_frame(axes: Axes) -> None:

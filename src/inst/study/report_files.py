@@ -13,8 +13,12 @@ from inst.study.database import Database
 from inst.study.factors import factor_name
 from inst.study.plots import plot_report
 from inst.study.report import Report
+from inst.texts import cut, one_line
+from inst.texts import markdown as escaped
 
 _NO_VALUE = "-"
+_LONGEST_NAME = 80
+"""Characters of a method's name in the terminal."""
 
 
 def write_report(report: Report, database: Database, folder: Path) -> list[Path]:
@@ -44,14 +48,15 @@ def write_report(report: Report, database: Database, folder: Path) -> list[Path]
 
 def markdown(report: Report) -> str:
     """Return the report as Markdown; the table of votes comes first, as in the paper's Table 2."""
+    ours = escaped(report.ours)
     parts = [
-        f"# {report.title or 'User study'}",
+        f"# {escaped(report.title) or 'User study'}",
         f"{report.started} people took part, {report.finished} finished, {report.kept} are counted: "
         f"{report.total.votes} votes.",
         "## Votes",
         _table(
             [
-                *("against", "votes", f"for {report.ours}", "for the other", f"% for {report.ours}"),
+                *("against", "votes", f"for {ours}", "for the other", f"% for {ours}"),
                 *("95 % (Wilson)", "95 % (resampled people)", "p", "p (Holm)"),
             ],
             [
@@ -59,7 +64,10 @@ def markdown(report: Report) -> str:
                     *(name, str(one.votes), str(one.for_ours), str(one.votes - one.for_ours), _percent(one.share)),
                     *(_interval(one.wilson), _interval(one.resampled), _p(one.p_value), _p(one.p_holm)),
                 ]
-                for name, one in [*report.methods.items(), ("**all**", report.total)]
+                for name, one in [
+                    *((escaped(name), one) for name, one in report.methods.items()),
+                    ("**all**", report.total),
+                ]
             ],
         ),
         "p: two-sided exact binomial test against 50 %; p (Holm) is adjusted for the number of methods. Wilson's "
@@ -69,7 +77,7 @@ def markdown(report: Report) -> str:
         _table(
             ["against", "Krippendorff's alpha", "two people agree", "pairs with two or more votes"],
             [
-                [name or "**all**", _number(one.alpha), _percent(one.same, " %"), str(one.pairs)]
+                [escaped(name) or "**all**", _number(one.alpha), _percent(one.same, " %"), str(one.pairs)]
                 for name, one in sorted(report.agreement.items(), key=lambda item: (not item[0], item[0]))
             ],
         ),
@@ -114,7 +122,7 @@ def _exclusions(report: Report) -> str:
     return (
         _table(["rule", "meaning", "people"], rows)
         + f"\n\nOne person may break several rules. With excluded participants: {everybody.for_ours} of "
-        f"{everybody.votes} votes for {report.ours}, {_percent(everybody.share, ' %')} "
+        f"{everybody.votes} votes for {escaped(report.ours)}, {_percent(everybody.share, ' %')} "
         f"({_interval(everybody.wilson)})."
     )
 
@@ -139,7 +147,7 @@ def _factors(report: Report) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _votes_csv(report: Report) -> str:
@@ -156,11 +164,12 @@ def _votes_csv(report: Report) -> str:
 
 def summary(report: Report) -> list[str]:
     """Return one line for each method, for the terminal."""
-    width = max(len(name) for name in [*report.methods, "all"])
+    ours, *names = (cut(one_line(name), _LONGEST_NAME) for name in [report.ours, *report.methods, "all"])
+    width = max(map(len, names))
     return [
-        f"{name:<{width}}  {_percent(one.share):>5} % for {report.ours} ({_interval(one.wilson)}), "
+        f"{name:<{width}}  {_percent(one.share):>5} % for {ours} ({_interval(one.wilson)}), "
         f"{one.votes} votes, p {_p(one.p_value)}"
-        for name, one in [*report.methods.items(), ("all", report.total)]
+        for name, one in zip(names, [*report.methods.values(), report.total], strict=True)
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,12 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -24,11 +25,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inst.errors import InstError
 from inst.listening import listen, page_address
+from inst.serving import WEB_LOGS, Server, write_logs
 from inst.study import sessions, tables
+from inst.study.begins import Begins
 from inst.study.database import Database
+from inst.texts import one_line
+
+_log = logging.getLogger(__name__)
 
 _PAGE = Path(str(files("inst.study") / "page"))
 _LARGEST_REQUEST = 16 * 1024
+_REQUEST_SECONDS = 20.0
 _FOREVER = "private, max-age=604800, immutable"
 
 _HEADERS = {
@@ -72,6 +79,7 @@ def make_app(database: Database) -> Starlette:
     sent automatically, so other web pages cannot vote. Admin: `GET api/admin/...` with the admin token in that header.
     """
     admin_token = database.settings().admin_token
+    begins = Begins()
 
     def page(name: str) -> Callable[[Request], Awaitable[Response]]:
         async def answer(_: Request) -> Response:
@@ -83,7 +91,8 @@ def make_app(database: Database) -> Starlette:
         return JSONResponse(await run_in_threadpool(sessions.describe_study, database))
 
     async def begin(request: Request) -> Response:
-        await run_in_threadpool(sessions.begin, database, _bearer(request))
+        address = request.client.host if request.client else ""
+        await run_in_threadpool(sessions.begin, database, _bearer(request), begins, address)
         return await session(request)
 
     async def session(request: Request) -> Response:
@@ -99,6 +108,7 @@ def make_app(database: Database) -> Starlette:
 
     async def ranking(request: Request) -> Response:
         await run_in_threadpool(sessions.rank, database, _bearer(request), *await _read_values(request, "ranking"))
+        begins.finished(_bearer(request))
         return JSONResponse({"saved": True})
 
     async def picture(request: Request) -> Response:
@@ -127,7 +137,11 @@ def make_app(database: Database) -> Starlette:
         return JSONResponse({"error": str(error)}, error.status)
 
     async def not_saved(_: Request, error: Exception) -> Response:
+        _log.warning("not saved: %s", one_line(str(error)))
         return JSONResponse({"error": f"not saved: {error}"}, 503)
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it: the client has left in the middle of its request
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -148,13 +162,16 @@ def make_app(database: Database) -> Starlette:
             Mount("/page", StaticFiles(directory=_PAGE)),
         ],
         middleware=[Middleware(_SecurityHeaders)],
-        exception_handlers={sessions.Refused: refuse, sqlite3.Error: not_saved},
+        exception_handlers={sessions.Refused: refuse, sqlite3.Error: not_saved, ClientDisconnect: gone},
         lifespan=lifespan,
     )
 
 
 def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.0.0.1", port: int = 8400) -> None:
     """Serve a study until the process is stopped. Addresses of participants are not stored or logged.
+
+    Slow connections, too many of them, and sessions that begin without an end are refused (`inst.serving`,
+    `inst.study.begins`).
 
     Args:
         database: the study; it is closed at the end.
@@ -163,19 +180,18 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
         port: port to listen on; 0 chooses a free port.
 
     Raises:
-        UsageError: the port is out of range.
+        UsageError: the port or the host cannot be used.
         InstError: the server cannot listen on the address and port, or the file cannot be written to.
     """
+    listener = listen(host, port)
     try:
         database.write_ahead()
     except sqlite3.Error as error:
+        listener.close()
         raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
-    listener = listen(host, port)
+    write_logs(WEB_LOGS | {_log.name: logging.WARNING})
     ready(page_address(host, listener))
-    config = uvicorn.Config(
-        make_app(database), http="h11", ws="none", access_log=False, server_header=False, log_level="warning"
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(make_app(database)).run(sockets=[listener])
 
 
 def _bearer(request: Request) -> str:
@@ -186,10 +202,14 @@ def _bearer(request: Request) -> str:
 async def _read_values(request: Request, *names: str) -> list[Any]:
     """Read the request's JSON object, which must be small, and return its values with these names."""
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_REQUEST:
-            raise sessions.Refused(413, "the request is too large")
+    try:
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _LARGEST_REQUEST:
+                    raise sessions.Refused(413, "the request is too large")
+    except TimeoutError:
+        raise sessions.Refused(408, "the request comes too slowly") from None
     try:
         content = json.loads(body)
         return [content[name] for name in names]

@@ -12,21 +12,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from inst.study.assignment import arrange, choose_pairs
+from inst.study.begins import MOST_OF_ALL, MOST_PARTICIPANTS, PERIOD, Begins
+from inst.study.checking import is_ranking
 from inst.study.database import Database
 from inst.study.factors import FACTORS
+from inst.study.schema import MOST_SECONDS
 
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 _KEY = re.compile(r"[0-9a-f]{32}")
-_MAX_SECONDS = 24 * 3600.0
-_ABANDONED_AFTER = 3600
-"""Seconds after which an unanswered trial no longer counts as shown, because the participant has probably left."""
+_MOST_ANSWERS = 50
+"""Answers to one trial: all are stored, and nobody changes their mind so often."""
 
 
 class Refused(Exception):
     """The server refuses a request.
 
     Attributes:
-        status: HTTP status: 400 malformed, 401 not a participant, 404 no such trial, 409 contradicts an answer.
+        status: HTTP status: 400 malformed, 401 not a participant, 404 no such trial, 408 too slow, 409 contradicts an
+            answer, 413 too large, 429 too many.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -46,15 +49,17 @@ def describe_study(database: Database) -> dict[str, Any]:
     }
 
 
-def begin(database: Database, token: str) -> None:
+def begin(database: Database, token: str, begins: Begins | None = None, address: str = "") -> None:
     """Register the participant with this token and assign pairs; a known participant keeps the pairs.
 
     Args:
         token: 64 random hexadecimal digits from the browser. Only the hash is stored, so a reader of the file cannot
             answer for the participant.
+        begins: the sessions of each address; None does not limit those of one.
+        address: where the request comes from. It is not stored.
 
     Raises:
-        Refused: the token has another form.
+        Refused: the token has another form, or too many sessions are begun and not finished.
     """
     if not _TOKEN.fullmatch(token):
         raise Refused(400, "a token must have 64 hexadecimal digits")
@@ -63,6 +68,11 @@ def begin(database: Database, token: str) -> None:
     with database.transaction() as connection:
         if _find(connection, token) is not None:
             return
+        _check_room(connection, now)
+        if begins is not None:
+            if not begins.may_begin(address):
+                raise Refused(429, "too many people begin from this address, try again later")
+            begins.begun(address, token)
         number = connection.execute(
             "INSERT INTO participants (token_sha256, started_at) VALUES (?, ?)", (_hash(token), now)
         ).lastrowid
@@ -71,7 +81,7 @@ def begin(database: Database, token: str) -> None:
             connection.execute(
                 "SELECT trials.pair, count(*) FROM trials JOIN participants ON participants.id = trials.participant "
                 "WHERE started_at > ? OR EXISTS (SELECT 1 FROM answers WHERE trial = trials.id) GROUP BY trials.pair",
-                (now - _ABANDONED_AFTER,),
+                (now - PERIOD,),
             ).fetchall()
         )
         pairs: dict[str, list[int]] = {}
@@ -87,6 +97,18 @@ def begin(database: Database, token: str) -> None:
             "INSERT INTO trials (participant, position, pair, ours_first) VALUES (?, ?, ?, ?)",
             [(number, position, trial.pair, trial.ours_first) for position, trial in enumerate(trials, 1)],
         )
+
+
+def _check_room(connection: sqlite3.Connection, now: int) -> None:
+    """Raise Refused if the study has as many participants as it may have, in all or at this time."""
+    everybody, unfinished = connection.execute(
+        "SELECT count(*), count(*) FILTER (WHERE started_at > ? AND finished_at IS NULL) FROM participants",
+        (now - PERIOD,),
+    ).fetchone()
+    if everybody >= MOST_PARTICIPANTS:
+        raise Refused(429, "the study has enough participants")
+    if unfinished >= MOST_OF_ALL:
+        raise Refused(429, "too many people take part at this time, try again later")
 
 
 def describe_session(database: Database, token: str) -> dict[str, Any] | None:
@@ -140,14 +162,15 @@ def vote(database: Database, token: str, key: str, position: int, choice: str, s
         False if the same answer was stored before.
 
     Raises:
-        Refused: malformed request, unknown token, no such trial, key of another answer, or finished session.
+        Refused: malformed request, unknown token, no such trial, key of another answer, finished session, or too many
+            answers to this trial.
     """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise Refused(400, "an answer's key must have 32 hexadecimal digits")
     if choice not in ("first", "second"):
         raise Refused(400, 'the choice must be "first" or "second"')
-    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= _MAX_SECONDS:
-        raise Refused(400, "the seconds must be a number from 0 to 86400")
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds <= MOST_SECONDS:
+        raise Refused(400, f"the seconds must be a number from 0 to {MOST_SECONDS:.0f}")
     if not isinstance(position, int) or isinstance(position, bool):
         raise Refused(400, "the position must be a whole number")
     if not 0 < position < 2**31:
@@ -167,6 +190,9 @@ def vote(database: Database, token: str, key: str, position: int, choice: str, s
             return False
         if participant["finished_at"] is not None:
             raise Refused(409, "the study is finished")
+        (answers,) = connection.execute("SELECT count(*) FROM answers WHERE trial = ?", (trial["id"],)).fetchone()
+        if answers >= _MOST_ANSWERS:
+            raise Refused(409, f"this pair has {answers} answers already, keep the last")
         connection.execute(
             "INSERT INTO answers (key, trial, first, seconds, answered_at) VALUES (?, ?, ?, ?, ?)",
             (key, *content, seconds, int(time.time())),
@@ -185,10 +211,8 @@ def rank(database: Database, token: str, ranking: Sequence[str] | None) -> None:
     Raises:
         Refused: malformed request, unknown token, pairs without an answer, or another ranking was stored before.
     """
-    if ranking is not None:
-        known = isinstance(ranking, list) and all(isinstance(factor, str) and factor in FACTORS for factor in ranking)
-        if not known or not ranking or len(set(ranking)) < len(ranking):
-            raise Refused(400, f"a ranking must be a list of different factors: {', '.join(FACTORS)}")
+    if ranking is not None and not (isinstance(ranking, list) and is_ranking(ranking)):
+        raise Refused(400, f"a ranking must be a list of different factors: {', '.join(FACTORS)}")
     content = None if ranking is None else json.dumps(ranking)
     with database.transaction() as connection:
         participant = _participant(connection, token)

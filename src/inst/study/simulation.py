@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from inst.errors import InstError
+from inst.arguments import check_between
+from inst.errors import InstError, UsageError
 from inst.study.database import Database
 
+_MOST_PARTICIPANTS, _MOST_AT_ONCE, _MOST_KILLS = 10_000, 200, 1000
 _TIMEOUT = 60.0
 _LOST_ANSWERS = 0.05
 """Share of requests whose answer is lost, so that the simulated participant sends the request again."""
@@ -190,14 +192,20 @@ def simulate(
 
     Args:
         path: the study's file, without participants. Give a copy, because simulated answers are written to it.
-        participants, at_once: number of participants, in total and at a time.
-        kills: number of times the server is killed, evenly over the votes.
-        preference: probability of a vote for ours.
+        participants, at_once: number of participants, in total and at a time; at most 10,000 and 200.
+        kills: number of times the server is killed, evenly over the votes; at most 1000.
+        preference: probability of a vote for ours, 0 to 1.
         seed: random seed of the participants' choices.
 
     Raises:
+        UsageError: a number is out of range.
         InstError: the server does not start, does not answer, or refuses a request.
     """
+    check_between(1, _MOST_PARTICIPANTS, participants=participants)
+    check_between(1, _MOST_AT_ONCE, participants_at_once=at_once)
+    check_between(0, _MOST_KILLS, kills=kills)
+    if not 0 <= preference <= 1:
+        raise UsageError(f"A preference of {preference:g} cannot be used", "give a number from 0 to 1")
     path = Path(path)
     with Database(path) as database:
         settings = database.settings()

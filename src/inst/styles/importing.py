@@ -21,7 +21,8 @@ from inst.files.listing import readable_name, readable_path
 from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import encode_painting, open_picture, read_texts
+from inst.pictures.io import USUAL_SIZE, encode_painting, look_at, open_picture, read_text_in
+from inst.pictures.reducing import LARGE
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector
@@ -94,7 +95,7 @@ def import_style(
     path = Path(path)
     if second is not None:
         check_path("An embedding", second)
-    photo = None if painting is None else to_photo(painting, "painting")
+    photo = None if painting is None else to_photo(painting, "painting", USUAL_SIZE)
     name = None if name is None else checked("name", name, "str")
     found = check_import(path, painting is not None, as_reference, second)
     options: dict[str, Any] = {}
@@ -299,9 +300,13 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_picture(path: Path) -> Any:
-    text = read_texts(path).get(PNG_TEXT)
+    text = read_text_in(path, PNG_TEXT)
     try:
-        content = hidden_text(open_picture(path)) if text is None else base64.b64decode(text, validate=True)
+        if text is not None:
+            content: Any = base64.b64decode(text, validate=True)
+        else:
+            width, height, _ = look_at(path)
+            content = hidden_text(open_picture(path)) if width * height <= LARGE else None
         if content is None:
             raise InstError(
                 f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,8 @@ from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
 from inst.pictures.given import Mask, Picture, to_batch, to_mask
-from inst.pictures.io import fit_size, resize, resize_mask
+from inst.pictures.io import reading_size, resize, resize_mask
+from inst.pictures.reducing import fit_size
 from inst.sampling.attention import AttentionSettings
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_control
@@ -151,7 +153,9 @@ def transfer(
     check_choice("tone", tone, TONES)
     paintings = read_paintings(styles, prompts, tone, style_attention)
     palette = palette_of(paintings) if tone == "painting" else None
-    photos = to_batch(photo)
+    # An array as mask has the photo's own size.
+    reduce_to = None if isinstance(mask, np.ndarray | Tensor) else reading_size(size, backbone.default_size)
+    photos = to_batch(photo, reduce_to=reduce_to)
     if len(prompts) not in (1, len(photos)):
         raise UsageError(
             f"{len(prompts)} prompts do not fit {len(photos)} photos", "give one prompt for all, or one for each"

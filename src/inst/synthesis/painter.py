@@ -19,6 +19,7 @@ from inst.sampling.solvers import Sampling, SamplingStep
 from inst.styles.style import Style
 from inst.synthesis.from_photo import result_size, transfer
 from inst.synthesis.from_prompt import generate
+from inst.synthesis.plan import check_size
 from inst.synthesis.record import ControlRecord, PictureRecord
 from inst.synthesis.references import uses_paintings
 from inst.synthesis.series import Series
@@ -97,10 +98,11 @@ def paint(
 def fit_photo(backbone: Backbone, photo: Photo, size: int | None) -> Photo:
     """Resize a photo to the size of its result, which `paint_batch` needs. `size` is that argument of `inst.transfer`.
 
-    The opacity keeps its size. Raises UsageError if `size` is not a positive number.
+    The opacity keeps its size. Raises UsageError if `size` is not a positive number, or the result would be too large.
     """
     height, width = photo.picture.shape[1:]
     width, height = result_size(backbone, (height, width), size)
+    check_size(backbone, (width, height))
     return replace(photo, picture=resize(copy_to(photo.picture, backbone.device), (height, width)))
 
 

@@ -29,6 +29,9 @@ _REACH = 120  # timesteps; further below, guidance and style attention have chan
 LARGEST_PICTURE = 100_000_000
 """Number of pixels of the largest picture. A larger size is treated as a typing error."""
 
+_LONGEST = 400
+"""Largest proportion of the sides. A longer picture takes many tiles, in which there is nothing to see."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -123,16 +126,7 @@ def make_plan(
     The other arguments and the errors are those of `transfer` and `generate`.
     """
     width, height = out
-    if min(width, height) < backbone.size_multiple:
-        raise UsageError(
-            f"A picture of {width} x {height} pixels is too small",
-            f"give sides of {backbone.size_multiple} pixels or more",
-        )
-    if width * height > LARGEST_PICTURE:
-        raise UsageError(
-            f"A picture of {width} x {height} pixels is too large",
-            f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
-        )
+    check_size(backbone, out)
     check_factor("guidance", guidance, "give 1 (none) or more, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
@@ -162,6 +156,26 @@ def make_plan(
         tile=round_up(tile, backbone.size_multiple) // backbone.downscale if tile else None,
         fresh=frozenset(_fresh(timesteps, cache_interval)),
     )
+
+
+def check_size(backbone: Backbone, out: tuple[int, int]) -> None:
+    """Raise UsageError unless a picture of (width, height) can be made."""
+    width, height = out
+    if min(width, height) < backbone.size_multiple:
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too small",
+            f"give sides of {backbone.size_multiple} pixels or more",
+        )
+    if width * height > LARGEST_PICTURE:
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too large",
+            f"give a smaller size; the limit is {LARGEST_PICTURE // 10**6} million pixels",
+        )
+    if max(width, height) > _LONGEST * min(width, height):
+        raise UsageError(
+            f"A picture of {width} x {height} pixels is too long and thin",
+            f"crop the photo, or give another size; the long side may be {_LONGEST} times the short one",
+        )
 
 
 def default_steps(strength: float) -> int:

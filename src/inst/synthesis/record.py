@@ -21,11 +21,15 @@ from inst.files.provenance import (
     to_plain,
     versions,
 )
-from inst.pictures.io import Photo, read_texts
+from inst.pictures.io import Photo, read_text_in
 from inst.styles.style import Style
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
+
+
+_LONGEST = 2**25
+"""Largest record in characters: its paintings are most of it, and one takes 0.2 to 1.4 million."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,8 @@ class PictureRecord:
             InstError: the record is damaged or cannot be used.
         """
         try:
+            if len(text) > _LONGEST:
+                raise InstError(f"it has {len(text):,} characters", "use another copy of the picture")
             content = json.loads(text)
             json.dumps(content, ensure_ascii=False).encode()  # fails for incomplete characters, which cannot be printed
             version = read_entry(content, "format", int)
@@ -225,7 +231,7 @@ def read_record(path: str | Path) -> PictureRecord:
     Raises:
         InstError: the file is missing or damaged, or it has no record, or its record is damaged or has a newer format.
     """
-    text = read_texts(path).get(KEYWORD)
+    text = read_text_in(path, KEYWORD)
     if text is None:
         raise InstError(
             f"{path} has no record of how it was made",

@@ -11,15 +11,21 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from inst.arguments import checked
 from inst.backbone.model import Backbone
+from inst.errors import UsageError
 from inst.pictures.io import Photo, save_picture
 from inst.pictures.sheets import make_sheet
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
+from inst.synthesis.painter import fit_photo
 from inst.synthesis.record import PictureRecord
 
 _PAINTINGS = 4_000_000
 """Largest total size in bytes of the paintings in a sheet's record. One is 0.1 to 0.4 MB, one with its cells 1 MB."""
+
+_MOST_CELLS = 400
+"""Largest number of pictures on a sheet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +71,18 @@ def paint_sheet(
         UsageError: an argument cannot be used. It is raised before anything is computed.
     """
     strengths, guidances = settings["strengths"], settings["guidances"]
+    for name, numbers in (("strengths", strengths), ("guidances", guidances)):
+        if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not numbers:
+            raise UsageError(f"The {name} of a sheet cannot be used", "give a list of numbers")
+    if (count := len(styles) * len(guidances) * len(strengths)) > _MOST_CELLS:
+        raise UsageError(f"A sheet of {count:,} pictures cannot be made", f"give at most {_MOST_CELLS}")
+    size = None if settings.get("size") is None else checked("size", settings["size"], "int")
+    small = fit_photo(backbone, photo, size).picture  # of which each cell has a copy
     shared = {name: value for name, value in settings.items() if name not in ("strengths", "guidances")}
+    shared["size"] = min(small.shape[1:])
     # All transfers are created before the first one runs, so that a wrong argument is reported at once.
     cells = [(style, guidance, strength) for style in styles for guidance in guidances for strength in strengths]
-    runs = [transfer(backbone, photo.picture, style, strength=s, guidance=g, **shared) for style, g, s in cells]
+    runs = [transfer(backbone, small, style, strength=s, guidance=g, **shared) for style, g, s in cells]
 
     def run() -> Generator[SheetStep, None, PaintedSheet]:
         pictures: list[tuple[str, Tensor]] = []

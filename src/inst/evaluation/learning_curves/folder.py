@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -17,14 +19,17 @@ from torch import Tensor
 from inst.errors import InstError, UsageError
 from inst.evaluation.bootstrap import mean_intervals
 from inst.evaluation.collection import CURVES, SEPARATOR
-from inst.evaluation.compare import SETTINGS
-from inst.evaluation.evaluate import PAINTING, PHOTO
+from inst.evaluation.compare import SETTINGS, read_settings
 from inst.evaluation.learning_curves.measure import VARIANTS, CurveControl, CurvePoint
-from inst.evaluation.results import Score
+from inst.evaluation.results import PAINTING, PHOTO, Score
+from inst.files.listing import readable_name
 from inst.files.provenance import SourceFile, describe
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.pictures.io import Photo, save_picture
 from inst.pictures.lettering import plot_fonts
+from inst.texts import cut, markdown, one_line
+
+_Point = TypeVar("_Point", CurvePoint, CurveControl)
 
 
 def learning_name(variant: str, seed: int) -> str:
@@ -81,33 +86,31 @@ class Curves:
         """
         curves = cls(folder, settings, photos)
         place = folder / CURVES
-        if (folder / SETTINGS).exists():
+        if os.path.lexists(folder / SETTINGS):
             raise UsageError(f"{folder} holds a comparison and cannot hold learning curves too", "give another folder")
+        make_folder(folder)
+        if not os.path.lexists(place):
+            return curves
+        stored = read_settings(place)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not place.is_file():
-                return curves
-            stored = json.loads(place.read_text())
             former: dict[str, Any] = stored["settings"]
             changed = sorted(key for key in {*former, *settings} if former.get(key) != settings.get(key))
-            if changed:
-                raise UsageError(
-                    f"{place} has curves made with other settings ({', '.join(changed)})", "give another folder"
-                )
-            points = [CurvePoint(**entry) for entry in stored["points"]]
-            controls = [CurveControl(**entry) for entry in stored["controls"]]
+            points = [_entry(CurvePoint, entry) for entry in stored["points"]]
+            controls = [_entry(CurveControl, entry) for entry in stored["controls"]]
             if unknown := {point.variant for point in points} - set(VARIANTS):
-                raise ValueError(f"it contains the unknown variant {unknown.pop()}")
-        except UsageError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"it contains the unknown variant {cut(unknown.pop(), 60)}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InstError(f"{place} cannot be used ({error})", "give another folder") from None
+        if changed:
+            raise UsageError(
+                f"{place} has curves made with other settings ({', '.join(changed)})", "give another folder"
+            )
         hashes = {Path(painting.name).stem: painting.sha256 for painting in paintings}
         entries: list[CurvePoint | CurveControl] = [*points, *controls]
         for entry in entries:
             if hashes.get(name := Path(entry.painting).stem, entry.sha256) != entry.sha256:
                 raise UsageError(
-                    f"{place} has curves of another painting called {name}",
+                    f"{place} has curves of another painting called {cut(name, 60)}",
                     "give another folder, or rename the painting",
                 )
         curves.points = {(point.painting, point.variant, point.seed, point.step): point for point in points}
@@ -138,10 +141,11 @@ class Curves:
             self.controls[point.painting, point.control] = point
         content = {
             "settings": dict(self.settings),
-            "points": [asdict(stored) for stored in self.points.values()],
-            "controls": [asdict(stored) for stored in self.controls.values()],
+            "points": [_plain(stored) for stored in self.points.values()],
+            "controls": [_plain(stored) for stored in self.controls.values()],
         }
-        write_bytes_atomically(self.folder / CURVES, (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1, allow_nan=False)
+        write_bytes_atomically(self.folder / CURVES, f"{text}\n".encode())
 
     def save(self, point: CurvePoint, pictures: Sequence[Tensor]) -> None:
         """Save the photos transferred at the end of a learning as VARIANT-SEED/PHOTO__PAINTING.png.
@@ -159,7 +163,7 @@ class Curves:
         for photo, picture in zip(self.photos, pictures, strict=True):
             origin = {
                 "settings": self.settings,
-                "point": asdict(point),
+                "point": _plain(point),
                 "photo": asdict(SourceFile(photo.name, photo.sha256)),
             }
             texts = describe("photo transferred at the end of a learning curve", "inst ablate", **origin)
@@ -187,14 +191,14 @@ class Curves:
 
     def _wrong_painting_note(self) -> list[str]:
         wrong = {point.painting: point.wrong for point in self.points.values()}
-        names = ", ".join(f"{wrong_name} for {painting}" for painting, wrong_name in wrong.items())
+        names = ", ".join(f"{markdown(wrong_name)} for {markdown(painting)}" for painting, wrong_name in wrong.items())
         return ["", f"The wrong painting is {names}."] if names else []
 
     def write(self) -> list[Path]:
         """Write the table as `curves.md`, and the curves as `curves.png` if matplotlib is installed."""
         rows = self.rows()
         text = "\n".join([*_table(rows, self._similarity), *self._wrong_painting_note()]) + "\n"
-        files = [write_bytes_atomically(self.folder / "curves.md", text.encode())]
+        files = [write_bytes_atomically(self.folder / "curves.md", readable_name(text).encode())]
         if find_spec("matplotlib") is not None:
             files.append(write_bytes_atomically(self.folder / "curves.png", self._plot(rows)))
         return files
@@ -215,7 +219,8 @@ class Curves:
                     panel.plot([getattr(row, x_name) for row in own], values, marker=".", label=variant)
                 for control in (row for row in rows if row.label == PHOTO and name != "loss"):
                     panel.axhline(getattr(control, name).value, color="grey", linestyle="--", label=PHOTO)
-                panel.set(xlabel=x_label, title=title)
+                panel.set(xlabel=x_label)
+                panel.set_title(cut(one_line(readable_name(title)), 60), parse_math=False)  # "$" is no formula here
         panels[0][1].legend()
         encoded = io.BytesIO()
         paintings = dict.fromkeys(SourceFile(point.painting, point.sha256) for point in self.points.values())
@@ -227,6 +232,31 @@ class Curves:
         )
         figure.savefig(encoded, format="png", dpi=110, metadata=texts)
         return encoded.getvalue()
+
+
+def _plain(point: CurvePoint | CurveControl) -> dict[str, Any]:
+    """Return the values of a point for JSON, which has no number that is not finite: None stands for it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(point).items()
+    }
+
+
+def _entry(kind: type[_Point], stored: Any) -> _Point:
+    """Return the point of values that `_plain` returned. Raises ValueError or TypeError for other values."""
+    named = {one.name: str(one.type) for one in fields(kind)}
+    if not isinstance(stored, dict) or stored.keys() != named.keys():
+        raise ValueError("it has a point without some values, or with others")
+    values: Any = {
+        name: math.nan if value is None and named[name] == "float" else value for name, value in stored.items()
+    }
+    for name, value in values.items():
+        types = {"str": str, "int": int, "float": float | int}[named[name]]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ValueError(f"{name} has the value {cut(repr(value), 60)}")
+        if not isinstance(value, str) and abs(value) >= 2**63:  # False for NaN
+            raise ValueError(f"{name} is too large")
+    return kind(**values)
 
 
 def _row(label: str, step: int | None, seconds: float | None, entries: Sequence[CurvePoint | CurveControl]) -> CurveRow:
@@ -248,7 +278,7 @@ def _table(rows: Sequence[CurveRow], similarity: str) -> list[str]:
     """Return the lines of a Markdown table; the cells of missing values are empty."""
     lines = [
         "| start | steps | learnings | seconds | validation loss | Gram distance | to a wrong painting "
-        f"| {similarity} |",
+        f"| {markdown(similarity)} |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:

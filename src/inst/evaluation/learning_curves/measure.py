@@ -13,12 +13,12 @@ from torch import Tensor
 
 from inst.backbone.loading.image_encoder import image_encoder_remedy
 from inst.backbone.model import Backbone
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.evaluation.collection import check_sources
-from inst.evaluation.evaluate import PAINTING, PHOTO
 from inst.evaluation.judging import other_demo_painting, resize_and_crop
 from inst.evaluation.methods.styles import check_transfer, learned
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine
+from inst.evaluation.results import PAINTING, PHOTO
 from inst.learning.loop import learn
 from inst.pictures.io import Photo, read_photo, resize_short_side, to_image, to_tensor
 from inst.runs import complete
@@ -84,6 +84,10 @@ class CurveControl:
     accuracy: float
 
 
+MOST_SEEDS = 1_000
+"""Each seed is a learning of its own for every painting and variant."""
+
+
 def check_curves(
     backbone: Backbone,
     paintings: Sequence[Photo],
@@ -98,7 +102,7 @@ def check_curves(
 
     Raises:
         UsageError: names that cannot be names of results (`inst.evaluation.collection.check_sources`), or arguments
-            that `inst.learn` or `inst.transfer` cannot use.
+            that `inst.learn` or `inst.transfer` cannot use, or more than 1,000 seeds.
         InstError: the backbone has no image encoder.
     """
     if backbone.image_encoder is None:
@@ -106,6 +110,8 @@ def check_curves(
             f"{backbone.name or 'This backbone'} has no image encoder, which the variants attention and pooled need",
             *image_encoder_remedy(backbone.text_encoder.config),
         )
+    if seeds[MOST_SEEDS:]:  # the length of a range may be too large for `len`
+        raise UsageError(f"More than {MOST_SEEDS} seeds cannot be used", "give fewer")
     check_sources([Path(photo.name) for photo in photos], [Path(painting.name) for painting in paintings])
     for seed in seeds:
         learned(backbone, **_learning(steps, every, seed))  # created but not run, to check the arguments

@@ -23,8 +23,7 @@ class FolderMethod:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        marks = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in pictures_in(self.folder)}
-        return {"folder": self.folder.name, PICTURES: marks}
+        return {"folder": self.folder.name, PICTURES: {path.name: _mark(path) for path in pictures_in(self.folder)}}
 
     def start(self, painting: Photo, folder: Path, on_step: OnStep) -> Repaint:
         # In reverse, so that the first of two files with the same name and different endings is used.
@@ -37,3 +36,12 @@ class FolderMethod:
             return RepaintResult(read_picture(pictures[stem]))
 
         return repaint
+
+
+def _mark(path: Path) -> list[int]:
+    """Return the size and the time of a picture; zeros for a broken link, which is reported when it is used."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]

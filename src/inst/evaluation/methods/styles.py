@@ -25,6 +25,7 @@ from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.painter import paint
+from inst.texts import cut
 
 _BLANK = Photo(torch.zeros(3, 64, 64), name="blank.png")
 
@@ -131,7 +132,9 @@ def caption_style(backbone: Backbone, caption: str, painting: Photo) -> Style:
     """
     ids = backbone.tokenizer(caption, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise UsageError(f'The caption "{caption}" of {painting.name} has no word', "describe what the painting shows")
+        raise UsageError(
+            f'The caption "{cut(caption, 60)}" of {painting.name} has no word', "describe what the painting shows"
+        )
     return Style(
         vectors=backbone.token_table[ids],
         fingerprint=backbone.fingerprint,

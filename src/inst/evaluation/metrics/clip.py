@@ -14,10 +14,11 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from inst.arguments import check_path
 from inst.backbone.devices import choose_device
+from inst.backbone.fingerprints import denoiser_fingerprint_of
 from inst.backbone.model import Backbone
 from inst.backbone.tokens import PLACEHOLDER
 from inst.backbone.weights import read_weights
@@ -34,6 +35,7 @@ class PictureTextEncoder:
         pictures: [B, 3, H, W] in [-1, 1] -> [B, P], of length 1.
         texts: B texts -> [B, P], of length 1; None if no text encoder shares the space of the pictures.
         no_texts: the reason if `texts` is None.
+        mark: identifies the weights; "" if it is not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PictureTextEncoder:
     pictures: Callable[[Tensor], Tensor]
     texts: Callable[[Sequence[str]], Tensor] | None
     no_texts: str = ""
+    mark: str = ""
 
     @classmethod
     def of_backbone(cls, backbone: Backbone) -> Self:
@@ -71,6 +74,7 @@ class PictureTextEncoder:
             lambda pictures: F.normalize(backbone.embed_picture(pictures)[0], dim=-1),
             None if no_texts else lambda prompts: F.normalize(backbone.embed_caption(prompts), dim=-1),
             no_texts,
+            _mark(backbone.image_encoder, backbone.text_encoder),
         )
 
     @classmethod
@@ -107,7 +111,16 @@ class PictureTextEncoder:
             outputs = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
             return F.normalize(model.text_projection(outputs.pooler_output), dim=-1)
 
-        return cls("CLIP", Path(name).name, pictures, texts)
+        return cls("CLIP", Path(name).name, pictures, texts, mark=_mark(model))
+
+
+def _mark(*networks: nn.Module) -> str:
+    rows = {
+        f"{place} {name}": value.detach()[:1].cpu() if value.dim() else value.detach().cpu()
+        for place, network in enumerate(networks)
+        for name, value in network.named_parameters()
+    }
+    return denoiser_fingerprint_of(rows)
 
 
 def without_placeholder(prompt: str) -> str:

@@ -9,6 +9,8 @@ ArtFID (Wright and Ommer, GCPR 2022) is (1 + LPIPS to the photos) (1 + FID to th
 
 from __future__ import annotations
 
+import contextlib
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inst.errors import InstError
 from inst.evaluation.metrics.frechet import FeatureStatistics
 
 POINTS = 15
@@ -34,23 +37,29 @@ class FeatureFile:
     """Stores feature vectors [N, D] in a temporary file, in batches, so that the memory does not grow with N.
 
     2,048 float32 features take 8 kB of disk for each picture, in the folder of temporary files (TMPDIR).
+
+    Raises:
+        InstError: the disk is full, or there is no folder of temporary files.
     """
 
     def __init__(self, dimensions: int) -> None:
         self.dimensions = dimensions
         self.count = 0
-        self._file = tempfile.TemporaryFile(prefix="inst-features-")  # noqa: SIM115 - closed by `close`
+        with _disk_errors():
+            self._file = tempfile.TemporaryFile(prefix="inst-features-", buffering=0)  # noqa: SIM115 - see `close`
 
     def append(self, features: Tensor) -> None:
-        """Append features [B, D]."""
-        self._file.write(np.ascontiguousarray(features.detach().cpu().float().numpy()).tobytes())
+        """Append features [B, D]. Raises InstError if the disk is full."""
+        rest = memoryview(np.ascontiguousarray(features.detach().cpu().float().numpy()).tobytes())
+        with _disk_errors():
+            while rest:
+                rest = rest[self._file.write(rest) :]
         self.count += len(features)
 
     def batches(self, chosen: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
         """Yield all vectors, or those with the indices `chosen`, as [at most 1024, D] in float64."""
         if self.count == 0:
             return
-        self._file.flush()
         stored = np.memmap(self._file, np.float32, "r", shape=(self.count, self.dimensions))
         places = np.arange(self.count) if chosen is None else np.sort(chosen)
         for start in range(0, len(places), _ROWS):
@@ -59,6 +68,17 @@ class FeatureFile:
     def close(self) -> None:
         """Free the disk space."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InstError(
+            f"The features of FID cannot be stored ({error.strerror or error})",
+            "let TMPDIR name a folder on a disk with more space, or leave out fid and artfid",
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +136,15 @@ class FrechetScores:
 
     @classmethod
     def of(cls, features: FeatureFile, reference: Reference, seed: int = 0) -> Self | None:
-        """Compute the scores; None for fewer than two pictures. `seed` is the random seed of the subsets."""
+        """Compute the scores; None for fewer than two pictures, or for features that are not finite.
+
+        `seed` is the random seed of the subsets.
+        """
         if features.count < 2:
             return None
         fid = distance_to(features.batches(), reference)
+        if not math.isfinite(fid):
+            return None
         return cls(fid, fid_infinity(features, reference, fid, seed), features.count)
 
 
@@ -140,6 +165,8 @@ def distance_to(batches: Iterator[Tensor], reference: Reference) -> float:
         squares += shifted.square().sum().item()
         sums += projected.sum(0)
         products += projected.T @ projected
+    if not (products.isfinite().all() and reference.root.isfinite().all()):  # eigvalsh would fail
+        return math.nan
     offset = (total / count).square().sum().item()
     overlap = torch.linalg.eigvalsh((products - torch.outer(sums, sums) / count) / (count - 1)).clamp_min(0).sqrt()
     variance = (squares - count * offset) / (count - 1)

@@ -19,6 +19,7 @@ from inst.evaluation.metrics.gram import GramDistance, MeanStdDistance
 from inst.evaluation.metrics.lpips import LPIPS
 from inst.evaluation.networks.inception import InceptionFID
 from inst.evaluation.networks.vgg import VGG19Features
+from inst.texts import cut
 
 NAMES = ("lpips-vgg", "lpips-alex", "cfsd", "gram", "mean-std", "colour", "clip", "fid", "artfid")
 """The names of all metrics."""
@@ -111,7 +112,9 @@ def check_names(names: Sequence[str]) -> None:
     """Raise UsageError if a name is not in `NAMES`, or if there is no name."""
     unknown = [name for name in names if name not in NAMES]
     if unknown or not names:
-        raise UsageError(f"There is no metric {', '.join(unknown) or 'to measure'}", f"choose from {', '.join(NAMES)}")
+        raise UsageError(
+            f"There is no metric {cut(', '.join(unknown), 60) or 'to measure'}", f"choose from {', '.join(NAMES)}"
+        )
 
 
 def load_metrics(

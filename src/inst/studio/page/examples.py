@@ -34,11 +34,12 @@ def example_uploads(studio: Studio) -> dict[str, Upload]:
 
 def example_pictures(examples: dict[str, Upload]) -> list[Image.Image]:
     """Return a picture of each example: the painting and the photo side by side."""
+    from inst.pictures.io import open_picture  # imports PyTorch, for which the page does not wait
+
     pictures = []
     for pair in EXAMPLES:
         page = Image.new("RGB", (2 * _CELL[0], _CELL[1]))
         for number, name in enumerate(pair):
-            with Image.open(examples[name].path) as picture:
-                page.paste(ImageOps.fit(picture.convert("RGB"), _CELL), (number * _CELL[0], 0))
+            page.paste(ImageOps.fit(open_picture(examples[name].path), _CELL), (number * _CELL[0], 0))
         pictures.append(page)
     return pictures

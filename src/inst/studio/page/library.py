@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from inst.studio.page.tab import Tab
 from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
 from inst.studio.studio import Studio
+from inst.texts import markdown
 
 _SHOWN = 60
 
@@ -105,7 +104,7 @@ def build_library(studio: Studio, texts: Texts) -> Tab:
             entry = library.entry(id)
         except LookupError as error:
             return {**closed(), message: hint(told(texts, error))}
-        lines = [f"### {texts.provenance}", *(f"- {html.escape(line)}" for line in _provenance(entry))]
+        lines = [f"### {texts.provenance}", *(f"- {markdown(line)}" for line in _provenance(entry))]
         return {
             about: "\n".join(lines),
             details: gr.update(visible=True),
@@ -191,7 +190,11 @@ def _thumbnail(studio: Studio, id: str) -> Any:
     from PIL import Image
 
     data = studio.library.thumbnail(id)
-    return Image.new("RGB", (256, 256), "#94a3b8") if data is None else Image.open(io.BytesIO(data))
+    if data is None:
+        return Image.new("RGB", (256, 256), "#94a3b8")
+    from inst.pictures.io import decode_image
+
+    return decode_image(data)
 
 
 def _provenance(entry: Any) -> list[str]:

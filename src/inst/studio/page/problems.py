@@ -9,6 +9,7 @@ twice, and a sentence that is not here is shown as it is.
 
 from __future__ import annotations
 
+import html
 import re
 import string
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from inst.errors import InstError
 from inst.studio.page.texts import Texts
+from inst.texts import one_line
 
 CHINESE_PROBLEMS = {
     # Jobs
@@ -72,6 +74,9 @@ CHINESE_PROBLEMS = {
     "{file} is not a picture in a known format: export it as PNG or JPEG.": (
         "{file}不是可识别的图片格式：请导出为 PNG 或 JPEG。"
     ),
+    "{file} is not a picture in a known format, but {kind}: export it as PNG or JPEG.": (
+        "{file}不是可识别的图片格式（{kind}）：请导出为 PNG 或 JPEG。"
+    ),
     "{file} is damaged ({error}): copy or export the picture again.": "{file}已损坏（{error}）：请重新复制或导出图片。",
     "{file} has {width} x {height} pixels, more than {n} million: make it smaller.": (
         "{file}为 {width} x {height} 像素，超过 {n} 百万：请缩小图片。"
@@ -119,9 +124,14 @@ def shown_problems(texts: Texts) -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        raise gr.Error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", print_exception=False) from None
+        raise _shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except InstError as error:
-        raise gr.Error(told(texts, error), print_exception=False) from None
+        raise _shown(told(texts, error)) from None
+
+
+def _shown(line: str) -> gr.Error:
+    # The page takes it for HTML.
+    return gr.Error(html.escape(one_line(line), quote=False), print_exception=False)
 
 
 @cache

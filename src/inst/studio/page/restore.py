@@ -18,6 +18,7 @@ from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
 from inst.studio.requests import GenerateRequest, SheetRequest, TransferRequest
 from inst.studio.studio import Studio
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.files.provenance import SourceFile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _TAB_OF = {"transfer": "transfer", "sheet": "transfer", "generate": "generate", "preview": "generate"}
 """The tab that shows the settings of a picture, by the command in its record."""
+_LONGEST_NAMES = 300
+"""Characters of the names of a picture's styles."""
 
 
 def build_restore(studio: Studio, texts: Texts, tabs: Mapping[str, Tab], bar: gr.Tabs) -> None:
@@ -54,7 +57,9 @@ def build_restore(studio: Studio, texts: Texts, tabs: Mapping[str, Tab], bar: gr
                 update[component] = value
         styles = [{"record": ref, "placeholder": placeholder} for placeholder in record.styles]
         update |= {tab.choice.recorded: styles, tab.choice.painting: None, tab.choice.saved: []}
-        update[tab.choice.note] = hint(texts.style_of_picture.format(name=", ".join(_names(record))))
+        update[tab.choice.note] = hint(
+            texts.style_of_picture.format(name=cut(", ".join(_names(record)), _LONGEST_NAMES))
+        )
         others, sentence = _others(record, name, tab.settings), texts.restored
         if record.mask is not None:
             mask = _kept(studio, person_of(request), record.mask)

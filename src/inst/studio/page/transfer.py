@@ -24,7 +24,6 @@ from inst.studio.page.texts import Texts
 from inst.studio.people import person_of
 from inst.studio.requests import KINDS, TRANSFER
 from inst.studio.studio import Studio
-from inst.studio.uploads import PICTURE_FORMATS
 
 SIZE = 512
 
@@ -243,14 +242,11 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
 
     def show_photo(picture: tuple[str, str] | None) -> Any:
         """Put the photo below the brush, reduced, when the part for masks is opened."""
-        from PIL import Image
+        from inst.pictures.io import open_picture
 
         if picture is None:
             return None
-        with Image.open(picture[0], formats=PICTURE_FORMATS) as image:
-            from inst.pictures.srgb import upright
-
-            reduced = upright(image).convert("RGB")
+        reduced = open_picture(picture[0], reduce_to=1024)
         reduced.thumbnail((1024, 1024))
         return reduced
 

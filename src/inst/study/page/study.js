@@ -36,7 +36,7 @@ function show(name) {
 
 function stop(error) {
   if (!(error instanceof Refused)) throw error;
-  $("offline").textContent = text("refused", { error: error.message });
+  $("offline").textContent = error.status === 429 ? text("busy") : text("refused", { error: error.message });
   $("offline").hidden = false;
 }
 
