@@ -7,7 +7,7 @@ import re
 LONGEST_LINE = 1_200
 """Longest problem or remedy of an error, in characters. Longer ones are cut, because a value can have megabytes."""
 
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Characters that a terminal or a reader obeys and does not show: control characters, ends of lines and the marks that
 turn the direction of writing. A joiner within a word or an emoji is not one of them."""
 
@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
     A lone surrogate, which stands for a byte of a file's name that is no text (PEP 383), stays: see
     `inst.files.listing.readable_name`.
     """
-    return _OBEYED.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
+    return OBEYED.sub(lambda one: one[0].encode("unicode_escape").decode(), text)
 
 
 def cut(text: str, most: int) -> str:

@@ -61,6 +61,7 @@ def refused(answer: tuple[int, str, str], code: int) -> str:
         (["-o", "a-file"], 1, "a-file is a file: choose a folder."),
         (["--num-gpus", 1], 2, "--num-gpus is for a Ray cluster: add --address auto, or leave it out."),
         (["--devices", "cpu,"], 2, ""),
+        (["--address", "local", "--concurrency", 10**9], 2, "1,000,000,000 actors cannot be used: give 10,000 or "),
         (["--device", "cpu", "--devices", "cpu,cpu"], 2, "--device and --devices exclude each other: leave out one"),
         (["--devices", "cpu", "--address", "local"], 2, "--devices and --address exclude each other: leave out one"),
         (["--address", "127.0.0.1:1"], 1, "No Ray cluster answers at 127.0.0.1:1 (Connection refused): start one, or "),
@@ -127,7 +128,25 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path: Path, transfer: list[object
     assert run(*transfer, "-o", "out")[0] == 0
 
 
+def test_a_number_of_styles_without_a_bound_is_refused(tmp_path: Path, transfer: list[object], run: Run) -> None:
+    line = refused(run("batch", "learn", "--paintings", "styles", "--together", 10**9, "-o", "out", *transfer[-6:]), 2)
+    assert line == "1,000,000,000 styles cannot learn together: give a number from 1 to 1,000."
+
+
 # Some inputs are bad
+
+
+def test_a_bad_row_of_a_table_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, transfer: list[object], run: Run, common: list[object]
+) -> None:
+    (tmp_path / "pairs.csv").write_text(
+        "photo,style\nphotos/a.png,styles/s.png\n,styles/s.png\nphotos/b.png,styles/s.png\n"
+    )
+    code, out, err = run("batch", "transfer", "--pairs", "pairs.csv", *QUICK, *common, "-o", "out")
+    assert (code, err) == (1, "Failed: pairs.csv line 3 has no photo: fill the row, or leave it out.\n")
+    assert out.startswith("2 made, 1 failed in ")
+    (failed,) = [row for row in rows(tmp_path / "out") if row["status"] == "failed"]
+    assert failed["input"] == "pairs.csv line 3"
 
 
 def test_a_bad_input_is_recorded_and_the_rest_goes_on(tmp_path: Path, transfer: list[object], run: Run) -> None:

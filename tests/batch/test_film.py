@@ -14,6 +14,7 @@ from PIL import Image
 
 from inst.batch import film as module
 from inst.batch.film import FilmOrder, restyle_film
+from inst.files.claiming import held
 from inst.pictures.io import read_picture
 from inst.pictures.video import probe, read_frames
 
@@ -143,6 +144,11 @@ def test_a_film_that_is_damaged_in_its_middle_keeps_its_first_frames(film: Path,
         (["film.mp4", "-o", "painting.png"], "painting.png is a file: give a folder for the frames"),
         (["film.mp4", "-o", "full"], "full holds other files: give a folder that is new or empty"),
         (["film.mp4", "-o", "new.mp4", "--rate", "12"], "A rate is only for a film that is made from frames"),
+        (["empty", "-o", "new.mp4", "--rate", "1e-9"], "1e-09 frames a second cannot be used: give a number from 0.01"),
+        (["empty", "-o", "new.mp4", "--rate", "nan"], "nan frames a second cannot be used: give a number from 0.01"),
+        (["empty", "-o", "new.mp4", "--rate", "1e9"], "1000000000.0 frames a second cannot be used: give a number"),
+        (["gone", "-o", "new"], "gone/1.png: no such file: check the path"),
+        (["pipes", "-o", "new"], "pipes/1.png is not a regular file: copy it to a file first"),
         (["film.mp4", "-o", "new", "--strength", "3"], "A strength of 3.0 cannot be used"),
         (["film.mp4", "-o", "s3://bucket/new.mp4"], "s3:/bucket/new.mp4 is a URL: give a film or a folder on this"),
         (["https://host/film.mp4", "-o", "new.mp4"], "https:/host/film.mp4 is a URL: give a film or a folder on this"),
@@ -158,6 +164,10 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(
     Path("twice").mkdir()
     picture("twice/1.PNG", 1)
     picture("twice/1.jpg", 2)
+    Path("gone").mkdir()
+    Path("gone", "1.png").symlink_to("nowhere")
+    Path("pipes").mkdir()
+    os.mkfifo("pipes/1.png")
     before = sorted(str(path) for path in Path().rglob("*"))
     code, out, err = command(*given)
     assert code in (1, 2), (out, err)
@@ -201,3 +211,62 @@ def test_a_film_is_not_there_before_it_is_complete(film: Path, tiny_backbone: ob
         assert not Path("new.mp4").exists()
     steps.close()
     assert len(list(Path("new.mp4.frames").glob("*.png"))) == 3
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def shrink(path: Path) -> None:
+    picture(path, 1, (32, 32))
+
+
+@pytest.mark.parametrize("change", [damage, shrink, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_frame_that_was_damaged_since_is_made_again(
+    film: Path, command: Run, change: Callable[[Path], object]
+) -> None:
+    assert command(film, "-o", "new")[0] == 0
+    before = {path.name: path.read_bytes() for path in Path("new").iterdir()}
+    change(Path("new", "000003.png"))
+    code, out, err = command(film, "-o", "new")
+    assert (code, out[:24]) == (0, "5 frames, 3 of them made"), err
+    assert {path.name: path.read_bytes() for path in Path("new").iterdir()} == before
+
+
+@pytest.mark.parametrize("description", [b"", b"[" * 100_000, b"7", b"\xff", b'{"kind": NaN}', None])
+def test_a_damaged_description_is_one_line_and_nothing_changes(
+    film: Path, command: Run, description: bytes | None
+) -> None:
+    Path("new").mkdir()
+    if description is None:
+        os.mkfifo("new/film.json")
+    else:
+        Path("new", "film.json").write_bytes(description)
+    code, _, err = command(film, "-o", "new")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds the frames of another film" in err or "holds other files" in err
+    assert os.listdir("new") == ["film.json"]
+
+
+def test_two_runs_do_not_make_one_film(film: Path, command: Run) -> None:
+    pytest.importorskip("fcntl")
+    with held("new.mp4"):
+        code, _, err = command(film, "-o", "new.mp4")
+    assert code == 1
+    assert err.startswith(f"Error: new.mp4 is being written by process {os.getpid()} on ")
+    assert not Path("new.mp4.frames").exists()
+
+
+def test_a_file_of_others_among_the_frames_stays(film: Path, command: Run) -> None:
+    order = ["-o", "new.mp4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_put_together", lambda *_: Path("new.mp4.frames", "letter.txt").write_text("dear"))
+        assert command(film, *order)[0] == 0
+    assert os.listdir("new.mp4.frames") == ["letter.txt"]
+
+
+def test_a_film_that_is_there_is_replaced_and_the_command_says_so(film: Path, command: Run) -> None:
+    Path("new.mp4").write_bytes(b"another film")
+    code, _, err = command(film, "-o", "new.mp4")
+    assert (code, err) == (0, "new.mp4 is there. It is replaced when the new film is finished.\n")
+    assert len(list(read_frames("new.mp4"))) == 5

@@ -12,6 +12,7 @@ import pytest
 import inst
 from batch_runs import rows
 from inst.batch import manifest as module
+from inst.batch import records
 from inst.batch.items import Item
 from inst.batch.manifest import Manifest
 from inst.batch.orders import Chunk, Order, Row, in_chunks
@@ -161,7 +162,8 @@ def test_the_results_of_another_command_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_pyarrow_the_lines_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    for place in (module, records):
+        monkeypatch.setattr(place, "find_spec", lambda name: None)
     for name in ("a", "b"):
         run = begin(tmp_path)
         run.add(made(name))
@@ -233,7 +235,7 @@ def test_ten_times_the_inputs_need_no_more_memory(
     tmp_path: Path, tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda file: None)  # it makes the test slow, and no difference
-    monkeypatch.setattr(module, "_BATCH", 100)
+    monkeypatch.setattr("inst.batch.records._BATCH", 100)
     peak_of(tmp_path / "first", 100, tiny_backbone)  # imports
     few, many = peak_of(tmp_path / "few", 500, tiny_backbone), peak_of(tmp_path / "many", 5_000, tiny_backbone)
     assert many < few + 500_000  # bytes; a row in memory has more than 500 bytes

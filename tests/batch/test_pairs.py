@@ -1,6 +1,7 @@
 """Tables of pairs: photos and styles, and one clear line for what is wrong."""
 
 import os
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inst.batch.items import Item
 from inst.batch.pairs import read_pairs
 from inst.batch.sources import file_item
 from inst.errors import InstError, UsageError
+
+
+def pairs_of(table: Path) -> list[tuple[str, str]]:
+    return [row for row in read_pairs(table) if not isinstance(row, Item)]
 
 
 def test_the_rows_of_a_csv_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +26,7 @@ def test_the_rows_of_a_csv_file_are_relative_to_it(tmp_path: Path, monkeypatch: 
     text = '\ufeffid, Style ,photo\r\n1,night.webp,"../a, b.jpg"\r\n\r\n2,s3://b/s.safetensors,/abs/c.jpg\r\n3,"x\ny",file:///d\r\n'
     (tmp_path / "t" / "p.csv").write_text(text, encoding="utf-8", newline="")
     monkeypatch.chdir(tmp_path)
-    pairs = list(read_pairs("t/p.csv"))
+    pairs = pairs_of(Path("t/p.csv"))
     assert pairs == [
         ("t/../a, b.jpg", "t/night.webp"),
         ("/abs/c.jpg", "s3://b/s.safetensors"),
@@ -33,12 +39,12 @@ def test_the_rows_of_a_csv_file_are_relative_to_it(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_other_delimiters_of_spreadsheets_are_found(delimiter: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(f"photo{delimiter}style\na,b.jpg{delimiter}c.webp\n")
-    assert [os.path.basename(photo) for photo, _ in read_pairs(tmp_path / "p.csv")] == ["a,b.jpg"]
+    assert [os.path.basename(photo) for photo, _ in pairs_of(tmp_path / "p.csv")] == ["a,b.jpg"]
 
 
 def test_lines_that_excel_puts_above_the_header_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\n;\r\nPhoto;Style\r\na.jpg;c.webp\r\n;\r\n")
-    assert [os.path.basename(photo) for photo, _ in read_pairs(tmp_path / "p.csv")] == ["a.jpg"]
+    assert [os.path.basename(photo) for photo, _ in pairs_of(tmp_path / "p.csv")] == ["a.jpg"]
 
 
 def test_parquet_and_json_lines_are_read_too(tmp_path: Path) -> None:
@@ -88,9 +94,25 @@ def test_a_bad_csv_file_is_one_line_with_its_number(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("p.csv").write_bytes(data)
-    with pytest.raises(InstError) as caught:
-        list(read_pairs("p.csv"))
-    assert str(caught.value) in (message, f"{message}: correct its quotes.")
+    assert what_is_wrong("p.csv") in (message, f"{message}: correct its quotes.")
+
+
+def what_is_wrong(table: str | Path) -> str:
+    """The error of a table, or of its first bad row."""
+    try:
+        return next(str(row.problem) for row in read_pairs(table) if isinstance(row, Item))
+    except InstError as error:
+        return str(error)
+
+
+def test_rows_after_a_bad_one_are_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(
+        "photo,style\na,b\n,c\nd,\nssh://host/x,s\na,zip://x.jpg::https://host/z.zip\ne,f\n"
+    )
+    rows = list(read_pairs(tmp_path / "p.csv"))
+    places = [row.place.rpartition(" ")[2] for row in rows if isinstance(row, Item)]
+    assert places == ["3", "4", "5", "6"]
+    assert [os.path.basename(row[0]) for row in rows if not isinstance(row, Item)] == ["a", "e"]
 
 
 def test_other_bad_tables_are_one_line(tmp_path: Path) -> None:
@@ -99,12 +121,11 @@ def test_other_bad_tables_are_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x\x1b": ["a"]}), tmp_path / "other.parquet")
     for name, message in {
         "null.parquet": r"null\.parquet row 1 has no photo",
-        "number.parquet": r"number\.parquet row 0 has no text as photo",
+        "number.parquet": r"number\.parquet has no texts in the column photo",
         "other.parquet": r"other\.parquet has no column photo or style \(only x_\)",
         "missing.csv": r"missing\.csv: no such file",
     }.items():
-        with pytest.raises(InstError, match=message):
-            list(read_pairs(tmp_path / name))
+        assert re.search(message, what_is_wrong(tmp_path / name))
     for wrong in (tmp_path / "p.xlsx", ""):
         with pytest.raises(UsageError):
             read_pairs(wrong)

@@ -73,6 +73,12 @@ def test_the_error_of_a_process_is_one_line(tmp_path: Path, transfer: list[objec
     assert not multiprocessing.active_children()
 
 
+def test_more_devices_than_a_computer_has_are_refused(tmp_path: Path, transfer: list[object], run: Run) -> None:
+    code, out, err = run(*transfer, "--devices", ",".join(["cpu"] * 301), "-o", "out")
+    assert (code, out, err) == (2, "", "Error: 301 devices cannot be used: give 256 or fewer.\n")
+    assert not multiprocessing.active_children()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes that get Ctrl-C")
 @pytest.mark.parametrize("early", [True, False])
 def test_ctrl_c_ends_all_processes_quietly(tmp_path: Path, transfer: list[object], early: bool) -> None:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inst.batch.items import Item
 from inst.batch.prompts import read_prompts_file
 from inst.errors import InstError, UsageError
 
@@ -58,16 +59,30 @@ def test_a_bad_file_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(data)
-    with pytest.raises(InstError) as caught:
-        list(read_prompts_file(name))
-    assert str(caught.value) == message
+    try:
+        found = next(str(row.problem) for row in read_prompts_file(name) if isinstance(row, Item))
+    except InstError as error:
+        found = str(error)
+    assert found == message
 
 
 @pytest.mark.parametrize("line", [b"{", b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}"])
-def test_a_line_that_is_not_json_is_named(line: bytes, tmp_path: Path) -> None:
+def test_a_first_line_that_is_not_json_is_named(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_bytes(line)
-    with pytest.raises(InstError, match=r"p\.jsonl line 1 is not JSON \(.*\): write one object in each line"):
+    with pytest.raises(InstError, match=r"p\.jsonl line 1 .*: write one object in each line"):
         list(read_prompts_file(tmp_path / "p.jsonl"))
+
+
+def test_lines_after_a_bad_one_are_read_and_keep_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n[1]\n{"prom\n{"prompt": "b"}\n')
+    rows = list(read_prompts_file(tmp_path / "p.jsonl"))
+    assert [row.place[-1] if isinstance(row, Item) else row[0] for row in rows] == [
+        "000001-a",
+        "2",
+        "3",
+        "4",
+        "000005-b",
+    ]
 
 
 def test_another_ending_is_refused() -> None:

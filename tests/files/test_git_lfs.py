@@ -1,5 +1,6 @@
 """Pointers of git LFS, wherever a file is read."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,3 +70,10 @@ def test_other_texts_and_missing_files_are_left_to_their_readers(tmp_path: Path)
     (tmp_path / "notes.txt").write_text("version 2 of the painting")
     for name in ("notes.txt", "missing", "."):
         refuse_pointer(tmp_path / name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+def test_a_pipe_or_a_device_is_left_to_its_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "none"):
+        refuse_pointer(path)

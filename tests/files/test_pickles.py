@@ -1,15 +1,20 @@
 import io
 import os
 import pickle
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from inst.files.pickles import UnsafePickleError, read_numpy_pickle, read_torchscript_tensors
+from inst.files.pickle_limits import UnsafePickleError
+from inst.files.pickles import read_numpy_pickle, read_torchscript_tensors
 
 
 def test_numpy_pickles_are_read_as_numpy_reads_them() -> None:
@@ -117,3 +122,34 @@ def test_a_malicious_torchscript_file_is_refused_and_runs_no_code(tmp_path: Path
 def test_a_damaged_torchscript_file_is_refused(data: bytes) -> None:
     with pytest.raises(pickle.UnpicklingError):
         read_torchscript_tensors(data)
+
+
+_ARRAYS = pickle.dumps({"net": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}, protocol=3)
+
+
+def _module() -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(Normalised()), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("good", "read"),
+    [(_ARRAYS, read_numpy_pickle), (_module(), read_torchscript_tensors)],
+    ids=["numpy", "torchscript"],
+)
+@given(data=st.data())
+@settings(deadline=None)
+def test_broken_bytes_give_arrays_or_are_refused(
+    good: bytes, read: Callable[[bytes], dict[str, np.ndarray]], data: st.DataObject
+) -> None:
+    place = data.draw(st.integers(0, len(good) - 1))
+    removed = data.draw(st.integers(0, 20))
+    broken = good[:place] + data.draw(st.binary(max_size=20)) + good[place + removed :]
+    try:
+        arrays = read(broken)
+    except UnsafePickleError:
+        return
+    assert all(array.dtype == np.float32 for array in arrays.values())

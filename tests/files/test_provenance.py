@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -63,7 +64,7 @@ def test_titles_and_labels_may_hold_a_slash() -> None:
     assert (said["title"], said["labels"], said["photo"]) == ("Ours / theirs?", ["oil/canvas"], "a.png")
 
 
-_words = st.text(st.characters(exclude_characters="/\\"))
+_words = st.text(st.characters(exclude_characters="/\\", exclude_categories=["Cs"]))
 _values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _words,
     lambda inner: st.lists(inner) | st.dictionaries(_words, inner),
@@ -76,12 +77,23 @@ def test_plain_values_come_back_exactly(value: object) -> None:
     assert json.loads(json.dumps(to_plain(value))) == value == to_plain(to_plain(value))
 
 
+@given(st.text(st.characters(exclude_characters="/\\")))
+def test_every_text_can_be_stored_as_utf8(text: str) -> None:
+    plain = to_plain({"name": text})
+    assert json.loads(json.dumps(plain, ensure_ascii=False).encode()) == plain == to_plain(plain)
+
+
+def test_a_byte_of_a_name_is_shown_and_another_lone_surrogate_is_replaced() -> None:
+    assert base_name(os.fsdecode(b"caf\xe9.png")) == "caf%E9.png"
+    assert base_name("a\ud800\udc41") == "a\ufffd\ufffd"
+
+
 def test_a_source_file_has_its_base_name_and_sha256_or_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(b"content")
     assert SourceFile.of(path) == SourceFile("mask.png", hashlib.sha256(b"content").hexdigest())
-    for wrong in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InstError, match="cannot be read"):
+    for wrong, said in ((tmp_path, "is a folder"), (tmp_path / "nowhere", "no such file")):
+        with pytest.raises(InstError, match=said):
             SourceFile.of(wrong)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from inst import InstError
 from inst.files import reading
-from inst.files.reading import check_regular, open_file, parse_json, read_bytes, read_json, read_text
+from inst.files.reading import DEEPEST, check_regular, open_file, parse_json, read_bytes, read_json, read_text
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -91,3 +91,42 @@ def test_json_of_any_kind_gives_one_line(tmp_path: Path, content: bytes, reason:
     path.write_bytes(content)
     assert reason in refusal(read_json, path)
     refusal(parse_json, content, "The record")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1e400", '[1, {"a": 1e309}]'])
+def test_numbers_that_are_not_finite_are_refused_where_asked(tmp_path: Path, number: str) -> None:
+    parse_json(number, "The record")
+    assert "is not finite" in refusal(lambda: parse_json(number, "The record", finite=True))
+    (tmp_path / "file.json").write_text(number)
+    assert "is not finite" in refusal(lambda: read_json(tmp_path / "file.json", finite=True))
+    assert parse_json("[1.5, -2e10]", "The record", finite=True) == [1.5, -2e10]
+
+
+def test_json_has_no_more_levels_and_parts_than_memory_and_functions_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_json("[" * DEEPEST + "]" * DEEPEST, "The record")
+    assert "nested too deeply" in refusal(parse_json, "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "The record")
+    monkeypatch.setattr(reading, "_MOST_PARTS", 10)
+    for text in ("[[],{},[],[],[],[],[],[],[],[]]", b"[[],{},[],[],[],[],[],[],[],[]]"):
+        assert "holds more than 10 lists and objects" in refusal(parse_json, text, "The record")
+
+
+def test_the_name_of_a_json_text_is_cut() -> None:
+    assert len(refusal(parse_json, "[", "x" * 1_000_000)) < 500
+
+
+def test_a_path_that_no_system_has_is_one_line() -> None:
+    for read in (read_bytes, check_regular):
+        assert "cannot be a path" in refusal(read, "a\0b")
+
+
+@posix
+def test_a_pipe_without_an_end_is_given_up_where_no_limit_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PIPE_BYTES", 2**20)
+    os.mkfifo(tmp_path / "pipe")
+    endless = subprocess.Popen(["sh", "-c", f"exec cat /dev/zero > {tmp_path / 'pipe'}"])
+    with pytest.raises(InstError, match="is larger than 1 MB"), open_file(tmp_path / "pipe"):
+        pass
+    endless.kill()
+    endless.wait()

@@ -504,7 +504,7 @@ def test_files_that_hold_no_embedding_are_refused_with_the_reason(tiny_backbone:
     refuse(saved({"emb_params": torch.full((2, WIDTH), float("nan")).to(torch.float8_e4m3fn)}), "are not finite")
     Image.new("RGB", (64, 64), (16, 32, 48)).save(tmp_path / "grey.png")  # what hides in it is 0 pixels wide
     refuse(tmp_path / "grey.png", "holds no embedding")
-    refuse(tmp_path, "cannot be read")
+    refuse(tmp_path, "is a folder")
     path = make_style(tiny_backbone).save(tmp_path / "style.safetensors")
     refuse(path, "is already an InST style")
     save_file({"a": torch.ones(1), "b": torch.ones(1)}, path)

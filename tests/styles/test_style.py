@@ -323,7 +323,7 @@ def test_a_style_file_with_wrong_bytes_is_read_or_refused_in_one_line(data: st.D
         ({"format": "left out"}, "'format' is missing"),
         ({"format": "one"}, "is damaged"),
         ({"format": 3}, "was written by a newer version of inst: update inst"),
-        ({"about": {"loss": float("nan")}}, "only finite numbers"),
+        ({"about": {"loss": float("nan")}}, "is not finite"),
         ({"about": {"paintings": ["waves.jpg"]}}, "paintings are not a list of objects"),
         ({"about": {"paintings": 3}}, "is damaged"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inst.errors import InstError
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -34,6 +34,8 @@ OTHER_INPUTS = {
     9: "an in-painting model",
 }
 """The kind of model, by the input channels of the UNet's first layer; Stable Diffusion has 4, those of the latents."""
+
+_SMALLEST_SCALE = 1e-6  # of latents; that of a real model is near 0.2
 
 _LATENT_SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 _UNSUPPORTED_INPUTS = (
@@ -122,11 +124,12 @@ def check_autoencoder(config: Any, name: str | Path) -> None:
     for side in ("in_channels", "out_channels"):
         if (channels := config.get(side, COLOURS)) != COLOURS:
             raise InstError(
-                f"{name} is for pictures of {channels} channels, not {COLOURS} ({side})", "use another model"
+                f"{name} is for pictures of {cut(str(channels), 60)} channels, not {COLOURS} ({side})",
+                "use another model",
             )
     scale = config.get("scaling_factor")
-    if not isinstance(scale, int | float) or not (math.isfinite(scale) and scale > 0):
-        raise InstError(f"{name} has the scaling_factor {scale!r}, not a positive number", COPY_AGAIN)
+    if type(scale) not in (int, float) or not _SMALLEST_SCALE <= scale <= 1 / _SMALLEST_SCALE:  # also for NaN
+        raise InstError(f"{name} has the scaling_factor {cut(repr(scale), 60)}, not a positive number", COPY_AGAIN)
     shifts = [shift for shift in _LATENT_SHIFTS if config.get(shift)]
     if shifts:
         raise InstError(
@@ -161,7 +164,8 @@ def check_fit(parts: Parts, source: str | Path) -> None:
             pass
         case other:
             raise InstError(
-                f"{source}: the UNet has the sample_size {other!r}, not one or two whole numbers", COPY_AGAIN
+                f"{source}: the UNet has the sample_size {cut(repr(other), 60)}, not one or two whole numbers",
+                COPY_AGAIN,
             )
     width, needs = text.hidden_size, "the text encoder's width"
     sizes = []

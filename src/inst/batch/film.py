@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from inst.batch.orders import model_identity
 from inst.errors import InstError, UsageError
+from inst.files.claiming import held
 from inst.files.holding import sweep
 from inst.files.listing import pictures_in
 from inst.files.provenance import SourceFile, versions
+from inst.files.reading import check_regular, read_json, translate_reading
 from inst.files.writing import make_folder, write_bytes_atomically
-from inst.pictures.io import read_picture, save_png
+from inst.pictures.io import open_picture, read_picture, save_png
 from inst.pictures.video import film_format, is_film, probe, read_frames, write_film
 from inst.styles.style import Style
 from inst.synthesis.film import transfer_film
@@ -34,10 +36,13 @@ if TYPE_CHECKING:
 DESCRIPTION = "film.json"
 """The file beside the frames that says what they were made from."""
 
+_LARGEST_DESCRIPTION = 1 << 20  # bytes
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 """The first part of the path that a URL becomes; a drive of Windows has one letter."""
 
 _RATE = 25  # frames a second, if frames come from a folder
+_SLOWEST, _FASTEST = 0.01, 1000
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,10 @@ class FilmOrder:
         if self.rate is not None:
             if not self.to_film or not self.source.is_dir():
                 raise UsageError("A rate is only for a film that is made from frames", "leave it out")
-            if not 0 < self.rate <= 1000:
-                raise UsageError(f"{self.rate} frames a second cannot be used", "give a number such as 25 or 23.976")
+            if not _SLOWEST <= self.rate <= _FASTEST:  # NaN is refused too
+                raise UsageError(
+                    f"{self.rate} frames a second cannot be used", f"give a number from {_SLOWEST} to {_FASTEST}"
+                )
 
     @property
     def to_film(self) -> bool:
@@ -126,7 +133,8 @@ class _Frames:
         if not source.is_dir():
             film = probe(source)
             return cls(film, [], film.frames)
-        files = sorted(pictures_in(source), key=_by_numbers)
+        with translate_reading(source):
+            files = sorted(pictures_in(source), key=_by_numbers)
         if not files:
             raise InstError(f"{source} contains no frames", "give a film, or a folder with pictures")
         names: dict[str, Path] = {}
@@ -149,7 +157,10 @@ class _Frames:
         """Return a hash of the film file; or of the names and sizes of the frames in a folder, which may be many."""
         if self.film is not None:
             return SourceFile.of(self.film.path).sha256
-        names = [f"{path.name}\n{path.stat().st_size}" for path in self.files]
+        names: list[str] = []
+        for path in self.files:
+            check_regular(path)  # a link to nothing, or a pipe, is found now, and not after hours
+            names.append(f"{path.name}\n{path.stat().st_size}")
         return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -157,7 +168,7 @@ def restyle_film(backbone: Backbone, order: FilmOrder) -> Generator[FilmStep, No
     """Repaint a film with `inst.transfer_film`, and go on after the frames that are finished.
 
     Every frame is written when it is finished. A film is put together from them at the end, with the sound of the
-    source, and the folder of its frames is deleted.
+    source, and its frames are deleted. A finished frame that was damaged since is made again, with those after it.
 
     Yields:
         `FilmStep` for each frame; first one for those that were finished before, if there are any.
@@ -167,27 +178,50 @@ def restyle_film(backbone: Backbone, order: FilmOrder) -> Generator[FilmStep, No
 
     Raises:
         UsageError: a setting cannot be used, or the folder has frames that were made otherwise.
-        InstError: the source has no frames, or one of them is damaged; or the result cannot be written. The finished
-            frames stay, and the same order goes on after them.
+        InstError: another process makes this film; the source has no frames, or one of them is damaged; or the result
+            cannot be written. The finished frames stay, and the same order goes on after them.
     """
     frames = _Frames.of(order.source)
-    folder = order.frames_folder
     described = _describe(backbone, order, frames)
-    finished = _finished(folder, described, frames)
-    with closing(frames.pictures()) as given:
-        pictures = transfer_film(backbone, given, order.styles, finished=finished, **order.settings)
-        make_folder(folder)  # now that everything is checked
-        write_bytes_atomically(folder / DESCRIPTION, json.dumps(described, indent=2).encode())
-        begin, number = time.perf_counter(), len(finished)
-        if finished:
-            yield FilmStep(number, frames.total, number, 0.0)
-        for number, picture in enumerate(pictures, len(finished) + 1):
-            save_png(picture, folder / frames.name(number - 1))
-            yield FilmStep(number, frames.total, len(finished), time.perf_counter() - begin)
+    make_folder(order.out.absolute().parent)
+    with held(order.out):
+        finished = _finished(order.frames_folder, described, frames)
+        with closing(frames.pictures()) as given:
+            pictures = transfer_film(backbone, given, order.styles, finished=finished, **order.settings)
+            yield from _save(order, described, frames, pictures, len(finished))
+    return order.out
+
+
+def _save(
+    order: FilmOrder, described: Mapping[str, Any], frames: _Frames, pictures: Iterator[Tensor], finished: int
+) -> Iterator[FilmStep]:
+    """Write the frames, and put a film together from them and from the first ones, which are finished."""
+    folder = make_folder(order.frames_folder)  # now that everything is checked
+    write_bytes_atomically(folder / DESCRIPTION, json.dumps(described, indent=2).encode())
+    begin, number = time.perf_counter(), finished
+    if finished:
+        yield FilmStep(number, frames.total, number, 0.0)
+    for number, picture in enumerate(pictures, finished + 1):
+        if not (folder / DESCRIPTION).is_file():
+            raise InstError(f"{folder} was deleted during the run", "leave it alone; the same command begins again")
+        save_png(picture, folder / frames.name(number - 1))
+        yield FilmStep(number, frames.total, finished, time.perf_counter() - begin)
     if order.to_film:
         _put_together(order, frames, number)
-        shutil.rmtree(folder)
-    return order.out
+        _delete(folder, [frames.name(k) for k in range(number)])
+
+
+def _delete(folder: Path, names: Sequence[str]) -> None:
+    """Delete the frames of a finished film, and their folder if nothing else is in it.
+
+    The last ones go first: what a killed process leaves is a beginning, which the same order goes on with.
+    """
+    with suppress(OSError):  # the film is there all the same
+        for name in reversed(names):
+            (folder / name).unlink(missing_ok=True)
+        (folder / DESCRIPTION).unlink()
+        sweep(folder)
+        folder.rmdir()
 
 
 def _describe(backbone: Backbone, order: FilmOrder, frames: _Frames) -> dict[str, Any]:
@@ -210,8 +244,8 @@ def _finished(folder: Path, described: Mapping[str, Any], frames: _Frames) -> li
             raise UsageError(f"{folder} holds other files", "give a folder that is new or empty")
         return []
     earlier: Any = None
-    with suppress(OSError, ValueError, RecursionError):
-        earlier = json.loads(place.read_text())
+    with suppress(InstError):
+        earlier = read_json(place, _LARGEST_DESCRIPTION)
     if not isinstance(earlier, dict) or any(
         earlier.get(key) != value for key, value in described.items() if key != "versions"
     ):
@@ -219,12 +253,21 @@ def _finished(folder: Path, described: Mapping[str, Any], frames: _Frames) -> li
             f"{folder} holds the frames of another film, or of other settings", "delete it, or give another name"
         )
     finished: list[Path] = []
+    sizes = set[tuple[int, int]]()
     while len(finished) < (len(frames.files) or len(finished) + 1):
         path = folder / frames.name(len(finished))
-        if not path.is_file():
+        # One that was damaged, or has another size than the first, is made again, with those after it.
+        if (size := _size(path)) is None or len(sizes := sizes | {size}) > 1:
             break
         finished.append(path)
     return finished
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Return the size of a frame; None if it is missing or damaged."""
+    with suppress(InstError):
+        return open_picture(path).size if path.is_file() else None
+    return None
 
 
 def _put_together(order: FilmOrder, frames: _Frames, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
@@ -9,11 +10,16 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, islice
+from typing import NamedTuple
 
 from inst.errors import InstError
 
 _BLOCK = 10_000
 """So many names are sorted in memory; more are sorted on the disk."""
+
+_LINKS = 3
+"""So many links to folders are followed inside of each other. A few folders that all link to one another have millions
+of paths."""
 
 ANY_DEPTH = "**"
 """The part of a glob that stands for any number of folders, also none."""
@@ -83,33 +89,47 @@ class Pattern:
         return self.accepts(state)
 
 
+class _Open(NamedTuple):
+    """A folder that is being read: its path, the state of the pattern, the folders it is in, and links among them."""
+
+    path: str
+    state: frozenset[int]
+    above: frozenset[tuple[int, int]]
+    links: int
+    entries: Iterator[tuple[bool, str]]
+
+
 def files_below(folder: str, pattern: Pattern) -> Iterator[tuple[str, OSError | None]]:
     """Yield the files in a folder that match, as paths relative to it; in each folder, files come before folders.
 
-    Links to folders are followed, except to a folder that the link is in. A folder that cannot be read is yielded with
-    its error.
+    Links to folders are followed, except to a folder that the link is in, and at most `_LINKS` inside of each other. A
+    folder that cannot be read is yielded with its error.
     """
-    waiting: list[tuple[str, frozenset[int], frozenset[tuple[int, int]], Iterator[tuple[bool, str]]]] = []
+    waiting: list[_Open] = []
 
-    def enter(path: str, state: frozenset[int], outer: frozenset[tuple[int, int]]) -> OSError | None:
+    def enter(path: str, state: frozenset[int], outer: frozenset[tuple[int, int]], links: int) -> OSError | None:
+        place = os.path.join(folder, path)
         try:
-            status = os.stat(os.path.join(folder, path))
+            status = os.stat(place)
             if (status.st_dev, status.st_ino) not in outer:
+                links += bool(path) and os.path.islink(place)
+                if links > _LINKS:
+                    return OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 inner = outer | {(status.st_dev, status.st_ino)}
-                waiting.append((path, state, inner, _entries(os.path.join(folder, path), pattern, state)))
+                waiting.append(_Open(path, state, inner, links, _entries(place, pattern, state)))
         except OSError as error:
             return error
         return None
 
-    if error := enter("", pattern.start, frozenset()):
+    if error := enter("", pattern.start, frozenset(), 0):
         raise error
     while waiting:
-        path, state, above, entries = waiting[-1]
-        for is_folder, name in entries:
-            child = os.path.join(path, name)
+        latest = waiting[-1]
+        for is_folder, name in latest.entries:
+            child = os.path.join(latest.path, name)
             if not is_folder:
                 yield child, None
-            elif error := enter(child, pattern.step(state, name), above):
+            elif error := enter(child, pattern.step(latest.state, name), latest.above, latest.links):
                 yield child, error
             else:
                 break  # its files come first

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass, field
 
-from inst.batch.places import LARGEST_FILE, Place, printable
+from inst.batch.places import LARGEST_PACKED, Place, printable
 from inst.errors import InstError
 from inst.files.git_lfs import refuse_start
 from inst.files.listing import readable_name
@@ -63,8 +63,10 @@ class Item:
 
 
 def too_large(place: str, size: int) -> InstError:
-    """Return the error for a file of this size in bytes."""
-    return InstError(f"{place} has {size:,} bytes, more than {LARGEST_FILE:,}", "make it smaller")
+    """Return the error for a picture of this size in bytes in a shard or a Parquet file."""
+    return InstError(
+        f"{place} has {size:,} bytes, more than {LARGEST_PACKED:,}", "make it smaller, or give it as a file"
+    )
 
 
 def safe_name(text: str, endings: Collection[str] = ()) -> str:

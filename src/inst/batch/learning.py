@@ -12,7 +12,7 @@ from inst.batch.items import Item
 from inst.batch.orders import Chunk, Order, in_chunks
 from inst.batch.sources import Source, open_source
 from inst.batch.worker import ChunkWorker, Entry, LoadedChunk
-from inst.errors import InstError
+from inst.errors import InstError, UsageError
 from inst.learning.data import largest_painting, painting_size
 from inst.learning.together import learn_together
 from inst.pictures.given import Painting, to_paintings
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _TOGETHER = 16
 """Number of styles that learn together on an accelerator."""
+
+_MOST_TOGETHER = 1_000
+"""More would need hundreds of gigabytes: the paintings that learn together are all in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,12 @@ class LearnOrder(Order):
     paintings: Sequence[str]
     recursive: bool = False
     column: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.batch_size or 0) > _MOST_TOGETHER:
+            raise UsageError(
+                f"{self.batch_size:,} styles cannot learn together", f"give a number from 1 to {_MOST_TOGETHER:,}"
+            )
 
     @property
     def command(self) -> str:

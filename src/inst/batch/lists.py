@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator
 
 from inst.batch.items import Item, safe_name
-from inst.batch.places import Place, is_url, printable, without_secrets
+from inst.batch.places import Place, check_named, is_url, without_secrets
 from inst.errors import InstError
 
 _LONGEST_LINE = 1 << 20  # bytes
@@ -53,9 +53,10 @@ def named_item(text: str, where: str, base: Place, endings: Collection[str]) -> 
 
     Its name is the relative path; of an absolute path or a URL, the last part.
     """
-    if "\0" in text:
-        shown = printable(text)[:200]
-        return Item("picture", f"{where}: {shown}", problem=InstError(f"{where} names no file", "correct the line"))
+    try:
+        check_named(text, base.shown, where)
+    except InstError as error:
+        return Item("picture", where, problem=error)
     place = base.beside(text)
     named = without_secrets(text) if is_url(text) else os.path.normpath(text)
     if is_url(text) or os.path.isabs(text):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from inst.batch.items import Item
 from inst.batch.places import Place, is_url, local_path
 from inst.errors import Wording, python_wording
+from inst.files.listing import readable_name
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -30,6 +32,9 @@ _CHUNK_BYTES = 64_000_000
 
 _RESULT = re.compile(r"-[0-9a-f]{10}\.[a-z]+")
 """The end of a name that `output_name` has made."""
+
+LONGEST_TEXT = 4_000
+"""Longest text of a row in characters: a prompt of a model has some hundreds. Longer ones are cut in their middle."""
 
 _EXACT = 53
 """Number of bits of a seed: every reader of JSON and Parquet takes such numbers exactly."""
@@ -50,7 +55,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of an input: a row of the manifest.
+    """What became of an input: a row of the manifest. Its texts are valid Unicode, and long ones are cut.
 
     Attributes:
         input: the place of the photo or the painting; or the prompt.
@@ -73,6 +78,10 @@ class Row:
     seconds: float | None = None
     status: Literal["made", "kept", "failed"] = "made"
     error: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("input", "style", "error"):
+            object.__setattr__(self, name, cut(readable_name(getattr(self, name)), LONGEST_TEXT))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, as plain values."""

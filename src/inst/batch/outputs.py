@@ -78,8 +78,8 @@ class Outputs:
         with self._answers():
             return bool(store.isfile(f"{root}/{name}"))
 
-    def fetch(self, name: str, folder: Path) -> Path | None:
-        """Return a local file with the content of an output: itself, or a copy in `folder`; None if it is not there.
+    def fetch(self, name: str, copy: Path) -> Path | None:
+        """Return a local file with the content of an output: itself, or `copy`; None if it is not there.
 
         Raises:
             InstError: the store does not answer.
@@ -88,12 +88,11 @@ class Outputs:
             path = Path(self.place, name)
             return path if path.is_file() else None
         store, root = self._store
-        path = folder / f"fetched-{os.path.basename(name)}"
         with self._answers():
             if not store.isfile(f"{root}/{name}"):
                 return None
-            store.get_file(f"{root}/{name}", str(path))
-        return path
+            store.get_file(f"{root}/{name}", str(copy))
+        return copy
 
     def put(self, name: str, path: Path) -> None:
         """Write an output from a local file, however large. Raises InstError as `write` does."""

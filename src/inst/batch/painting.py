@@ -101,7 +101,8 @@ class TransferOrder(PictureOrder):
         rows = read_pairs(self.pairs)
         while window := list(islice(rows, _WINDOW)):
             groups: dict[str, list[str]] = {}
-            for photo, style_text in window:
+            yield from in_chunks(row for row in window if isinstance(row, Item))  # which cannot be used
+            for photo, style_text in (row for row in window if not isinstance(row, Item)):
                 groups.setdefault(style_text, []).append(photo)
             for style_text, photos in groups.items():
                 yield from in_chunks(map(file_item, photos), file_item(style_text))
@@ -213,7 +214,8 @@ class GenerateOrder(PictureOrder):
             yield from in_chunks(self._prompt_items(), style)
 
     def _prompt_items(self) -> Iterator[Item]:
-        return (Item(name, prompt, prompt.encode()) for name, prompt in read_prompts_file(self.prompts))
+        for row in read_prompts_file(self.prompts):
+            yield row if isinstance(row, Item) else Item(row[0], row[1], row[1].encode())
 
     def count(self) -> int | None:
         """Return the number of pictures, if it can be known."""

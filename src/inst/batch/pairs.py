@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from inst.batch.places import resolve
+from inst.batch.items import Item
+from inst.batch.places import check_named, resolve
 from inst.batch.rows import read_rows, table_ending
+from inst.errors import InstError
 
 _ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
-def read_pairs(table: str | Path) -> Iterator[tuple[str, str]]:
+def read_pairs(table: str | Path) -> Iterator[tuple[str, str] | Item]:
     """Return a stream of the pairs of a table: the paths or URLs of a photo and of a style.
 
     Args:
@@ -20,14 +22,25 @@ def read_pairs(table: str | Path) -> Iterator[tuple[str, str]]:
             the columns `photo` and `style`; others are left out. Paths in it are relative to its folder.
 
     Returns:
-        Each pair as (photo, style). A URL in it can have credentials, which `inst.batch.sources.file_item` hides.
+        Each pair as (photo, style). A URL in it can have credentials, which `inst.batch.sources.file_item` hides. A row
+        that cannot be used is an item with its problem, which names the line, or the row, from 0.
 
     Raises:
         UsageError: the file has another ending.
-        InstError (while it is iterated): the file is missing, empty or damaged, has not these columns, or a row has no
-            photo or no style. The message names the line, or the row, from 0.
+        InstError (while it is iterated): the file is missing, empty or damaged, or has not these columns.
     """
     text = os.fspath(table)
     place, ending = table_ending("A table of pairs", text, _ENDINGS)
-    rows = read_rows(place, ending, ("photo", "style"))
-    return ((resolve(text, row["photo"].strip()), resolve(text, row["style"].strip())) for _, row in rows)
+    return (_pair(text, where, row) for where, row in read_rows(place, ending, ("photo", "style")))
+
+
+def _pair(table: str, where: str, row: dict[str, str] | InstError) -> tuple[str, str] | Item:
+    try:
+        if isinstance(row, InstError):
+            raise row
+        photo, style = (row[name].strip() for name in ("photo", "style"))
+        for text in (photo, style):
+            check_named(text, table, where)
+        return resolve(table, photo), resolve(table, style)
+    except InstError as error:
+        return Item("pair", where, problem=error)

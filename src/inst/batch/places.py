@@ -14,38 +14,44 @@ from typing import Any, BinaryIO
 
 from inst.errors import InstError, first_line
 from inst.files.listing import readable_name
+from inst.texts import OBEYED, cut
 
 LARGEST_FILE = 1 << 30
 """The largest file that is read as a whole, in bytes. The largest picture that Pillow opens is about as large."""
 
+LARGEST_PACKED = 1 << 28
+"""The largest picture in a shard or a Parquet file, in bytes. A small archive can hold many, each of zeros."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 """The start of a URL: `s3://`, and for file systems in each other `simplecache::s3://`."""
 
-_LOCAL = "file://"
+_LOCAL = re.compile(r"(file|local)://")
 
-_SECRETS = re.compile(r"(?<=://)[^/\s]*@|[?#][^\s:\"']*=[^\s:\"']*")
-"""User and password in a URL, and its query, which can hold a signature or a token."""
+_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "oss", "oci", "http", "https", "memory"}
+"""What a file may name: a stranger's list does not log in to computers, and opens no file systems in each other."""
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that end a line, control a terminal, or turn the direction of text."""
+_SECRETS = re.compile(
+    r"(?<=://)(?:[^/\s]*|[^/\s:@]*:(?!\d+/)[^\s@]*)@|[?#][^\s\"'=]*=[^\s\"']*?(?=[:,.)]*(?:\s|[\"']|$))"
+)
+"""User and password in a URL, and its query, which can hold a signature or a token. A password can have slashes."""
 
 _EXTRAS = {"s3fs": "s3", "gcsfs": "gs", "fsspec": "batch", "pyarrow": "batch"}
 """The extras of the package that install a library."""
 
 
 def printable(text: str) -> str:
-    """Return a text for one line of a message: readable, without control characters."""
-    return _CONTROL.sub("_", readable_name(text))
+    """Return a text for one line of a message or a name: readable, with `_` for what a terminal obeys."""
+    return OBEYED.sub("_", readable_name(text))
 
 
 def is_url(text: str) -> bool:
     """Whether a text is a URL of another place than this computer's disks."""
-    return _URL.match(text) is not None and not text.startswith(_LOCAL)
+    return _URL.match(text) is not None and _LOCAL.match(text) is None
 
 
 def local_path(text: str) -> str:
     """Return a path, without the `file://` that it may have."""
-    return text.removeprefix(_LOCAL)
+    return _LOCAL.sub("", text, count=1) if _LOCAL.match(text) else text
 
 
 def resolve(file: str, text: str) -> str:
@@ -66,6 +72,29 @@ def resolve(file: str, text: str) -> str:
     path = path.partition("?")[0] if scheme.startswith("http") else path  # a signature of this file alone
     systems[k] = f"{scheme}://{_joined(path, text)}"
     return "::".join(systems)
+
+
+def check_named(text: str, file: str, where: str) -> None:
+    """Check what a list or a table names: it may come from strangers, and the user has not read each of its lines.
+
+    A path, and a URL of a store or of the web, is allowed; so is another URL of the kind that the file itself has.
+
+    Args:
+        text: the path or URL.
+        file: path or URL of the file that names it.
+        where: its line or row, for the message.
+
+    Raises:
+        InstError: the URL is of another kind, or the text can be no path.
+    """
+    if "\0" in text:
+        raise InstError(f"{where} names no file: {cut(printable(text), 200)}", "correct the line")
+    scheme = text.partition(":")[0].lower()
+    if is_url(text) and ("::" in text.partition("://")[0] or scheme not in {*_STORES, file.partition(":")[0].lower()}):
+        raise InstError(
+            f"{where} names a URL of the kind {cut(text.partition('//')[0], 60)}//, which is opened for nobody but you",
+            "give it on its own, or copy the file",
+        )
 
 
 def _joined(path: str, text: str) -> str:
@@ -125,6 +154,9 @@ class Place:
 
     def file_system(self) -> tuple[Any, str]:
         """Return the file system of fsspec, and the path in it. Raises InstError."""
+        if any(system.lower().startswith("reference:") for system in self.locator.split("::")):
+            # It would open whatever files, of this computer too, another file names.
+            raise InstError(f"{self.shown} cannot be used", "give the files that it refers to")
         with reading(self):
             from fsspec.core import url_to_fs
 

@@ -17,12 +17,17 @@ from typing import Any
 
 from inst.batch.engine import do_chunks
 from inst.batch.orders import Order, Row
-from inst.errors import InstError, InstWarning, first_line
+from inst.errors import InstError, InstWarning, UsageError, first_line
 
 _RESTARTS = 3
 """Number of times that a process which died is started again without having done anything in between."""
 
 _PATIENCE = 60  # seconds for a process to complete what it is writing
+
+_MOST_DEVICES = 256
+"""More devices than a computer has. Each gets a process with a model of its own."""
+
+_KILLED = 9  # SIGKILL, which Windows does not have
 
 _GO, _STOP = "go", "stop"
 
@@ -73,8 +78,11 @@ def process_rows(order: Order, devices: Sequence[str]) -> Generator[Row | None, 
         InstWarning: a warning of the first process about its model.
 
     Raises:
+        UsageError: there are too many devices.
         InstError: an error of a process, or one that dies again and again.
     """
+    if len(devices) > _MOST_DEVICES:
+        raise UsageError(f"{len(devices):,} devices cannot be used", f"give {_MOST_DEVICES} or fewer")
     members: list[_Member] = []
     try:
         for number, device in enumerate(devices):
@@ -167,7 +175,9 @@ def _receive(member: _Member) -> Any:
 def _restart(order: Order, member: _Member) -> None:
     member.process.join(_PATIENCE)
     if member.restarts >= _RESTARTS:
-        why = member.problem or f"exit code {member.process.exitcode}"
+        code = member.process.exitcode
+        killed = code == -_KILLED
+        why = member.problem or ("it was killed, as when memory runs out" if killed else f"exit code {code}")
         raise InstError(
             f"The process for {member.device} ends again and again ({why})",
             "what is done stays, and the same command goes on",
@@ -218,7 +228,8 @@ def _work(order: Order, device: str, share: tuple[int, int], first: int, connect
     except (EOFError, BrokenPipeError):
         return  # the first process has gone
     except InstError as error:
-        connection.send(error)
+        with suppress(OSError):
+            connection.send(error)
     except Exception as error:  # such as too little memory; another process may have more luck
         with suppress(OSError):
             connection.send(f"{type(error).__name__}: {first_line(error)}")

@@ -23,6 +23,7 @@ from inst.batch.engine import SAVERS
 from inst.batch.orders import Order, Row
 from inst.batch.places import printable
 from inst.errors import Argument, InstError, InstWarning, UsageError, first_line
+from inst.texts import cut
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,9 @@ _NOTHING = logging.CRITICAL + 1
 
 _STARTS = 8
 """Number of actors that may end before they are ready. One that is no longer needed counts, too."""
+
+_MOST_ACTORS = 10_000
+"""More than the largest clusters have GPUs. Ray keeps a record of each, also of those that wait for a place."""
 
 _INSTALL_CLIENT = (
     'install it with pip install "ray[client]", or run this command on a machine of the cluster',
@@ -71,6 +75,8 @@ class RayOptions:
     def __post_init__(self) -> None:
         if self.concurrency is not None:
             check_at_least(1, actors=self.concurrency)
+            if self.concurrency > _MOST_ACTORS:
+                raise UsageError(f"{self.concurrency:,} actors cannot be used", f"give {_MOST_ACTORS:,} or fewer")
         if self.num_gpus is not None and not 0 <= self.num_gpus < float("inf"):
             raise UsageError(f"{self.num_gpus} GPUs for an actor cannot be used", "give 0 (none), 1 or a part of 1")
         if not 0 < self.num_cpus < float("inf"):
@@ -175,7 +181,13 @@ def _pool(options: RayOptions) -> dict[str, Any]:
             raise InstError(problem, "give fewer ", Argument("num_gpus"))
         # A cluster that grows when it is asked to has none at first.
         warnings.warn(InstWarning(f"{problem}: the work begins when it has them"), stacklevel=2)
-    actors = options.concurrency or max(1, int(room))
+    if not gpus and room < 1 and options.concurrency is None:  # Ray would wait for ever
+        raise InstError(
+            f"The cluster has {cluster.get('CPU', 0):g} cores, and each actor needs {options.num_cpus:g}",
+            "give fewer ",
+            Argument("num_cpus"),
+        )
+    actors = options.concurrency or min(max(1, int(room)), _MOST_ACTORS)
     return {
         "compute": ray.data.ActorPoolStrategy(
             # The work begins with those that have a place. Ray would not make a pool larger whose actors have as many
@@ -216,7 +228,7 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]  # the lines before it are a traceback
         raise InstError(
-            f"Ray could not do its work ({printable(reason)[:300]})", "look into its logs; what is done stays"
+            f"Ray could not do its work ({cut(printable(reason), 300)})", "look into its logs; what is done stays"
         ) from None
     finally:
         for name, value in before.items():

@@ -102,6 +102,8 @@ def run_batch(
     """
     if max_failures is not None:
         check_at_least(0, failures=max_failures)
+    if order.batch_size is not None:
+        check_at_least(1, outputs_together=order.batch_size)
     if order.seed < 0:
         raise UsageError(f"The seed {order.seed} cannot be used", "give 0 or more")
     if next(order.chunks(), None) is None:  # before a model is loaded; sources that are empty raise

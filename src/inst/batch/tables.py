@@ -8,11 +8,9 @@ from typing import Any
 
 from inst.batch.items import Item, safe_name, too_large
 from inst.batch.lists import named_item
-from inst.batch.places import LARGEST_FILE, Place, missing_library, printable
+from inst.batch.places import LARGEST_PACKED, Place, missing_library, printable
 from inst.errors import Argument, InstError, UsageError, first_line
-
-_ROWS = 8
-"""So many rows are in memory together."""
+from inst.texts import cut
 
 _BUFFER = 1 << 20
 """So many bytes of a column are read at once; without it, a whole row group would be in memory."""
@@ -32,17 +30,20 @@ def open_parquet(place: Place) -> Iterator[Any]:
     with place.open() as file:
         try:
             yield pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER)
-        except (pyarrow.ArrowException, OSError) as error:
+        except InstError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # also of text that is not UTF-8
             why = printable(first_line(error))[:200]
             raise InstError(f"{place.shown} is damaged, or no Parquet file ({why})", "write the file again") from None
 
 
 def parquet_rows(table: Any, columns: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield the rows of some columns, as Python values."""
-    for batch in table.iter_batches(batch_size=_ROWS, columns=list(columns), use_threads=False):
-        # Row by row: `to_pylist` would copy the pictures of all rows.
-        for k in range(batch.num_rows):
-            yield {name: batch.column(name)[k].as_py() for name in columns}
+    # One by one, which takes microseconds: a small file can have a large value that many rows share, and each row that
+    # is in memory has a copy of it.
+    for row in table.iter_batches(batch_size=1, columns=list(columns), use_threads=False):
+        for k in range(row.num_rows):
+            yield {name: row.column(name)[k].as_py() for name in columns}
 
 
 def items_of_parquet(file: Item, column: str | None, endings: Collection[str]) -> Iterator[Item]:
@@ -74,12 +75,12 @@ def items_of_parquet(file: Item, column: str | None, endings: Collection[str]) -
 def _item(file: Item, number: int, value: Any, name: Any, endings: Collection[str]) -> Item:
     place = f"{file.place} row {number}"
     assert file.file is not None
-    path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
-    data = value.get("bytes") if isinstance(value, dict) else value if isinstance(value, bytes) else None
+    path, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, value)
+    path, data = path if isinstance(path, str) else None, data if isinstance(data, bytes) else None
     given = path if name is None else name
     safe = f"{file.name}/{number}" if given in (None, "") else safe_name(str(given), endings)
     if data is not None:
-        if len(data) > LARGEST_FILE:
+        if len(data) > LARGEST_PACKED:
             return Item(safe, place, problem=too_large(place, len(data)))
         return Item(safe, place, data=data)
     if path:
@@ -90,14 +91,14 @@ def _item(file: Item, number: int, value: Any, name: Any, endings: Collection[st
 
 def _picture_column(schema: Any, column: str | None, shown: str) -> str:
     """Return the name of the column of pictures."""
-    known = ", ".join(printable(name) for name in schema.names)[:300]
-    kinds = {name: _kind(schema, name) for name in schema.names}
+    known = cut(", ".join(printable(name) for name in schema.names), 300)
+    kinds = _kinds(schema)
     if column is not None:
         if column not in kinds:
-            raise UsageError(f'{shown} has no column "{printable(column)}"', f"use one of {known}")
+            raise UsageError(f'{shown} has no column "{cut(printable(column), 60)}"', f"use one of {known}")
         if kinds[column] is None:
             raise UsageError(
-                f'The column "{printable(column)}" of {shown} cannot hold pictures',
+                f'The column "{cut(printable(column), 60)}" of {shown} cannot hold pictures',
                 "give one with bytes, with structs that have bytes, or with paths",
             )
         return column
@@ -106,7 +107,8 @@ def _picture_column(schema: Any, column: str | None, shown: str) -> str:
     paths = [name for name in schema.names if kinds[name] == "path"]
     if found := named[:1] or stored or paths[: len(paths) == 1]:
         if len(found) > 1:
-            raise UsageError(f"{shown} has several columns of pictures ({', '.join(map(printable, found))})", *_CHOOSE)
+            several = cut(", ".join(map(printable, found)), 300)
+            raise UsageError(f"{shown} has several columns of pictures ({several})", *_CHOOSE)
         return str(found[0])
     raise InstError(f"{shown} has no column of pictures", *_CHOOSE, f"; it has {known or 'none'}")
 
@@ -114,18 +116,22 @@ def _picture_column(schema: Any, column: str | None, shown: str) -> str:
 _CHOOSE = ("name the column with ", Argument("column"))
 
 
-def _kind(schema: Any, name: str) -> str | None:
-    """Return "bytes" for a column with pictures, "path" for a text column, None for another or an ambiguous one."""
+def _kinds(schema: Any) -> dict[str, str | None]:
+    """Return what the columns can be: "bytes" with pictures, "path" with text, None for another or an ambiguous one."""
+    kinds: dict[str, str | None] = {}
+    for field in schema:  # by name, pyarrow would look through all of them each time
+        kinds[field.name] = None if field.name in kinds else _kind(field.type)
+    return kinds
+
+
+def _kind(kind: Any) -> str | None:
     import pyarrow.types as types
 
-    if schema.names.count(name) > 1:
-        return None
-    kind = schema.field(name).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if types.is_struct(kind):
         position = kind.get_field_index("bytes")
         return "bytes" if position >= 0 and _is_binary(kind.field(position).type) else None
-    return "bytes" if _is_binary(kind) else "path" if _is_text(kind) else None
+    return "bytes" if _is_binary(kind) else "path" if is_text(kind) else None
 
 
 def _holds_names(schema: Any, name: str) -> bool:
@@ -134,7 +140,7 @@ def _holds_names(schema: Any, name: str) -> bool:
     if schema.names.count(name) != 1:
         return False
     kind = schema.field(name).type
-    return bool(_is_text(kind.value_type if types.is_dictionary(kind) else kind) or types.is_integer(kind))
+    return bool(is_text(kind) or types.is_integer(kind.value_type if types.is_dictionary(kind) else kind))
 
 
 def _is_binary(kind: Any) -> bool:
@@ -148,7 +154,9 @@ def _is_binary(kind: Any) -> bool:
     )
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type of pyarrow holds text."""
     import pyarrow.types as types
 
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))

@@ -19,6 +19,7 @@ from inst.batch.items import Item
 from inst.batch.orders import Chunk, Order, Row, Saving, Worker, output_name, outputs_identity, seed_of
 from inst.batch.outputs import Outputs
 from inst.errors import InstError, first_line, use_wording
+from inst.texts import one_line
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -165,7 +166,9 @@ class ChunkWorker(Worker, Generic[Content, Result]):
     def _told(self, error: Exception) -> str:
         """Return an error as one line, in the wording of whoever gave the order."""
         with use_wording(self.order.wording):
-            return str(error) if isinstance(error, InstError) else f"{type(error).__name__}: {first_line(error)}"
+            return one_line(
+                str(error) if isinstance(error, InstError) else f"{type(error).__name__}: {first_line(error)}"
+            )
 
     def make(self, loaded: LoadedChunk[Content]) -> Iterator[Saving]:
         """Compute the batches that are not complete."""

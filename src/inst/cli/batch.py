@@ -20,6 +20,7 @@ from inst.cli.running import duration, ends_as_ctrl_c
 from inst.cli.session import SeedOption, Session, with_session
 from inst.cli.wording import command_line_wording
 from inst.errors import InstError, UsageError
+from inst.texts import LONGEST_LINE, cut
 
 if TYPE_CHECKING:
     from inst.batch.orders import Order, Row
@@ -302,7 +303,8 @@ def _devices(session: Session, batch: BatchOptions) -> tuple[str, ...]:
             raise UsageError("--device and --devices exclude each other", "leave out one of them")
         devices = tuple(name.strip() for name in batch.devices.split(","))
         if not all(devices):
-            raise UsageError(f'The devices "{batch.devices}" cannot be used', "give names, such as cuda:0,cuda:1")
+            shown = cut(batch.devices, 60)
+            raise UsageError(f'The devices "{shown}" cannot be used', "give names, such as cuda:0,cuda:1")
         if len(devices) == 1:
             session.device = devices[0]
         return devices
@@ -363,16 +365,13 @@ class _Count:
 def _failure(row: Row) -> str:
     """Return the line about an input that failed. Errors of files name them; others do not."""
     where = "" if row.input in row.error or (row.style and row.style in row.error) else f"{row.input}: "
-    line = f"Failed: {where}{row.error}"
-    if len(line) <= _LONGEST_FAILURE:
-        return line
-    half = _LONGEST_FAILURE // 2  # the end has the reason, after a prompt that can be very long
-    return f"{line[:half]} ... {line[-half:]}"
+    return cut(f"Failed: {where}{row.error}", _LONGEST_FAILURE)  # the end has the reason, after a long prompt
 
 
 def _note_changes(session: Session, changed: dict[str, tuple[object, object]]) -> None:
     if changed:
-        text = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        values = (tuple(cut(str(part), 60) for part in (name, *pair)) for name, pair in changed.items())
+        text = cut(", ".join(f"{name} {before} -> {now}" for name, before, now in values), LONGEST_LINE)
         session.note(f"Other settings than in the run before ({text}): its results stay beside the new ones.")
 
 

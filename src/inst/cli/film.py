@@ -38,7 +38,10 @@ def film(
     settings = {**options.settings(), "seed": seed}
     FilmOrder(source, out, {}, settings, rate)  # refuses wrong paths before a model is loaded
     model = session.load(find_image_encoder=False)
-    steps = restyle_film(model, FilmOrder(source, out, read_styles(model, style), settings, rate))
+    order = FilmOrder(source, out, read_styles(model, style), settings, rate)
+    if out.is_file():
+        session.note(f"{out} is there. It is replaced when the new film is finished.")
+    steps = restyle_film(model, order)
     latest: FilmStep | None = None
     begin = time.monotonic()
     try:

@@ -12,6 +12,7 @@ from inst.cli.learn import NoPaintingOption, StyleFileOption
 from inst.cli.places import Output, check_output, output_option, output_path, read_path
 from inst.cli.session import PANEL, Session, with_session
 from inst.errors import UsageError
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,14 +61,18 @@ def info(
         "about": dict(loaded.about),
     }
     length = loaded.vectors.norm(dim=1).mean()
-    names = [str(painting.get("name")) for painting in loaded.about.get("paintings", [])]
+    names = [cut(str(painting.get("name")), 200) for painting in loaded.about.get("paintings", [])]
     lines = [
-        f"{'name':<12}{loaded.name}",
+        f"{'name':<12}{cut(loaded.name, 200)}",
         f"{'vectors':<12}{f'{count} of width {loaded.width_text}, mean length {length:.3f}' if count else 'none'}",
-        f"{'text space':<12}{loaded.fingerprint}",
-        f"{'denoiser':<12}{loaded.denoiser or 'not known'}",
+        f"{'text space':<12}{cut(loaded.fingerprint, 60)}",
+        f"{'denoiser':<12}{cut(loaded.denoiser, 60) or 'not known'}",
         f"{'paintings':<12}{_describe_paintings(names, pictures)}",
-        *(f"{key:<12}{value}" for key, value in loaded.about.items() if key not in ("name", "paintings", "mixed")),
+        *(
+            f"{cut(key, 60):<12}{cut(str(value), 1_000)}"
+            for key, value in loaded.about.items()
+            if key not in ("name", "paintings", "mixed")
+        ),
     ]
     session.report(lines, **facts)
 
@@ -233,5 +238,6 @@ def _path_and_weight(text: str) -> tuple[Path, float]:
         return read_path(path), float(weight)
     except ValueError:
         raise UsageError(
-            f'The weight "{weight}" of {path} is not a number', "give FILE=WEIGHT, such as a.safetensors=0.5"
+            f'The weight "{cut(weight, 60)}" of {cut(path, 200)} is not a number',
+            "give FILE=WEIGHT, such as a.safetensors=0.5",
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,7 @@ def get(
     from inst.evaluation.networks.sources import SOURCES
     from inst.evaluation.networks.weights import check_name, fetch
 
-    if given is not None and not given.is_dir():
+    if given is not None and not os.path.isdir(given):  # False also for a path that is too long
         raise InstError(f"{given}: no such folder", "give another folder with --from")
     wanted = list(SOURCES) if "all" in names else names
     for name in wanted:

@@ -40,6 +40,7 @@ from transformers import (
 from inst.arguments import check_path, check_type
 from inst.backbone.graphs import cuda_graphs
 from inst.backbone.inversion import AttentionInversion, DirectInversion, Inversion, InversionConfig
+from inst.backbone.loading.part import read_json
 from inst.backbone.loading.pipeline import parts_of
 from inst.backbone.loading.sources import BUNDLED
 from inst.backbone.model import Backbone
@@ -260,9 +261,9 @@ def _remove_inversion(folder: Path) -> None:
     """Remove an inversion module that was saved before. Raises InstError if the folder holds anything else."""
     try:
         known = {name.name for name in fields(InversionConfig)}
-        ours = json.loads((folder / "config.json").read_text(encoding="utf-8")).keys() <= known
+        ours = read_json(folder / "config.json").keys() <= known
         ours = ours and not folder.is_symlink() and {file.name for file in folder.iterdir()} == _INVERSION_FILES
-    except (OSError, ValueError, AttributeError):
+    except (InstError, OSError, AttributeError):
         ours = False
     if not ours:
         raise InstError(

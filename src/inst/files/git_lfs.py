@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from inst.errors import InstError
@@ -13,9 +14,11 @@ _START = b"version https://git-lfs.github.com/spec/"
 def refuse_pointer(path: Path) -> None:
     """Raise InstError if a file is a pointer of git LFS.
 
-    Call it before a file is read, because a reader would call the pointer damaged. A file that cannot be opened is left
-    to its reader, which says why.
+    Call it before a file is read, because a reader would call the pointer damaged. A file that cannot be opened, and a
+    pipe or a device, is left to its reader, which says why.
     """
+    if not os.path.isfile(path):
+        return
     try:
         with path.open("rb") as file:
             start = file.read(len(_START))

@@ -29,9 +29,14 @@ UNREADABLE_PICTURES = (
 def readable_name(name: str) -> str:
     """Return a file's name as text that can be stored and drawn: a byte that is not UTF-8 becomes its value, as `%FF`.
 
-    Python gives such a byte as a lone surrogate (PEP 383), which no file of text, database or font takes.
+    Python gives such a byte as a lone surrogate (PEP 383), which no file of text, database or font takes. Any other
+    lone surrogate, as JSON may hold it, becomes U+FFFD.
     """
-    return re.sub(r"[\ud800-\udfff]", lambda lone: f"%{ord(lone[0]) & 0xFF:02X}", name)
+    return re.sub(r"[\ud800-\udfff]", lambda lone: _shown_byte(ord(lone[0])), name)
+
+
+def _shown_byte(code: int) -> str:
+    return f"%{code - 0xDC00:02X}" if 0xDC80 <= code <= 0xDCFF else "\ufffd"
 
 
 @contextmanager

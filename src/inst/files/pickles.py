@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inst.errors import first_line
+from inst.files.listing import readable_path
+from inst.files.pickle_limits import UnsafePickleError, check_pickle, check_stored, check_torch_file
+from inst.files.reading import check_regular
+
 Array = NDArray[np.float32]
 
-
-class UnsafePickleError(pickle.UnpicklingError):
-    """The pickle names an object that is not on the allow-list, or contains data that the reader does not accept."""
+_LONGEST_NAME = 1_000  # of an array, in characters
 
 
 def is_safetensors(start: bytes) -> bool:
@@ -35,14 +38,19 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def read_numpy_pickle(data: bytes) -> dict[str, Array]:
-    """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots."""
+    """Read nested dicts of float32 arrays into one flat dict; the keys are joined with dots.
+
+    Raises UnsafePickleError.
+    """
+    check_pickle(io.BytesIO(data))
     return _load(_NumpyUnpickler(io.BytesIO(data)), "the pickle")
 
 
 def read_torchscript_tensors(data: bytes) -> dict[str, Array]:
     """Read the float32 tensors of a TorchScript archive (a zip file), by attribute path such as `net.conv.weight`.
 
-    Only `data.pkl` and the raw storages under `data/` are read; the archive's code is ignored.
+    Only `data.pkl` and the raw storages under `data/` are read; the archive's code is ignored. Raises
+    UnsafePickleError.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -50,24 +58,33 @@ def read_torchscript_tensors(data: bytes) -> dict[str, Array]:
             if len(pickles) != 1:
                 raise UnsafePickleError("not a TorchScript archive: it has no single data.pkl")
             root = pickles[0].removesuffix("data.pkl")
-            unpickler = _TorchScriptUnpickler(io.BytesIO(archive.read(pickles[0])), archive, root)
-            return _load(unpickler, pickles[0])
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UnsafePickleError(f"not a readable TorchScript archive: {error}") from error
+            # The code, which is not read, may be compressed.
+            check_stored((entry for entry in archive.infolist() if _is_read(entry.filename, root)), len(data))
+            content = archive.read(pickles[0])
+            check_pickle(io.BytesIO(content))
+            return _load(_TorchScriptUnpickler(io.BytesIO(content), archive, root), "the pickle")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise UnsafePickleError(f"not a readable TorchScript archive ({type(error).__name__})") from error
+
+
+def _is_read(name: str, root: str) -> bool:
+    return name == f"{root}data.pkl" or name.startswith(f"{root}data/")
 
 
 def _load(unpickler: pickle.Unpickler, what: str) -> dict[str, Array]:
     try:
         return _flatten(unpickler.load())
-    except pickle.UnpicklingError:
+    except UnsafePickleError:
         raise
     # A damaged pickle can raise any exception. No code was run, and the data cannot be used.
     except Exception as error:
-        raise UnsafePickleError(f"{what} cannot be read: {error}") from error
+        raise UnsafePickleError(f"{what} cannot be read: {first_line(error)}") from error
 
 
 def _flatten(value: object, path: str = "") -> dict[str, Array]:
     """Collect the arrays of nested dicts and modules; other leaves (flags, strides, paddings) are dropped."""
+    if len(path) > _LONGEST_NAME:
+        raise UnsafePickleError("the pickle has names that are too long")
     if isinstance(value, _PickledArray):
         return {path: value.array()}
     if isinstance(value, np.ndarray):
@@ -116,12 +133,23 @@ class _PickledArray:
         if len(self.state) != 5:
             raise UnsafePickleError("the pickle contains an array without data")
         _, shape, dtype, fortran, raw = self.state
+        if not _is_shape(shape):
+            raise UnsafePickleError("the pickle contains an array without a shape")
         if not isinstance(dtype, _PickledDType) or (dtype.code, dtype.order) != ("f4", "<"):
             raise UnsafePickleError("the pickle contains data other than little-endian float32 arrays")
         if not isinstance(raw, bytes) or len(raw) != 4 * math.prod(shape):
             raise UnsafePickleError("the pickle contains an array with the wrong number of bytes for its shape")
         flat = np.frombuffer(raw, dtype="<f4")
-        return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32)
+        return flat.reshape(shape, order="F" if fortran else "C").astype(np.float32, copy=False)
+
+
+def _is_shape(value: object) -> bool:
+    """Whether a value holds lengths. The product of anything else can be anything: texts, or endless tuples."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) <= 32
+        and all(type(length) is int and 0 <= length < 2**40 for length in value)
+    )
 
 
 class _NumpyUnpickler(pickle.Unpickler):
@@ -149,10 +177,13 @@ class _FloatStorage:
 
 def _build_tensor(storage: Array, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Array:
     """Replaces `torch._utils._rebuild_tensor_v2`, for contiguous tensors only."""
+    if not _is_shape(shape) or not _is_shape(stride) or not _is_shape((offset,)) or type(storage) is not np.ndarray:
+        raise UnsafePickleError("the archive contains a tensor without a shape")
     contiguous = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     if tuple(stride) != contiguous:
         raise UnsafePickleError("the archive contains a tensor that is not contiguous")
-    return storage[offset : offset + math.prod(shape)].reshape(shape).copy()
+    # Not a copy: a tensor may be named any number of times.
+    return storage[offset : offset + math.prod(shape)].reshape(shape)
 
 
 def _build_dict() -> dict[object, object]:
@@ -174,6 +205,7 @@ class _TorchScriptUnpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)
         self._archive, self._root = archive, root
+        self._storages: dict[str, Array] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__."):
@@ -183,10 +215,12 @@ class _TorchScriptUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Array:
         match pid:
             case ("storage", storage_type, str(key), str(), int(count)) if storage_type is _FloatStorage:
-                raw = self._archive.read(f"{self._root}data/{key}")
-                if len(raw) != 4 * count:
-                    raise UnsafePickleError(f"the archive's storage {key} has the wrong size")
-                return np.frombuffer(raw, dtype="<f4").astype(np.float32)
+                if key not in self._storages:
+                    raw = self._archive.read(f"{self._root}data/{key}")
+                    if len(raw) != 4 * count:
+                        raise UnsafePickleError(f"the archive's storage {key:.60} has the wrong size")
+                    self._storages[key] = np.frombuffer(raw, dtype="<f4").astype(np.float32, copy=False)
+                return self._storages[key]
         raise UnsafePickleError("the archive refers to something other than a float32 storage")
 
 
@@ -233,14 +267,19 @@ def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:
             not imported and need not be installed.
 
     Raises:
-        UnsafePickleError: the pickle names another object; no code was run.
+        DamagedPickleError: the file is truncated, or no file of `torch.save`.
+        UnsafePickleError: the pickle names another object, or is refused by `check_torch_file`; no code was run.
+        InstError: it is missing, or not a regular file.
         Exception: any exception that torch raises for a damaged file.
     """
+    check_regular(path)
+    is_archive = check_torch_file(path)
     classes: Any = [(replacement, name) for name, replacement in replacements.items()]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(classes):
             warnings.simplefilter("ignore")  # torch warns of pickle protocols that it does not write, then refuses them
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            with readable_path(path) as place:
+                return torch.load(place, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             module, _, name = asked[1].rpartition(".")
@@ -249,5 +288,10 @@ def read_torch_pickle(path: Path, replacements: Mapping[str, type]) -> object:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor from a pickle is an ordinary array: not sparse, not nested, and not without data."""
-    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+    """Return whether a tensor from a pickle is an ordinary array: not sparse, not nested, and with all its data.
+
+    A pickle can declare any shape for a single stored number.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

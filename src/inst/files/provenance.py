@@ -17,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from inst.errors import InstError, first_line
+from inst.errors import first_line
 from inst.files.listing import readable_name
+from inst.files.reading import open_file, translate_reading
 from inst.version import __version__
 
 KEYWORD = "inst"
@@ -47,12 +48,10 @@ class SourceFile:
 
     @classmethod
     def of(cls, path: str | Path) -> SourceFile:
-        """Make the record of a file. Raises InstError if the file cannot be read."""
-        try:
-            with open(path, "rb") as file:
-                return cls(str(path), hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            raise InstError(f"{path} cannot be read ({error.strerror or error})", "give another file") from None
+        """Make the record of a file. Raises InstError if it cannot be read, or is a device."""
+        with open_file(path) as file, translate_reading(Path(path)):
+            digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO lacks a method that files have
+            return cls(str(path), digest.hexdigest())
 
 
 def base_name(path: str | os.PathLike[str]) -> str:

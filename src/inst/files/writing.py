@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inst.errors import InstError
-from inst.files.holding import lock, part_name
-from inst.files.holding import sweep_once as sweep_once
+from inst.files.holding import lock, part_name, sweep_once
 
 LONGEST_NAME = 255
 """Largest name of a file in bytes, on all common file systems."""

@@ -8,19 +8,16 @@ bytes, the right block the upper halves. A fixed noise pattern is added (XOR). T
 from __future__ import annotations
 
 import zlib
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 
-LARGEST_TEXT = 100_000_000
+LARGEST_TEXT = 24_000_000
 """Decompression stops at this number of bytes. The text of the largest embeddings has about 10 million."""
 
 
@@ -36,7 +33,7 @@ def hidden_text(image: Image.Image) -> bytes | None:
     if len(black) < 2:
         return None
     low, high = halves[:, : black[0]], halves[:, black[-1] + 1 :]
-    if low.shape != high.shape or not low.size:
+    if low.shape != high.shape or not 0 < low.size <= LARGEST_TEXT:
         return None
     noise = _noise(low.size).reshape(low.shape)
     stream = ((high ^ noise) << 4 | (low ^ noise)).tobytes()
@@ -46,16 +43,20 @@ def hidden_text(image: Image.Image) -> bytes | None:
         return None
 
 
+_FACTOR, _INCREMENT = 1664525, 1013904223
+
+
 def _noise(count: int) -> NDArray[np.uint8]:
     """Return the noise pattern, [count] in [0, 16).
 
     A linear congruential generator makes the numbers; each is taken modulo 255, and its lower four bits are used.
     """
 
-    def numbers() -> Iterator[int]:
-        state = 0
-        while True:
-            state = (1664525 * state + 1013904223) % 2**32
-            yield state % 255 & 0x0F
-
-    return np.fromiter(islice(numbers(), count), np.uint8, count)
+    states = np.array([_INCREMENT], np.uint32)
+    # Of n numbers, and the factor and increment of n steps, come the next n numbers; unsigned integers wrap at 2^32.
+    factor, increment = np.uint32(_FACTOR), np.uint32(_INCREMENT)
+    with np.errstate(over="ignore"):
+        while len(states) < count:
+            states = np.concatenate([states, states * factor + increment])
+            factor, increment = factor * factor, factor * increment + increment
+    return (states[:count] % 255 & 0x0F).astype(np.uint8)

@@ -26,6 +26,7 @@ from inst.files.provenance import describe
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import resize, save_png
 from inst.styles.style import Style
+from inst.texts import cut
 
 FORMATS = {"diffusers": ".safetensors", "a1111": ".safetensors", "comfyui": ".safetensors", "a1111-png": ".png"}
 """The formats that `export_style` writes, with their file extensions. a1111 and comfyui give the same file."""
@@ -84,7 +85,7 @@ def export_style(style: Style, path: str | Path, to: str, token: str | None = No
 def check_export(path: Path | None, to: str, token: str | None = None) -> None:
     """Raise UsageError if `export_style` cannot use these arguments. A path of None is not checked."""
     if to not in FORMATS:
-        raise UsageError(f'The format "{to}" is unknown', f"use one of {', '.join(FORMATS)}")
+        raise UsageError(f'The format "{cut(to, 60)}" is unknown', f"use one of {', '.join(FORMATS)}")
     if token is not None:
         if to != "diffusers":
             raise UsageError(
@@ -92,7 +93,7 @@ def check_export(path: Path | None, to: str, token: str | None = None) -> None:
             )
         if f"<{token.strip('<>')}>" != token_of(token):
             raise UsageError(
-                f'The token "{token}" cannot be used, because CLIP reads lower-case letters only',
+                f'The token "{cut(token, 60)}" cannot be used, because CLIP reads lower-case letters only',
                 f'use lower-case letters, digits and hyphens, such as "{token_of(token)}"',
             )
     if path is None:
@@ -101,7 +102,7 @@ def check_export(path: Path | None, to: str, token: str | None = None) -> None:
         raise UsageError(f"{path} cannot be written for {to}", f"give a name that ends in {FORMATS[to]}")
     if to != "diffusers" and not re.fullmatch(r"[\w.-]+", path.stem):
         raise UsageError(
-            f'The name "{path.stem}" cannot be written in a prompt of {to}',
+            f'The name "{cut(path.stem, 60)}" cannot be written in a prompt of {to}',
             f"use letters, digits, hyphens and dots in the file name, such as {slug(path.stem)}{FORMATS[to]}",
         )
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from inst.arguments import check_path, checked
 from inst.errors import Argument, InstError, UsageError
 from inst.files.git_lfs import refuse_pointer
-from inst.files.listing import readable_name, readable_path
-from inst.files.pickles import NUMPY_SCALARS, UnsafePickleError, is_dense, is_safetensors, read_torch_pickle
+from inst.files.listing import readable_name
+from inst.files.pickle_limits import DamagedPickleError, UnsafePickleError
+from inst.files.pickles import NUMPY_SCALARS, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
+from inst.files.reading import check_regular, parse_json, translate_reading
+from inst.files.tensors import open_tensors
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.io import USUAL_SIZE, encode_painting, look_at, open_picture, read_text_in
 from inst.pictures.reducing import LARGE
@@ -27,6 +29,7 @@ from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector
 from inst.styles.style import KEY, Style
+from inst.texts import cut
 from inst.version import __version__
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 _MODELS = {(768,): "Stable Diffusion 1.x", (1024,): "Stable Diffusion 2.x", (768, 1280): "Stable Diffusion XL"}
 _LARGEST = 200_000_000
 """A file with more bytes is a model and is not read. The largest embeddings have about 10 million."""
+_MOST_TENSORS = 1_000
+_LONGEST_NAME = 200  # of a style, in characters
 _PAIRS = (ENCODERS, ("text_encoders_0", "text_encoders_1"))
 """Names of the vectors for the two text encoders of SDXL: of most programs, and of cog-sdxl and diffusers' scripts."""
 _OUTPUTS = "_out"
@@ -156,26 +161,25 @@ def read_embedding(path: str | Path) -> Embedding | ReferenceInversion:
         InstError: the file is missing, damaged, or of another kind; or it is a pickle that asks for more than weights.
     """
     path = Path(path)
+    check_regular(path)
     refuse_pointer(path)
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise InstError(
-                f"{path} is too large for an embedding",
-                "give an embedding file; if this is a whole model, give it as ",
-                Argument("backbone"),
-            )
-        with path.open("rb") as file:
-            start = file.read(9)
-    except FileNotFoundError:
-        raise InstError(f"{path}: no such file", "check the path") from None
-    except OSError as error:
-        raise InstError(f"{path} cannot be read ({error.strerror or error})", "give an embedding file") from None
+    with translate_reading(path), path.open("rb") as file:
+        start = file.read(9)
+        size = os.fstat(file.fileno()).st_size
+    if size > _LARGEST:
+        raise InstError(
+            f"{path} is too large for an embedding",
+            "give an embedding file; if this is a whole model, give it as ",
+            Argument("backbone"),
+        )
     if start.startswith((b"\x89PNG", b"RIFF")):  # lossless WebP keeps the pixels too
         content = _read_picture(path)
         found = _identify(content, path)
         # A picture keeps its name if its file is renamed. Of other files, all programs use the name of the file.
         name = content.get("name") if isinstance(content, Mapping) else None
-        return replace(found, name=name) if isinstance(found, Embedding) and name and isinstance(name, str) else found
+        if isinstance(found, Embedding) and isinstance(name, str) and name:
+            return replace(found, name=_short(name))
+        return found
     if start.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors(start):
         return _identify(_read_pickle(path), path)
     return _identify(_read_safetensors(path), path)
@@ -256,8 +260,12 @@ def _embedding(path: Path, parts: Mapping[str, Any], name: str, kind: str) -> Em
             "give another embedding",
         )
     return Embedding(
-        torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), name or readable_name(path.stem), kind
+        torch.cat(tensors, dim=1), tuple(t.shape[1] for t in tensors), _short(name) or readable_name(path.stem), kind
     )
+
+
+def _short(name: str) -> str:
+    return cut(readable_name(name), _LONGEST_NAME)
 
 
 def _with_rows(entry: Any) -> Any:
@@ -274,13 +282,17 @@ def _is_table(tensor: Any) -> bool:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        with readable_path(path) as place, safe_open(place, "pt") as file:
+        with open_tensors(path) as file:
+            keys = list(file.keys())
             is_style = KEY in (file.metadata() or {})
-            content = {} if is_style else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            content = {} if is_style else {key: file.get_tensor(key) for key in keys[:_MOST_TENSORS]}
+    except InstError as error:
         raise InstError(
-            f"{path} cannot be read as an embedding ({reason(error)})", "give a .safetensors, .pt, .bin or .png file"
+            f"{path} cannot be read as an embedding (it {error.problem.removeprefix(f'{path} ')})",
+            "give a .safetensors, .pt, .bin or .png file",
         ) from None
+    if len(keys) > _MOST_TENSORS and not is_style:
+        raise InstError(f"{path} holds {len(keys):,} tensors, which no embedding has", "give an embedding file")
     if is_style:
         raise UsageError(f"{path} is already an InST style", "use it as it is")
     return content
@@ -290,6 +302,13 @@ def _read_pickle(path: Path) -> Any:
     """Read a file of `torch.save` with PyTorch's loader for weights. `PickledModule` replaces the module classes."""
     try:
         return read_torch_pickle(path, {**dict.fromkeys((*CLASSES, _PARAMETERS), PickledModule), **NUMPY_SCALARS})
+    except (InstError, MemoryError):
+        raise
+    except DamagedPickleError as error:
+        raise InstError(
+            f"{path} cannot be read as a pickle of weights ({error})",
+            "copy the file again, or ask its author for a .safetensors file",
+        ) from None
     except UnsafePickleError as error:
         raise InstError(f"{path} is refused: {error}", "ask its author for a .safetensors file") from None
     except Exception:  # a damaged pickle can fail with any exception; none of its code was run
@@ -300,22 +319,22 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _read_picture(path: Path) -> Any:
-    text = read_text_in(path, PNG_TEXT)
+    content: str | bytes | None = read_text_in(path, PNG_TEXT)
+    if content is None:
+        width, height, _ = look_at(path)
+        content = hidden_text(open_picture(path)) if width * height <= LARGE else None
+    if content is None:
+        raise InstError(
+            f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of A1111 "
+            f"loses its embedding when it is resized or converted",
+            "ask its author for the original file",
+        )
     try:
-        if text is not None:
-            content: Any = base64.b64decode(text, validate=True)
-        else:
-            width, height, _ = look_at(path)
-            content = hidden_text(open_picture(path)) if width * height <= LARGE else None
-        if content is None:
-            raise InstError(
-                f"{path} holds no embedding, neither in a text chunk ({PNG_TEXT}) nor in its pixels. A picture of "
-                f"A1111 loses its embedding when it is resized or converted",
-                "ask its author for the original file",
-            )
-        return json.loads(content, object_hook=_tensor_of)
-    except (binascii.Error, ValueError, TypeError, RuntimeError, RecursionError, OverflowError) as error:
-        raise InstError(f"{path}: the embedding is damaged ({reason(error)})", "copy the picture again") from None
+        decoded = content if isinstance(content, bytes) else base64.b64decode(content, validate=True)
+        return parse_json(decoded, "its text", hook=_tensor_of)
+    except (InstError, binascii.Error, ValueError, TypeError, RuntimeError, OverflowError) as error:
+        said = error.problem if isinstance(error, InstError) else reason(error)
+        raise InstError(f"{path}: the embedding is damaged ({said})", "copy the picture again") from None
 
 
 def _tensor_of(entry: dict[str, Any]) -> Any:
@@ -339,7 +358,11 @@ def _check_widths(path: Path, widths: tuple[int, ...], backbone: Backbone) -> No
 
 
 def _unknown(path: Path, content: Any) -> InstError:
-    entries = ", ".join(map(str, list(content)[:3])) if isinstance(content, Mapping) and content else "nothing known"
+    entries = (
+        ", ".join(cut(str(key), 60) for key in list(content)[:3])
+        if isinstance(content, Mapping) and content
+        else "nothing known"
+    )
     return InstError(
         f"{path} is not an embedding in a known format (it holds {entries})", "give a file of textual inversion"
     )

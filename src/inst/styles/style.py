@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,14 @@ from torch import Tensor
 from inst.arguments import check_path, check_type, checked
 from inst.errors import Call, InstError, RemedyPiece, UsageError
 from inst.files.git_lfs import refuse_pointer
+from inst.files.listing import readable_name
 from inst.files.pickles import is_safetensors
 from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
+from inst.files.reading import open_file, parse_json, translate_reading
+from inst.files.tensors import HEADER_BYTES
 from inst.files.writing import write_bytes_atomically
 from inst.pictures.io import decode_picture
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -41,7 +46,7 @@ _MODULE = "module."
 _PAINTING = "painting."
 _THUMBNAIL = "thumbnail"  # of format 1: a PNG of the first painting, at most 256 pixels a side
 _LEARN = "learn the style again"
-_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+_LARGEST_FILE = 2 * 2**30  # bytes; a style with a module for Stable Diffusion XL has 0.4 GB
 _PICTURE = "a picture"
 _OTHER_FILES = {
     b"\x89PNG": _PICTURE,
@@ -115,7 +120,7 @@ class Style:
         about = to_plain(self.about, PROSE_KEYS)
         name = self.about.get("name")
         if isinstance(name, str) and not _PATH.match(name):
-            about["name"] = name  # a chosen name may have a slash, as in "Art Nouveau 1890/1910"
+            about["name"] = readable_name(name)  # a chosen name may have a slash, as in "Art Nouveau 1890/1910"
         object.__setattr__(self, "about", about)
 
     @property
@@ -125,8 +130,8 @@ class Style:
 
     @property
     def name(self) -> str:
-        """The name of the style in messages and labels."""
-        return str(self.about.get("name") or "unnamed")
+        """The name of the style in messages and labels, shortened to 200 characters."""
+        return cut(str(self.about.get("name") or "unnamed"), 200)
 
     @property
     def width_text(self) -> str:
@@ -156,22 +161,16 @@ class Style:
         check_path("A style file", path)
         path = Path(path)
         refuse_pointer(path)
-        try:
-            with path.open("rb") as file:
-                start = file.read(9)
-                _check_start(str(path), start)
-                # The header is checked first, so that a whole model given by mistake is not read into memory.
-                header = file.read(_header_length(start) - 1)
-                _read_header(str(path), start + header)
-                return cls.from_bytes(start + header + file.read(), str(path))
-        except FileNotFoundError:
-            raise InstError(f"{path}: no such file", "check the path") from None
-        except IsADirectoryError:
-            raise InstError(f"{path} is a folder", "give a style file") from None
-        except OSError as error:
-            raise InstError(f"{path} cannot be read ({error.strerror or error})", "give a style file") from None
-        except MemoryError:
-            raise InstError(f"{path} does not fit into memory", "give a style file") from None
+        with open_file(path) as file, translate_reading(path):
+            start = file.read(9)
+            _check_start(str(path), start)
+            # The header is checked first, so that a whole model given by mistake is not read into memory.
+            header = file.read(_header_length(start) - 1)
+            _read_header(str(path), start + header)
+            if file.seek(0, os.SEEK_END) > _LARGEST_FILE:
+                raise InstError(f"{path} is larger than any style", "give another file")
+            file.seek(0)
+            return cls.from_bytes(file.read(), str(path))
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the style file that `save` writes."""
@@ -212,6 +211,8 @@ class Style:
             ) or [key for key in tensors if key == _THUMBNAIL]
             module = {key.removeprefix(_MODULE): tensor for key, tensor in tensors.items() if key.startswith(_MODULE)}
             vectors, about = tensors["vectors"], read_entry(content, "about", dict)
+            if not all(one.is_floating_point() for one in (vectors, *module.values())):
+                raise TypeError("its vectors or its module are not real numbers")
             if not all(isinstance(painting, dict) for painting in about.get("paintings", [])):
                 raise TypeError("its paintings are not a list of objects")
             return cls(
@@ -245,10 +246,10 @@ class Style:
             return None
         backbone_name = f"{backbone.name} " if backbone.name else ""
         if self.fingerprint != backbone.fingerprint:
-            origin = f" of {self.about['backbone']}" if self.about.get("backbone") else ""
+            origin = f" of {cut(str(self.about['backbone']), 60)}" if self.about.get("backbone") else ""
             raise UsageError(
-                f'The style "{self.name}" belongs to the text space {self.fingerprint}{origin}, but the backbone '
-                f"{backbone_name}has the text space {backbone.fingerprint}",
+                f'The style "{self.name}" belongs to the text space {cut(self.fingerprint, 60)}{origin}, but the '
+                f"backbone {backbone_name}has the text space {backbone.fingerprint}",
                 f"use the backbone that the style was learned with, or {_LEARN}",
             )
         width = backbone.text_width
@@ -260,9 +261,9 @@ class Style:
             )
         if self.denoiser and backbone.denoiser_fingerprint and self.denoiser != backbone.denoiser_fingerprint:
             return (
-                f'The style "{self.name}" was learned with another UNet ({self.denoiser}) than that of the backbone '
-                f"{backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style works, but "
-                "the result may look different."
+                f'The style "{self.name}" was learned with another UNet ({cut(self.denoiser, 60)}) than that of the '
+                f"backbone {backbone_name}({backbone.denoiser_fingerprint}), with the same text space: the style "
+                "works, but the result may look different."
             )
         return None
 
@@ -396,7 +397,7 @@ def _check_start(name: str, start: bytes) -> None:
             if kind != _PICTURE:
                 remedy += [", or make one from an embedding with ", Call("import_style")]
             raise InstError(f"{name} is {kind}", *remedy)
-    if len(start) < 8 or not 2 <= _header_length(start) <= _LARGEST_HEADER:
+    if len(start) < 8 or not 2 <= _header_length(start) <= HEADER_BYTES:
         raise InstError(f"{name} is not a safetensors file", "give a style file, which ", Call("learn"), " makes")
 
 
@@ -411,7 +412,7 @@ def _read_header(name: str, data: bytes) -> dict[str, Any]:
     try:
         if len(data) < 8 + length:
             raise ValueError("its end is missing")
-        header = json.loads(data[8 : 8 + length])
+        header = _parse(data[8 : 8 + length])
         if not isinstance(header, dict):
             raise ValueError("its header is not a JSON object")
         metadata = header.get("__metadata__") or {}
@@ -423,9 +424,19 @@ def _read_header(name: str, data: bytes) -> dict[str, Any]:
                 " makes, or make one from an embedding with ",
                 Call("import_style"),
             )
-        content: dict[str, Any] = json.loads(metadata[KEY])
+        content: dict[str, Any] = _parse(metadata[KEY])
         if content["format"] > FORMAT:
             raise InstError(f"{name} was written by a newer version of inst", "update inst")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InstError(f"{name} is damaged ({reason(error)})", f"copy it again, or {_LEARN}") from None
     return content
+
+
+def _parse(text: Any) -> Any:
+    """Return the value of a JSON text of a style file. Raises ValueError or TypeError if it cannot be read."""
+    if not isinstance(text, str | bytes):
+        raise TypeError("its description is not a text")
+    try:
+        return parse_json(text, "its header", finite=True)
+    except InstError as error:
+        raise ValueError(error.problem) from None

@@ -682,7 +682,7 @@ def not_even_text(folder: Path) -> None:
         (end_token_of_another_vocabulary, "49407"),
         (eyes_for_larger_pictures, "96 px, but the image encoder takes 64 px"),
         (stable_diffusion_xl, "it has no folder text_encoder_2, tokenizer_2"),
-        (not_even_text, "unet/config.json cannot be read"),
+        (not_even_text, "unet/config.json is not a text file in UTF-8"),
         (json_too_deep, "unet/config.json cannot be read"),
         (entry_without_a_class, "only models in the layout of Stable Diffusion 1.x, 2.x and XL"),
         (tokenizer_of_no_length, "model_max_length 'abc'"),

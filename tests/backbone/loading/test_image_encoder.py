@@ -121,7 +121,7 @@ def test_an_invalid_image_encoder_is_refused_with_the_reason(
     whole_clip: Path, tiny_backbone_folder: Path, tmp_path: Path
 ) -> None:
     for name in ("nowhere", "~nosuchuser/clip", "x" * 5000, "owner/two--hyphens"):
-        with pytest.raises(UsageError, match=f"{name} is not an image encoder"):
+        with pytest.raises(UsageError, match=f"{name[-20:]} is not an image encoder"):
             find_image_encoder(name, download=True)
     with pytest.raises(InstError, match="clip_text_model, not the image encoder"):
         read_image_encoder(tiny_backbone_folder / "text_encoder", torch.float32)

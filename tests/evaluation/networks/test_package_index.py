@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from inst.evaluation.networks import package_index
 from inst.evaluation.networks.package_index import PackageIndexError, PipSettings, Release, download, pip_settings
 from registry_server import FILENAME, FullDisk, Index, sdist, serve
 
@@ -90,6 +91,39 @@ def test_download_refuses_a_page_that_is_no_index(index: Index) -> None:
     index.page = lambda: ("application/json", b'{"error": "maintenance"}')  # type: ignore[method-assign]
     with serve(index) as address, pytest.raises(PackageIndexError, match="not that of a package index"):
         get(index.archive, address)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        ("application/json", b"[" * 100_000),
+        ("application/json", b'{"files": [{"url": "http://[", "hashes": {}}]}'),
+        ("application/json", b'{"files": [{"url": 5, "hashes": {}}]}'),
+        ("text/html", b'<a href="http://[">x</a>'),
+        ("text/html", b'<base href="http://["><a href="x">x</a>'),
+        ("text/html", b'<a href="nonsense:%s">x</a>' % FILENAME.encode()),
+        ("text/html", b'<a href="nonsense://x/%s">x</a>' % FILENAME.encode()),
+    ],
+    ids=repr,
+)
+def test_a_page_of_any_kind_gives_one_line(index: Index, page: tuple[str, bytes]) -> None:
+    index.page = lambda: page  # type: ignore[method-assign]
+    with serve(index) as address, pytest.raises(PackageIndexError) as caught:
+        get(index.archive, address)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_an_end_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package_index, "_LARGEST_FILE", 100)
+    with serve(index) as address, pytest.raises(PackageIndexError, match="is larger than"):
+        get(index.archive, address)
+
+
+@pytest.mark.parametrize("timeout", ["abc", "-1", "nan", "1e400"])
+def test_a_timeout_of_pip_that_is_none_gives_one_line(plain_pip: pytest.MonkeyPatch, timeout: str) -> None:
+    plain_pip.setattr(package_index, "_pip", lambda *_: f"global.timeout='{timeout}'\nglobal.index-url='http://x'")
+    with pytest.raises(PackageIndexError, match="timeout"):
+        pip_settings()
 
 
 def test_download_passes_disk_errors_on_to_the_caller(index: Index) -> None:

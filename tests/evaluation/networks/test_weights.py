@@ -13,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import load_file
+from safetensors.torch import save_file as save_tensors
 
 from inst.errors import InstError
 from inst.evaluation.networks import sources as weight_sources
 from inst.evaluation.networks import weights
+from inst.evaluation.networks.frozen import load_frozen
 from inst.evaluation.networks.package_index import Release
 from inst.evaluation.networks.sources import Source
 from inst.evaluation.networks.weights import fetch, inventory, tensors_digest
-from inst.files.pickles import UnsafePickleError, read_numpy_pickle
+from inst.files.pickle_limits import UnsafePickleError
+from inst.files.pickles import read_numpy_pickle
 from registry_server import FILENAME, MEMBER, FullDisk, Index, sdist, serve
 
 
@@ -112,6 +115,67 @@ def test_a_damaged_file_that_cannot_be_made_again_is_reported_with_its_hash(inde
         fetch("tiny", tmp_path)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"neither"
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float4_e2m1fn_x2, torch.int64, torch.complex64]
+)
+def test_a_cached_file_of_another_type_of_numbers_is_damaged(index: Index, tmp_path: Path, kind: torch.dtype) -> None:
+    (tmp_path / FILENAME).write_bytes(index.archive)
+    path = fetch("tiny", tmp_path)
+    good = load_file(path)
+    stored = torch.zeros(1, 2, 3, 4, dtype=torch.uint8).view(kind) if kind.itemsize == 1 else torch.ones(3, dtype=kind)
+    save_tensors({"net.kernel": stored, "net.bias": torch.ones(4)}, path)
+    assert next(item for item in inventory(tmp_path) if item.name == "tiny").state == "damaged"
+    (tmp_path / FILENAME).rename(tmp_path / "elsewhere")
+    with pytest.raises(InstError, match=r"is damaged \(it cannot be read: it holds tensors of the type .*, not F32\)"):
+        fetch("tiny", tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / FILENAME)
+    assert tensors_digest(load_file(fetch("tiny", tmp_path))) == tensors_digest(good)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"0.weight": torch.ones(2, 3, dtype=torch.complex64), "0.bias": torch.ones(2)},
+        {"0.weight": torch.ones(2, 3, dtype=torch.int64), "0.bias": torch.ones(2)},
+        {"0.weight": torch.ones(3, 2), "0.bias": torch.ones(2)},
+        {"0.weight": torch.zeros(2, 3, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "0.bias": torch.ones(2)},
+        {"foreign": torch.ones(1)},
+        {},
+    ],
+)
+def test_a_network_takes_no_other_weights(tmp_path: Path, stored: dict[str, torch.Tensor]) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    save_tensors({"0.weight": torch.ones(2, 3, dtype=torch.bfloat16), "0.bias": torch.ones(2)}, tmp_path / "good")
+    assert load_frozen(network, "vgg19", tmp_path / "good")[0].weight.dtype == torch.float32
+    save_tensors(stored, tmp_path / "other")
+    for path in (tmp_path / "other", Path("/dev/null"), tmp_path):
+        with pytest.raises(InstError, match="does not contain the weights 'vgg19'"):
+            load_frozen(network, "vgg19", path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
+def test_a_cache_folder_that_cannot_be_is_one_line(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / FILENAME).write_bytes(index.archive)
+    for place in ("~nosuchuser/x", tmp_path / "file", tmp_path / "loop" / "x", "/dev/null/x", tmp_path / ("x" * 5000)):
+        monkeypatch.setenv("INST_CACHE", str(place))
+        with pytest.raises(InstError, match="INST_CACHE") as caught:
+            fetch("tiny", given=given)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("INST_CACHE", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert fetch("tiny", given=given) == fetch("tiny")
+    monkeypatch.delenv("INST_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(InstError, match=r"cannot write to .*INST_CACHE"):
+        fetch("tiny", given=given)
 
 
 def test_without_network_the_error_says_which_file_to_put_into_which_folder(index: Index, tmp_path: Path) -> None:
@@ -327,7 +391,9 @@ def test_a_folder_can_be_given_instead_of_the_network(index: Index, tmp_path: Pa
     np.testing.assert_array_equal(load_file(path)["net.bias"], np.ones(4, np.float32))
     path.unlink()
     (given / "tiny.safetensors").write_bytes(b"broken")
-    with pytest.raises(InstError, match=r"tiny\.safetensors does not contain the weights 'tiny' \(wrong digest\)"):
+    with pytest.raises(
+        InstError, match=r"tiny\.safetensors does not contain the weights 'tiny' \(it cannot be read: .*\)"
+    ):
         fetch("tiny", cache, given)
     assert not path.exists()
 

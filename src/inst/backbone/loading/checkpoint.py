@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, first_line
 from inst.files.git_lfs import refuse_pointer
-from inst.files.pickles import LIGHTNING, UnsafePickleError, is_dense, read_torch_pickle
+from inst.files.pickle_limits import DamagedPickleError, UnsafePickleError
+from inst.files.pickles import LIGHTNING, is_dense, read_torch_pickle
+from inst.files.tensors import open_tensors
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -54,20 +55,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, "pt") as weights:
-            return {key: weights.get_tensor(key) for key in weights.keys()}, weights.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InstError(f"{path} is damaged or not a safetensors file ({first_line(error)})", COPY_AGAIN) from None
+    with open_tensors(path, COPY_AGAIN) as weights:
+        return {key: weights.get_tensor(key) for key in weights.keys()}, weights.metadata() or {}  # noqa: SIM118
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         content = read_torch_pickle(path, LIGHTNING)
+    except (InstError, MemoryError):
+        raise
+    except DamagedPickleError as error:
+        raise InstError(f"{path} is damaged or not a PyTorch checkpoint ({error})", COPY_AGAIN) from None
     except UnsafePickleError as error:
         raise InstError(f"{path} is refused ({error})", "use the model's safetensors file") from None
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged file can raise any exception
         raise InstError(f"{path} is damaged or not a PyTorch checkpoint ({first_line(error)})", COPY_AGAIN) from None
     while isinstance(content, dict) and isinstance(

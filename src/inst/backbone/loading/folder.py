@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
@@ -25,6 +24,8 @@ from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.loading.tokenizer import load_tokenizer
 from inst.backbone.parts import COPY_AGAIN, Parts, check_autoencoder
 from inst.errors import InstError, InstWarning, first_line
+from inst.files.tensors import open_tensors
+from inst.texts import cut
 
 _PIPELINES = ("InSTPipeline", "LatentConsistencyModelPipeline")
 """Classes of model_index.json that are used as Stable Diffusion is, besides those that have its name in theirs."""
@@ -83,7 +84,7 @@ def check_kind(folder: Path) -> None:
             f"{folder} is not a model in the diffusers layout (it has no model_index.json)", "give another folder"
         )
     index = read_json(folder / "model_index.json")
-    kind = index.get("_class_name", "model without a name")
+    kind = cut(str(index.get("_class_name", "model without a name")), 60)
     named = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] not in ([], [None])}
     needed = {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
     if "text_encoder_2" in named and "text_encoder" not in named:
@@ -135,7 +136,7 @@ def load_denoiser(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
     model = load_weights(UNet2DConditionModel, folder, dtype)
     first_rows: dict[str, Tensor] = {}
     for path in weight_files(folder, "diffusion_pytorch_model")[0]:
-        with safe_open(path, "pt") as weights:
+        with open_tensors(path) as weights:
             slices = {key: weights.get_slice(key) for key in weights.keys()}  # noqa: SIM118
             first_rows |= {key: slices[key][:1] for key in slices if slices[key].get_shape()}  # scalars have no rows
     return model, denoiser_fingerprint_of(first_rows)
@@ -151,7 +152,7 @@ def load_text_encoder(folder: Path, dtype: torch.dtype, *, projected: bool | Non
     projected = "text_projection.weight" in keys if projected is None else projected
     model = load_weights(CLIPTextModelWithProjection if projected else CLIPTextModel, folder, dtype)
     table = next(key for key in keys if key.endswith("embeddings.token_embedding.weight"))
-    with safe_open(keys[table], "pt") as weights:
+    with open_tensors(keys[table]) as weights:
         return model, weights.get_tensor(table)
 
 
@@ -160,7 +161,7 @@ def load_scheduler(folder: Path) -> DDIMScheduler:
     """Load the noise schedule and the prediction type of any diffusion scheduler of diffusers."""
     path = folder / "scheduler_config.json"
     config = read_json(path)
-    name = str(config.get("_class_name", "a scheduler without a name"))
+    name = cut(str(config.get("_class_name", "a scheduler without a name")), 60)
     try:
         scheduler = noise_schedule(config, name)
     except ScheduleError as error:

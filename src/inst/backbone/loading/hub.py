@@ -214,7 +214,7 @@ def _check_model(folder: Path) -> None:
         if part in _STEMS:
             read_json(folder / part / "config.json")
             weight_files(folder / part, _STEMS[part])
-        elif part.startswith("tokenizer"):
+        elif part in ("tokenizer", "tokenizer_2"):
             read_json(folder / part / "tokenizer_config.json")
             if not (folder / part / "tokenizer.json").is_file():
                 for file in ("vocab.json", "merges.txt"):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from inst.backbone.libraries import CLIPModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
+from inst.backbone.libraries import CLIPModel, CLIPTextModel, CLIPTokenizerFast, CLIPVisionModelWithProjection
+from inst.backbone.loading.configuration import check_config
 from inst.backbone.loading.hub import find_clip, is_hub_name
 from inst.backbone.loading.part import (
     build_model,
@@ -23,10 +23,11 @@ from inst.backbone.loading.part import (
     warn_of_variants,
     weight_files,
 )
-from inst.backbone.loading.tokenizer import VOCABULARY
+from inst.backbone.loading.tokenizer import VOCABULARY, check_files
 from inst.backbone.parts import COLOURS, COPY_AGAIN, FeatureExtractor
 from inst.errors import Argument, InstError, RemedyPiece, UsageError, first_line
-from inst.files.git_lfs import refuse_pointer
+from inst.files.tensors import open_tensors
+from inst.texts import cut
 
 MATCHING = {
     768: "openai/clip-vit-large-patch14",
@@ -113,7 +114,7 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
         vision = config.get("vision_config")
         config = {**vision, "projection_dim": config.get("projection_dim", 512)} if isinstance(vision, dict) else {}
     elif config.get("model_type") != "clip_vision_model":
-        kind = config.get("model_type") or "nothing"
+        kind = cut(str(config.get("model_type") or "nothing"), 60)
         raise InstError(
             f"{folder / 'config.json'} describes {kind}, not the image encoder of CLIP that is needed",
             "use another folder",
@@ -122,7 +123,7 @@ def read_image_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, FeatureEx
     warn_of_variants(folder, "model")
     tensors: dict[str, torch.Tensor] = {}
     for path in set(files.values()):
-        with safe_open(path, "pt") as weights:
+        with open_tensors(path) as weights:
             keys = [key for key in weights.keys() if key.startswith(("vision_model.", "visual_projection."))]  # noqa: SIM118
             tensors |= {key: weights.get_tensor(key) for key in keys}
     encoder = build_model(CLIPVisionModelWithProjection, config, tensors, dtype, str(folder))
@@ -150,11 +151,13 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
     """
     folder = find_folder(name)
     place = str(folder or name)
-    for path in folder.iterdir() if folder else ():
-        refuse_pointer(path)
+    if folder:
+        check_files(folder)
     try:
         if folder and not (folder / "config.json").is_file():
             raise ValueError("it has no config.json")  # transformers would first make a CLIP model of default size
+        if folder:
+            _check_clip(folder)
         with silence_libraries():
             options = {"local_files_only": not download}
             variants = find_variants((path.name for path in folder.iterdir()), "model") if folder else []
@@ -172,14 +175,27 @@ def read_clip(name: str | Path, download: bool = False) -> tuple[Any, Any, Featu
             raise ValueError("its tokenizer is missing or belongs to another model")  # transformers makes an empty one
         if report["missing_keys"]:
             raise ValueError(f"it has no {min(report['missing_keys'])}")  # transformers would initialise it at random
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises anything for a configuration that makes no sense
+        said = error.problem if isinstance(error, InstError) else first_line(error)
         raise InstError(
-            f"CLIP cannot be read from {name} ({first_line(error)})",
+            f"CLIP cannot be read from {name} ({said})",
             "give its folder, or a name on the model hub with ",
             Argument("download", True),
         ) from error
     extractor = read_feature_extractor(Path(str(preprocessing)), model.config.vision_config.image_size)
     return model.eval().requires_grad_(False), tokenizer, extractor
+
+
+def _check_clip(folder: Path) -> None:
+    """Check the configuration of a whole CLIP model."""
+    path, keys = folder / "config.json", read_keys(weight_files(folder, "model")[0])
+    config = read_json(path)
+    check_config({**config, "num_hidden_layers": 1}, CLIPModel, path, len(keys))
+    for name, model_class in (("text_config", CLIPTextModel), ("vision_config", CLIPVisionModelWithProjection)):
+        if isinstance(inner := config.get(name), dict):
+            check_config(inner, model_class, path, len(keys))
 
 
 def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
@@ -195,7 +211,9 @@ def read_feature_extractor(path: Path, side: int) -> FeatureExtractor:
     except (KeyError, TypeError):
         raise InstError(f"{path} has no usable crop_size", COPY_AGAIN) from None
     if size != side:
-        raise InstError(f"{path} makes pictures of {size} px, but the image encoder takes {side} px", COPY_AGAIN)
+        raise InstError(
+            f"{path} makes pictures of {cut(str(size), 60)} px, but the image encoder takes {side} px", COPY_AGAIN
+        )
     mean, std = _read_channels(path, config, "image_mean"), _read_channels(path, config, "image_std")
     if min(std) <= 0:
         raise InstError(f"{path} has the image_std {list(std)}, which is not positive", COPY_AGAIN)
@@ -209,4 +227,6 @@ def _read_channels(path: Path, config: dict[str, Any], name: str) -> tuple[float
         ):
             return red, green, blue
         case other:
-            raise InstError(f"{path} has the {name} {other!r}, not three numbers, one per colour", COPY_AGAIN)
+            raise InstError(
+                f"{path} has the {name} {cut(repr(other), 60)}, not three numbers, one per colour", COPY_AGAIN
+            )

@@ -5,7 +5,7 @@ Pickles are never opened, so no code in a file can run.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,15 +16,19 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers.utils import logging as transformers_logging
 
 from inst.backbone.libraries import ModelMixin
+from inst.backbone.loading.configuration import check_config, without_code
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, InstWarning, first_line
+from inst.files import reading
 from inst.files.git_lfs import refuse_pointer
+from inst.files.reading import check_regular
+from inst.files.tensors import open_tensors
+from inst.texts import cut
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 """A valid file name of a shard. Paths are not allowed, because they could lead out of the model's folder."""
@@ -34,6 +38,10 @@ _VARIANT = r"(?![\w-]*-\d+-of-\d+)[\w-]+"
 _PRECISIONS = ("", "fp32", "fp16", "bf16")
 """Variants by their precision, the finest first."""
 
+_CONFIGURATION_BYTES = 4 * 2**20
+_QUANTISED = ("I8", "U8", "F4", "F6", "F8_E8M0", "C")
+"""How the types of numbers begin that are no weights. PyTorch would take integers for them, or fail at the others."""
+
 FITTING_CONFIGURATION = "use the configuration that belongs to the weights"
 """The remedy of `MisfitError`."""
 
@@ -41,12 +49,13 @@ FITTING_CONFIGURATION = "use the configuration that belongs to the weights"
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InstError if the file is missing, broken or a pointer, or is not a JSON object."""
     refuse_pointer(path)
+    if not os.path.exists(path):
+        raise InstError(f"{path} is missing", COPY_AGAIN)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InstError(f"{path} is missing", COPY_AGAIN) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InstError(f"{path} cannot be read ({error})", COPY_AGAIN) from None
+        check_regular(path)
+        content = reading.read_json(path, _CONFIGURATION_BYTES, finite=True)
+    except InstError as error:
+        raise InstError(error.problem, COPY_AGAIN) from None
     if not isinstance(content, dict):
         raise InstError(f"{path} is not a JSON object", COPY_AGAIN)
     return content
@@ -141,7 +150,9 @@ def read_index(path: Path) -> list[Path]:
         raise InstError(f"{path} is not an index of safetensors files (it has no usable weight_map)", COPY_AGAIN)
     for name in weight_map.values():
         if not isinstance(name, str) or not _SHARD.fullmatch(name):
-            raise InstError(f"{path} names {name!r}, which is not a safetensors file in its folder", COPY_AGAIN)
+            raise InstError(
+                f"{path} names {cut(repr(name), 60)}, which is not a safetensors file in its folder", COPY_AGAIN
+            )
     if not weight_map:
         raise InstError(f"{path} names no file", COPY_AGAIN)
     return sorted({path.parent / name for name in weight_map.values()})
@@ -157,16 +168,19 @@ def read_keys(files: list[Path]) -> dict[str, Path]:
     keys: dict[str, Path] = {}
     for path in files:
         refuse_pointer(path)
-        try:
-            with safe_open(path, "pt") as weights:
-                kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise InstError(f"{path} is damaged or not a safetensors file ({error})", COPY_AGAIN) from None
-        for key, kind in kinds.items():
-            if kind in ("I8", "U8"):
-                raise InstError(f"{path} is quantised ({key} is {kind})", "use the model's ordinary weights")
-        keys |= dict.fromkeys(kinds, path)
+        with open_tensors(path, COPY_AGAIN) as weights:
+            keys |= dict.fromkeys(check_kinds(path, weights), path)
     return keys
+
+
+def check_kinds(path: Path, weights: Any) -> list[str]:
+    """Return the names of the tensors in an open safetensors file. Raises InstError if one is quantised."""
+    names: list[str] = list(weights.keys())
+    for name in names:
+        kind: str = weights.get_slice(name).get_dtype()
+        if kind.startswith(_QUANTISED):
+            raise InstError(f"{path} is quantised ({cut(name, 200)} is {kind})", "use the model's ordinary weights")
+    return names
 
 
 @contextmanager
@@ -226,6 +240,7 @@ def build_model(
         InstError: the configuration is invalid, or the weights are quantised.
     """
     name = model_class.__name__
+    check_config(config, model_class, f"The configuration of {source}", len(tensors))
     problem = f"{source} has a configuration that is not valid for {name}"
     with _translate_library_errors(problem, FITTING_CONFIGURATION):
         model = _empty_model(model_class, config)
@@ -270,7 +285,7 @@ def _empty_model(model_class: Any, config: Mapping[str, Any]) -> Any:
     with init_empty_weights(), _WithoutRandomNumbers():
         if issubclass(model_class, ModelMixin):
             return model_class.from_config(dict(config))
-        return model_class(model_class.config_class.from_dict(dict(config)))
+        return model_class(model_class.config_class.from_dict(without_code(config)))
 
 
 def _without_prefix(key: str) -> str:
@@ -304,7 +319,7 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     found = config.get("_class_name" if from_diffusers else "model_type")
     if found != expected:
         raise InstError(
-            f"{folder / 'config.json'} describes {found or 'nothing'}, not the {expected} that is needed",
+            f"{folder / 'config.json'} describes {cut(str(found or 'nothing'), 60)}, not the {expected} that is needed",
             "use another model",
         )
 
@@ -313,6 +328,7 @@ def load_weights(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     files, variant = weight_files(folder, stem)
     warn_of_variants(folder, stem)
     keys = read_keys(files)
+    check_config(config, model_class, folder / "config.json", len(keys))
     with _translate_library_errors(f"{folder}: config.json or the weights are not valid for {expected}", COPY_AGAIN):
         if from_diffusers:
             model, report = model_class.from_pretrained(
@@ -351,7 +367,7 @@ def _load_transformers_model(
     """
     tensors: dict[str, Tensor] = {}
     for path in set(keys.values()):
-        with safe_open(path, "pt") as weights:
+        with open_tensors(path) as weights:
             tensors |= {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
     model = _empty_model(model_class, config)
     names = {_without_prefix(key): key for key in model.state_dict()}
@@ -382,6 +398,6 @@ def _some(keys: list[str]) -> str:
 
 def _is_weight(path: Path, key: str) -> bool:
     """Return whether a tensor has floating point numbers; counters and positions are integers."""
-    with safe_open(path, "pt") as tensors:
+    with open_tensors(path) as tensors:
         kind: str = tensors.get_slice(key).get_dtype()
         return kind.startswith(("F", "BF"))

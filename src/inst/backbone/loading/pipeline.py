@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from inst.backbone.fingerprints import denoiser_fingerprint_of, fingerprint_of
@@ -17,6 +16,7 @@ from inst.backbone.loading.part import read_keys, silence_libraries, weight_file
 from inst.backbone.loading.schedule import ScheduleError, noise_schedule
 from inst.backbone.parts import FeatureExtractor, Parts, check_autoencoder
 from inst.errors import InstError, UsageError, first_line
+from inst.files.tensors import open_tensors
 
 _EXACT = (torch.float16, torch.float32, torch.float64)
 """Precisions that give the same fingerprints as the files, because fingerprints use numbers rounded to fp16."""
@@ -144,7 +144,7 @@ def _as_stored(module: Any, in_memory: Mapping[str, Tensor], stem: str) -> dict[
         stored = {}
         for key, tensor in in_memory.items():
             full = key if key in files else next(name for name in files if name.endswith(key))
-            with safe_open(files[full], "pt") as weights:
+            with open_tensors(files[full]) as weights:
                 stored[key] = weights.get_slice(full)[: len(tensor)]
     except (InstError, AttributeError, StopIteration):
         return None

@@ -11,8 +11,12 @@ from inst.backbone.loading.part import read_json, silence_libraries
 from inst.backbone.parts import COPY_AGAIN
 from inst.errors import InstError, first_line
 from inst.files.git_lfs import refuse_pointer
+from inst.files.reading import check_regular
+from inst.texts import cut
 
 _MERGES = models.FOLDER / "configs" / "clip" / "merges.txt"
+
+_LARGEST_FILE = 16 * 2**20  # bytes; CLIP's tokenizer.json has 4 million
 
 VOCABULARY = 49408
 """Size of CLIP's vocabulary: every byte, inside and at the end of a word, the merges, and a start and an end token."""
@@ -38,7 +42,7 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     if pad_token not in tokens:
         raise InstError(
-            f'The tokenizer pads prompts with "{pad_token}", which is not a token of CLIP', "correct pad_token"
+            f'The tokenizer pads prompts with "{cut(pad_token, 60)}", which is not a token of CLIP', "correct pad_token"
         )
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)},
@@ -51,15 +55,14 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>", model_max_length: int = 77)
 @silence_libraries()
 def load_tokenizer(folder: Path, text: Any) -> Any:
     """Load a tokenizer, check that it fits the text encoder's configuration `text`, and set `model_max_length`."""
-    kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+    path = folder / "tokenizer_config.json"
+    kind = read_json(path).get("tokenizer_class")
     if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
         raise InstError(
-            f"{folder / 'tokenizer_config.json'} describes {kind or 'nothing'}, not the CLIPTokenizer that is needed",
+            f"{path} describes {cut(str(kind or 'nothing'), 60)}, not the CLIPTokenizer that is needed",
             "use another model",
         )
-    names = {path.name for path in folder.iterdir()}
-    for name in names:
-        refuse_pointer(folder / name)
+    names = check_files(folder)
     if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
         # transformers would use an empty vocabulary
         raise InstError(f"{folder} is incomplete (it needs tokenizer.json, or vocab.json and merges.txt)", COPY_AGAIN)
@@ -80,13 +83,29 @@ def load_tokenizer(folder: Path, text: Any) -> Any:
             COPY_AGAIN,
         )
     length = tokenizer.model_max_length
-    if not isinstance(length, int) or length < 3:  # start token, one token, end token
+    if type(length) is not int or length < 3:  # start token, one token, end token
         raise InstError(
-            f"{folder / 'tokenizer_config.json'} has the model_max_length {length!r}, not a number of 3 or more",
-            COPY_AGAIN,
+            f"{path} has the model_max_length {cut(repr(length), 60)}, not a number of 3 or more", COPY_AGAIN
         )
     tokenizer.model_max_length = min(length, text.max_position_embeddings)
     return tokenizer
+
+
+def check_files(folder: Path) -> set[str]:
+    """Check the files in the folder of a tokenizer, because the library reads them whole. Returns their names.
+
+    Raises:
+        InstError: a file is a pointer of git LFS, or a text that is too large; or it is a pipe or a device.
+    """
+    paths = list(folder.iterdir())
+    for path in [*paths, *folder.glob("*/*.jinja")]:  # templates for chats, which the library reads too
+        refuse_pointer(path)
+        if path.is_dir() or not path.exists():
+            continue
+        check_regular(path)
+        if path.suffix in (".json", ".txt", ".jinja") and path.stat().st_size > _LARGEST_FILE:
+            raise InstError(f"{path} is larger than {_LARGEST_FILE // 2**20} MB", COPY_AGAIN)
+    return {path.name for path in paths}
 
 
 def read_tokenizer(folder: Path, text: Any) -> Any:

@@ -1,15 +1,15 @@
 """Load frozen networks from weights files."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from inst.errors import InstError
 from inst.evaluation.networks.weights import fetch
+from inst.files.tensors import open_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,11 +29,15 @@ def load_frozen(
         InstError: the file is missing, broken, or does not contain these weights.
     """
     path = Path(path or fetch(name))
+    if not os.path.exists(path):
+        raise InstError(f"{path}: no such file", f"leave out the path to download the weights {name!r}")
     try:
-        stored = load_file(path)
-        model.load_state_dict({new: stored[key].float() for key in stored if (new := rename(key)) is not None})
-    except FileNotFoundError as error:
-        raise InstError(f"{path}: no such file", f"leave out the path to download the weights {name!r}") from error
-    except (SafetensorError, RuntimeError, OSError) as error:
+        with open_tensors(path) as weights:
+            names = {key: new for key in weights.keys() if (new := rename(key)) is not None}  # noqa: SIM118
+            stored = {new: weights.get_tensor(key) for key, new in names.items()}
+        if not all(tensor.is_floating_point() for tensor in stored.values()):
+            raise ValueError("its tensors are not real numbers")
+        model.load_state_dict({new: tensor.float() for new, tensor in stored.items()})
+    except (InstError, RuntimeError, ValueError) as error:  # RuntimeError: other names or shapes, or float4
         raise InstError(f"{path} does not contain the weights {name!r}", "delete it or give another file") from error
     return model.eval().requires_grad_(False)

@@ -7,7 +7,7 @@ environment), or pip's built-in defaults.
 
 import ast
 import hashlib
-import json
+import math
 import netrc
 import os
 import re
@@ -24,12 +24,20 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
+from inst.errors import InstError
+from inst.files.reading import parse_json
+from inst.texts import cut
+
 Progress = Callable[[int, int | None], None]
 """Called with the bytes received so far, and the bytes in total if the server states them."""
 
 
 _BROKEN_TRANSFER = (TimeoutError, ConnectionError, ssl.SSLError)
 """The OSErrors of the network. The other OSErrors are errors of the disk, which the caller handles."""
+
+
+_LARGEST_PAGE = 64 * 2**20  # bytes
+_LARGEST_FILE = 2**30  # bytes
 
 
 class PackageIndexError(Exception):
@@ -64,7 +72,7 @@ def pip_settings() -> PipSettings:
         for line in lines:
             name, _, value = line.partition("=")
             if name.startswith(section):
-                options[name.removeprefix(section)] = str(ast.literal_eval(value))
+                options[name.removeprefix(section)] = _literal(value)
     indexes: list[str] = []
     if options.get("no-index", "").lower() not in ("1", "true", "t", "yes", "y", "on"):
         indexes = [options.get("index-url") or _default_index(), *options.get("extra-index-url", "").split()]
@@ -73,8 +81,25 @@ def pip_settings() -> PipSettings:
         find_links=tuple(options.get("find-links", "").split()),
         certificate=options.get("cert"),
         proxy=options.get("proxy"),
-        timeout=float(options.get("timeout") or options.get("default-timeout") or PipSettings.timeout),
+        timeout=_seconds(options.get("timeout") or options.get("default-timeout")),
     )
+
+
+def _literal(value: str) -> str:
+    try:
+        return str(ast.literal_eval(value))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise PackageIndexError(f"pip's configuration has an entry that cannot be read: {cut(value, 60)}") from None
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = float(text or PipSettings.timeout)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 86_400:  # also for NaN
+        raise PackageIndexError(f"pip's configuration has the timeout {cut(str(text), 60)}")
+    return seconds
 
 
 def download(
@@ -102,8 +127,9 @@ def download(
                 _receive(url, release, target, opener, settings.timeout, progress)
                 return
             reasons.append(f"{place} does not list it")
-        except (PackageIndexError, urllib.error.URLError, HTTPException, *_BROKEN_TRANSFER) as error:
-            reasons.append(f"{place}: {getattr(error, 'reason', None) or error}")
+        # ValueError: an address that is none, on the page or in pip's configuration.
+        except (PackageIndexError, urllib.error.URLError, HTTPException, ValueError, *_BROKEN_TRANSFER) as error:
+            reasons.append(f"{place}: {cut(str(getattr(error, 'reason', None) or error), 200)}")
     raise PackageIndexError("; ".join(reasons) or "pip is configured to use no package index (no-index)")
 
 
@@ -177,16 +203,18 @@ def _links(page: str, opener: urllib.request.OpenerDirector, timeout: float) -> 
     accept = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
     try:
         with opener.open(urllib.request.Request(page, headers={"Accept": accept}), timeout=timeout) as answer:
-            base, kind, body = answer.url, answer.headers.get_content_type(), answer.read()
+            base, kind, body = answer.url, answer.headers.get_content_type(), answer.read(_LARGEST_PAGE + 1)
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return []
         raise
+    if len(body) > _LARGEST_PAGE:
+        raise PackageIndexError("its page is too large")
     if kind.endswith("json"):
         try:
-            files = json.loads(body)["files"]
+            files = parse_json(body, "its page")["files"]
             return [(urllib.parse.urljoin(base, file["url"]), file["hashes"].get("sha256")) for file in files]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InstError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PackageIndexError("its page is not that of a package index") from error
     parser = _Anchors(base)
     parser.feed(body.decode("utf-8", "replace"))
@@ -259,12 +287,14 @@ def _receive(
 ) -> None:
     digest, received = hashlib.sha256(), 0
     with opener.open(url, timeout=timeout) as answer:
-        length = answer.headers.get("Content-Length")
-        total = int(length) if length else None
+        length = answer.headers.get("Content-Length") or ""
+        total = int(length) if re.fullmatch("[0-9]{1,15}", length) else None
         while block := answer.read(1 << 20):
             target.write(block)
             digest.update(block)
             received += len(block)
+            if received > _LARGEST_FILE:
+                raise PackageIndexError(f"its {release.filename} is larger than {_LARGEST_FILE // 2**20} MB")
             if progress:
                 progress(received, total)
     if total is not None and received < total:

