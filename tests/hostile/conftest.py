@@ -7,6 +7,7 @@ import pytest
 import typer
 
 import inst
+from inst.files import reading
 
 from .commands import MODEL, Name
 from .harness import Case, run_case, run_good
@@ -35,6 +36,7 @@ def once() -> Iterator[None]:
             return good(**more) if name == MODEL["backbone"] else load(name, **more)
 
         patch.setattr(inst.Backbone, "load", load_once)
+        patch.setattr(reading, "_PIPE_WAIT", 200)  # not ten seconds for each pipe that nobody writes to
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         yield
 

@@ -131,6 +131,8 @@ def _wrong_end(case: Case, code: int, out: str, err: str) -> Iterator[str]:
     if "not enough memory" in err:
         yield "it needs all memory"
     errors = [one for one in lines if not one.startswith(_NOTES)]
+    if case.command in PARTIAL:  # they say before what they do
+        errors = errors[-1:]
     partial = case.command in PARTIAL and out
     if code in (1, 2) and not partial and (len(errors) != 1 or not errors[0].startswith("Error: ") or out):
         yield f"no failure of one line: exit code {code}, {err[:400]!r} {out[:200]!r}"
@@ -152,9 +154,9 @@ def _files() -> dict[Path, bytes | int]:
 def _wrong_files(before: Mapping[Path, bytes | int]) -> Iterator[str]:
     after = _files()
     for path, content in before.items():
-        if path not in after:
+        if path not in after and path.name != "manifest.jsonl":  # which becomes a table at the end of a batch
             yield f"{str(path)[:100]!r} is gone"
-        elif after[path] != content:
+        elif path in after and after[path] != content:
             yield f"{str(path)[:100]!r} is changed"
     for path in after.keys() - before.keys():
         name = path.name

@@ -30,6 +30,18 @@ NEEDED: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 """What else must be given for an option to have a meaning."""
 
+REPEATED = {
+    (command, one.name)
+    for command, like in (
+        (("batch", "transfer"), ("transfer",)),
+        (("batch", "film"), ("transfer",)),
+        (("batch", "generate"), ("generate",)),
+        (("batch", "learn"), ("learn",)),
+    )
+    for one in commands()[like].numbers
+}
+"""Options that are declared once for two commands."""
+
 SEEN: Mapping[Name, Mapping[str, Any]] = {("learn",): {"save_every": 1}}
 """What lets an endless command write a first file."""
 
@@ -43,7 +55,8 @@ def numbers() -> Iterator[Case]:
 def _cases(command: Command, option: Parameter) -> Iterator[Case]:
     more = NEEDED.get((command.name[0], option.name), {})
     seen = SEEN.get(command.name, {}) if option.name not in ("save_every", "preview_every") else {}
-    for kind, value in VALUES.items():
+    for kind in _kinds(option, shared=(command.name, option.name) in REPEATED):
+        value = VALUES[kind]
         yield Case(
             f"numbers/{'-'.join(command.name)}/{option.name}={kind}",
             command.name,
@@ -51,6 +64,24 @@ def _cases(command: Command, option: Parameter) -> Iterator[Case]:
             endless=True,
             refused=kind in ("nan", "infinite", "overflow", "empty"),
         )
+
+
+def _kinds(option: Parameter, shared: bool) -> list[str]:
+    """The values that differ for an option. How a number is read is the same for all of a type, so these take turns."""
+    turn = sum(map(ord, option.name))
+    if option.kind is int:
+        read, tried = (
+            ("nan", "infinite", "overflow", "arabic", "underscore", "empty"),
+            ("huge", "negative", "zero", "64-bits"),
+        )
+    else:
+        read, tried = (
+            ("64-bits", "arabic", "underscore", "empty"),
+            ("huge", "negative", "zero", "nan", "infinite", "overflow"),
+        )
+    if shared:
+        tried = (tried[turn % len(tried)], "nan") if option.kind is float else ("huge", "negative")
+    return [*tried, read[turn % len(read)]]
 
 
 def lists() -> Iterator[Case]:

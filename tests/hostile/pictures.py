@@ -131,6 +131,9 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
 """Contents of files, by the kind of trouble."""
 
 USABLE = {
+    "bomb-bits",
+    "bomb-interlaced",
+    "bomb-grey",
     "one-pixel",
     "thin",
     "flat",
@@ -155,6 +158,16 @@ SPECIAL: dict[str, Callable[[str], object]] = {
     "huge-hole": lambda name: hole(name),
 }
 """What is no regular file, or none of a size that can be read."""
+
+
+EVERYWHERE_SPECIAL = {"folder", "zeros-for-ever", "pipe", "huge-hole"}
+
+
+def special(place: str) -> dict[str, Callable[[str], object]]:
+    """The special files for a place: the worst ones, and one of the others, which take turns."""
+    rest = [kind for kind in SPECIAL if kind not in EVERYWHERE_SPECIAL]
+    turn = rest[sum(map(ord, place)) % len(rest)]
+    return {kind: write for kind, write in SPECIAL.items() if kind in EVERYWHERE_SPECIAL or kind == turn}
 
 
 def hole(name: str) -> None:
@@ -194,13 +207,12 @@ EVERYWHERE = {"empty", "controls", "postscript", "cut", "largest", "bomb-bits", 
 def pictures() -> Iterator[Case]:
     kinds = {kind: partial(_write, make) for kind, make in CONTENTS.items()} | SPECIAL
     for kind, write in kinds.items():
-        everywhere = kind in EVERYWHERE or kind in SPECIAL
         for place, (command, changes) in PLACES.items():
-            if everywhere or place in ("photo", "learned"):
+            if kind in EVERYWHERE or kind in special(place) or place == "photo":
                 made = partial(write, BAD)
                 yield Case(f"pictures/{kind}/{place}", command, changes, made, refused=kind not in USABLE)
         for place, (command, changes, name) in MANY.items():
-            if (everywhere or place == "photos") and kind != "missing":
+            if (kind in EVERYWHERE or kind in special(place)) and kind != "missing":
                 yield Case(f"pictures/{kind}/{place}", command, changes, partial(_replace, write, name))
 
 

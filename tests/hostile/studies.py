@@ -12,7 +12,7 @@ from typing import Any
 
 from .commands import Name
 from .harness import Case
-from .pictures import SPECIAL
+from .pictures import special
 from .styles import CONTROLS, DEEP
 
 BAD = "bad.db"
@@ -37,8 +37,8 @@ STATEMENTS: dict[str, str] = {
     "newer": "PRAGMA user_version = 99",
     "negative-version": "PRAGMA user_version = -1",
     "endless-view": "DROP VIEW votes; CREATE VIEW votes AS "
-    "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS participant, 1 AS position, 1 AS pair, "
-    "'x' AS key, 1 AS first, 1 AS for_ours, 1.0 AS seconds FROM c",
+    "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n AS participant, 1 AS position, 1 AS pair,"
+    " 'x' AS key, 1 AS first, 1 AS for_ours, 1.0 AS seconds FROM c",
     "trigger": "CREATE TRIGGER t AFTER INSERT ON participants BEGIN DELETE FROM answers; END",
     "seconds-infinite": "UPDATE answers SET seconds = 9e999",
     "seconds-negative": "UPDATE answers SET seconds = -1e308",
@@ -102,8 +102,8 @@ USES: dict[str, tuple[Name, dict[str, Any]]] = {
 def studies() -> Iterator[Case]:
     kinds: dict[str, Callable[[str], object]] = {kind: partial(_write, data) for kind, data in FILES.items()}
     kinds |= {"cut": _cut, "pages": _pages}
-    for kind, write in (kinds | SPECIAL).items():
-        for use in USES:
+    for use in USES:
+        for kind, write in (kinds | special(use)).items():
             yield _case(kind, use, partial(write, BAD), refused=kind != "pages")
     for kind, statement in STATEMENTS.items():
         for use in ("report", "serve") if "endless" not in kind else ("report",):
