@@ -248,3 +248,24 @@ def test_numpy_numbers_and_fractions_are_accepted_as_numbers(tiny_backbone: inst
     assert fit_size(1000, 700, np.uint8(64)) == fit_size(1000, 700, 64)
     run = learn(tiny_backbone, steps=np.int64(1), lr=np.float32(1e-3))
     assert next(run).state().settings["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong", "message"),
+    [
+        (transfer, {"seed": range(10**9)}, "1000000000 pictures cannot be made at once: give 1000 or fewer"),
+        (generate, {"seed": range(1001)}, "1001 pictures cannot be made at once"),
+        (generate, {"prompt": range(10**9)}, "1000000000 prompts cannot be used at once"),
+        (transfer, {"negative_prompt": range(10**9)}, "1000000000 prompts cannot be used at once"),
+        (generate, {"size": (10**5, 10**5)}, "100000 x 100000 pixels is too large"),
+        (transfer, {"steps": 10**9}, "1000000000 sampling steps cannot be taken"),
+        (transfer, {"prompt": "dog " * 10**6}, "The prompt has 4,000,000 characters: shorten it"),
+        (transfer, {"solver": "x" * 10**6}, r"\(1,000,000 characters\)"),
+    ],
+)
+def test_what_would_take_all_memory_is_refused_before_it_is_made(
+    tiny_backbone: inst.Backbone, function: Any, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        function(tiny_backbone, **wrong)
+    assert len(str(caught.value)) < 300

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 from inst.errors import RemedyPiece, UsageError
 from inst.texts import cut
+
+LONGEST_VALUE = 60
+"""Longest value that a message about an argument quotes whole, in characters."""
 
 LARGEST_FACTOR = 10_000
 """The largest guidance, style weight or scale. Useful values are much smaller; float16 overflows not far above it."""
@@ -44,10 +48,19 @@ def checked(name: str, value: Any, kind: str) -> Any:
         except OverflowError:
             raise UsageError(f"The {name} is too large to be used", "give a smaller number") from None
         except UnicodeEncodeError:  # bytes on the command line that are not UTF-8
-            raise UsageError(f"The {name} {value!a:.60} is not valid Unicode text", "type it again") from None
-    found = repr(value).split("\n")[0]
-    found = found if len(found) <= 60 else f"{found[:57]}..."
-    raise UsageError(f"The {name} {found} cannot be used", f"give {wanted}")
+            quoted = cut(ascii(value), LONGEST_VALUE)
+            raise UsageError(f"The {name} {quoted} is not valid Unicode text", "type it again") from None
+    raise UsageError(f"The {name} {shown(value)} cannot be used", f"give {wanted}")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it: the first line of its `repr`, cut if it is long."""
+    short = reprlib.Repr()  # looks at the first items of a long list only
+    short.maxstring = short.maxother = short.maxlong = 4 * LONGEST_VALUE
+    try:
+        return cut((repr(value) if isinstance(value, str) else short.repr(value)).split("\n")[0], LONGEST_VALUE)
+    except Exception:  # such as a number with more digits than Python turns into text
+        return f"of the type {type(value).__name__}"
 
 
 def check_type(what: str, value: Any, kind: type | tuple[type, ...], *remedy: RemedyPiece) -> None:
@@ -60,7 +73,7 @@ def check_at_least(least: int, **numbers: int) -> None:
     """Raise UsageError for the first number that is less than `least`. The keyword says what the number counts."""
     for what, number in numbers.items():
         if number < least:
-            raise UsageError(f"{number} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
+            raise UsageError(f"{shown(number)} {what.replace('_', ' ')} cannot be used", f"give {least} or more")
 
 
 def check_between(least: int, most: int, **numbers: int) -> None:
@@ -68,7 +81,7 @@ def check_between(least: int, most: int, **numbers: int) -> None:
     check_at_least(least, **numbers)
     for what, number in numbers.items():
         if number > most:
-            raise UsageError(f"{cut(str(number), 60)} {what.replace('_', ' ')} cannot be used", f"give {most} or fewer")
+            raise UsageError(f"{shown(number)} {what.replace('_', ' ')} cannot be used", f"give {most} or fewer")
 
 
 def with_article(what: str) -> str:
@@ -79,13 +92,13 @@ def with_article(what: str) -> str:
 def check_factor(what: str, value: Any, remedy: str) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `value` is in [0, `LARGEST_FACTOR`]."""
     if not 0 <= checked(what, value, "float") <= LARGEST_FACTOR:  # False for NaN, so NaN is refused
-        raise UsageError(f"{with_article(what)} of {value} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
+        raise UsageError(f"{with_article(what)} of {shown(value)} cannot be used", f"{remedy}, up to {LARGEST_FACTOR}")
 
 
 def check_choice(what: str, name: Any, known: Iterable[str]) -> None:
     """Raise UsageError, with `what` as the argument's name, unless `name` is one of the `known` names."""
     if checked(what, name, "str") not in (choices := list(known)):
-        raise UsageError(f'The {what} "{name}" is unknown', f"use one of {', '.join(choices)}")
+        raise UsageError(f'The {what} "{cut(name, LONGEST_VALUE)}" is unknown', f"use one of {', '.join(choices)}")
 
 
 def check_path(what: str, value: Any) -> None:
@@ -98,4 +111,6 @@ def check_path(what: str, value: Any) -> None:
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise UsageError(f"{what} cannot have the path {os.fspath(value)!a:.60}", "give another path")
+        raise UsageError(
+            f"{what} cannot have the path {cut(ascii(os.fspath(value)), LONGEST_VALUE)}", "give another path"
+        )

@@ -6,6 +6,7 @@ pipeline use different names for these, so each sets its own wording (`use_wordi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,8 +57,18 @@ def python_wording(piece: Argument | Call) -> str:
 _wording: ContextVar[Wording] = ContextVar("wording", default=python_wording)
 
 
+_QUOTED = re.compile('"([^"]*)"')
+_LONGEST_VALUE, _LONGEST_WORD = 200, 400
+"""Longest value between quotes, and longest word outside of them, such as a path, in characters. Longer ones are cut by
+themselves, so that the words around them stay."""
+
+
 def _shown(text: str) -> str:
-    return cut(one_line(text), LONGEST_LINE)
+    text = one_line(text)
+    if len(text) > _LONGEST_VALUE:
+        text = _QUOTED.sub(lambda quoted: f'"{cut(quoted[1], _LONGEST_VALUE)}"', text)
+        text = re.sub(r"\S+", lambda word: cut(word[0], _LONGEST_WORD), text)
+    return cut(text, LONGEST_LINE)
 
 
 class _Message(Exception):

@@ -85,6 +85,60 @@ def test_a_message_that_finds_no_room_does_not_change_the_exit_code() -> None:
         assert inst("style", "info", "missing.safetensors", stderr=full).returncode == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("closed", ["1", "2", "1 2", "0"])
+def test_closed_streams_are_no_traces_and_results_stay(closed: str, more: list[str]) -> None:
+    redirected = "".join({"0": " <&-", "1": " >&-", "2": " 2>&-"}[one] for one in closed.split())
+    command = (
+        f'exec "$0" -c "from inst.cli import main; main()" {" ".join([*MIX, "made.safetensors", *more])}{redirected}'
+    )
+    found = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, timeout=240, check=False)
+    lost = "1" in closed
+    assert found.returncode == (1 if lost else 0)
+    assert bool(found.stdout) != lost
+    said = b"Error: the output cannot be printed (Bad file descriptor): give the command an output."
+    assert found.stderr.startswith(said if closed == "1" else b"")
+    assert found.stderr.count(b"\n") == (closed == "1")
+    assert Style.load("made.safetensors").name == "100% one"
+
+
+def test_a_terminal_that_goes_away_does_not_end_the_work(common: list[object]) -> None:
+    """The progress bar's terminal is closed at once, as that of a connection that breaks; the picture is made."""
+    ours, theirs = os.openpty()
+    arguments = ["transfer", "photo.png", "-s", "photo.png", "--steps", "50", "-o", "made.png", *common]
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from inst.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    os.read(ours, 1)  # the bar is there
+    os.close(ours)
+    out, _ = run.communicate(timeout=240)
+    assert (run.returncode, out) == (0, b"made.png\n")
+    assert Path("made.png").exists()
+
+
+@pytest.mark.parametrize("width", ["0", "1", "-5", "wide", "9" * 30])
+def test_the_help_can_be_read_at_every_width(width: str) -> None:
+    found = inst("style", "--help", env={"COLUMNS": width, "TERMINAL_WIDTH": width, "TERM": "unknown"})
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert b"Usage: inst style" in found.stdout
+
+
+def test_a_current_folder_that_is_gone_is_said_in_one_line(tmp_path: Path) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -c "from inst.cli import main; main()" "$@"'
+    for arguments, code, said in (
+        (["--version"], 0, b""),
+        (
+            ["style", "info", str(tmp_path / "one.safetensors")],
+            1,
+            b"Error: The current folder does not exist any more: change to another folder.\n",
+        ),
+    ):
+        command = ["sh", "-c", script, sys.executable, *arguments]
+        found = subprocess.run(command, capture_output=True, timeout=240, check=False, cwd=tmp_path)
+        assert (found.returncode, found.stderr) == (code, said)
+
+
 def test_without_a_home_folder_all_works_that_needs_no_cache(common: list[object]) -> None:
     found = inst("transfer", "photo.png", "-s", "photo.png", "--steps", 1, *common, env={"HOME": "/proc/nowhere"})
     assert (found.returncode, found.stderr) == (0, b"")

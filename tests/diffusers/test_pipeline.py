@@ -563,6 +563,7 @@ def calls() -> dict[str, Any]:
         ({"prompt": "[C]", "output_type": "latent", "tone": "painting"}, "latent"),
         ({"prompt": "[C]", "output_type": "jpg"}, 'output_type "jpg" is unknown'),
         ({"prompt": "[C]", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"prompt": "[C]", "num_images_per_prompt": 10**9}, "num_images_per_prompt is 1000000000: give 1 to 1000"),
         ({"prompt": "[C]", "negative_prompt": ["a", "b"]}, "one text for all"),
         ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "use latents and clean only"),
         ({"prompt": "[C]", "callback_on_step_end_tensor_inputs": [3]}, "use latents and clean only"),

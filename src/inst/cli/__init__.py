@@ -7,16 +7,23 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from inst.cli import batch, study, style, weights
 from inst.cli.ablate import ablate
 from inst.cli.compare import compare
-from inst.cli.console import FULL, discard, print_any_text, print_message
+from inst.cli.console import (
+    finish_streams,
+    make_screen,
+    prepare_streams,
+    print_line,
+    print_message,
+    warning_printer,
+)
 from inst.cli.demo import demo
 from inst.cli.doctor import doctor
 from inst.cli.evaluate import evaluate
+from inst.cli.failures import failure_of
 from inst.cli.learn import learn
 from inst.cli.learning import INTERRUPTED
 from inst.cli.pictures import generate, transfer
@@ -24,11 +31,11 @@ from inst.cli.repeat import repeat
 from inst.cli.sheet import sheet
 from inst.cli.studio import studio
 from inst.cli.wording import command_line_wording
-from inst.errors import InstError, InstWarning, use_wording
+from inst.errors import InstWarning, use_wording
 from inst.version import __version__
 
-# Words of PyTorch's own messages. Naming its exception class for an accelerator would import PyTorch.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+_WIDTHS = range(20, 2000)
+"""The widths of a terminal in which the help can be read, in letters."""
 
 
 class _Interrupted(Exception):
@@ -60,7 +67,7 @@ app.add_typer(study.app, name="study")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"inst {__version__}")
+        print_line(f"inst {__version__}")
         raise typer.Exit
 
 
@@ -70,11 +77,11 @@ def _common(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    os.getcwd()  # without a current folder, importing PyTorch would end the process
 
 
 def main() -> None:
-    """Run the command line. An error of the user is one line on stderr.
+    """Run the command line. A failure is one line on stderr.
 
     Exit codes: 0 for success, 1 for a failure (also if the result is written but cannot be printed), 2 for wrong use,
     130 after Ctrl-C.
@@ -85,51 +92,29 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     # Imports make many objects, which stay. Looking for garbage among them again and again would take 0.3 s.
     gc.set_threshold(100_000)
-    print_any_text()
-    screen = Console(stderr=True)
-    original_showwarning = warnings.showwarning
-
-    def show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:
-        if issubclass(category, InstWarning):
-            print_message(screen, f"Warning: {message}", "yellow")
-        else:
-            original_showwarning(message, category, *place, **more)
-
-    warnings.showwarning = show_warning
+    for width in ("COLUMNS", "TERMINAL_WIDTH"):  # no number, with which typer fails, or one that makes no help readable
+        value = os.environ.get(width, "80")
+        if not (value.isdecimal() and len(value) < 5 and int(value) in _WIDTHS):
+            del os.environ[width]
+    prepare_streams()
+    screen = make_screen()
+    warnings.showwarning = warning_printer(screen)
     # The warnings of this package are part of the command's output, even if PYTHONWARNINGS hides Python's warnings.
     warnings.filterwarnings("default", category=InstWarning)
     try:
         with use_wording(command_line_wording):
-            app()
-    except InstError as error:
-        print_message(screen, f"Error: {error}", "red")
-        sys.exit(error.exit_code)
-    except _Interrupted:
+            code = app(prog_name="inst", standalone_mode=False)
+    except (_Interrupted, KeyboardInterrupt):
         print_message(screen, "Interrupted.", "red")
-        sys.exit(INTERRUPTED)
-    except OSError as error:
-        if error.filename is not None:
-            print_message(
-                screen, f"Error: {error.filename} cannot be used ({error.strerror}): give another path.", "red"
-            )
-        elif error.errno in FULL:  # files are written by `inst.files.writing`, which names them
-            discard(sys.stdout)
-            print_message(
-                screen,
-                f"Error: the output cannot be printed ({error.strerror}): free space on the disk. Files that were "
-                "written stay.",
-                "red",
-            )
-        else:
+        code = INTERRUPTED
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
             raise
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in _OUT_OF_MEMORY):
-            raise
-        print_message(
-            screen,
-            "Error: there is not enough memory: use smaller pictures (--size, --tile) or batches (--batch-size), add "
-            "--low-memory, or choose another --device.",
-            "red",
-        )
-        sys.exit(1)
+        if failure.problem:
+            with use_wording(command_line_wording):
+                print_message(screen, f"Error: {failure}", "red")
+        code = failure.exit_code
+    finally:
+        finish_streams()
+    sys.exit(code)

@@ -11,6 +11,7 @@ import typer
 from inst.cli.learn import LEARN
 from inst.cli.places import OUTPUTS
 from inst.cli.session import SeedOption, Session, with_session
+from inst.errors import InstError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,8 @@ def demo(
     from inst.synthesis.painter import paint
     from inst.synthesis.record import PictureRecord
 
+    if out.exists() and not out.is_dir():
+        raise InstError(f"{out} is a file", "choose a folder")
     begin = time.perf_counter()
     painting, photo = read_photo(pictures.PAINTINGS[0], flattened=True), read_photo(pictures.PHOTOS[0], flattened=True)
     model = session.load()

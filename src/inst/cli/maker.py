@@ -48,9 +48,14 @@ class PictureMaker:
             self._control = self.control_choice.load(self.backbone)
 
     def make(self, settings: dict[str, Any], seed: int, count: int, out: Output | None, stem: str) -> None:
-        """Make and save `count` pictures with the seeds `seed`, `seed` + 1 and so on, and report their paths."""
+        """Make and save `count` pictures with the seeds `seed`, `seed` + 1 and so on, and report their paths.
+
+        Raises UsageError before the first picture if there are not so many seeds.
+        """
+        from inst.sampling.noise import as_generators
         from inst.synthesis.painter import paint
 
+        as_generators([seed, seed + count - 1])  # before the first picture: the last seed may be too large
         begin, written = time.perf_counter(), []
         for k in range(count):
             run = paint(

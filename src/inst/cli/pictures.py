@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from inst.arguments import LONGEST_VALUE
 from inst.cli.control import (
     ControlNetOption,
     ControlOption,
@@ -21,6 +22,7 @@ from inst.cli.session import SeedOption, Session, StyleOption, read_styles, styl
 from inst.defaults import defaults_of
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
+from inst.texts import cut
 
 TRANSFER = defaults_of("inst.synthesis.from_photo", "transfer")
 GENERATE = defaults_of("inst.synthesis.from_prompt", "generate")
@@ -68,6 +70,7 @@ CountOption = Annotated[
     typer.Option(
         "--count",
         min=1,
+        max=10_000,
         help="Number of pictures. Each has the next higher seed. With -o, they are numbered (NAME-1.png), and no file "
         "of such a name is overwritten.",
     ),
@@ -193,7 +196,8 @@ class TransferOptions:
         if settings.pop("no_stochastic"):
             if self.inversion not in (TRANSFER["inversion"], "none"):
                 raise UsageError(
-                    f"--no-stochastic and --inversion {self.inversion} exclude each other", "leave out one of them"
+                    f"--no-stochastic and --inversion {cut(self.inversion, LONGEST_VALUE)} exclude each other",
+                    "leave out one of them",
                 )
             settings["inversion"] = "none"
         return settings
@@ -326,6 +330,8 @@ def _check_paths(out: Output | None, count: int, style: list[str], *sources: Pat
 
 def _read_size(text: str) -> int | list[int]:
     parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(f'The size "{text}" cannot be used', "give it in pixels, such as 512 or 768x512")
-    return int(text) if len(parts) == 1 else [int(part) for part in parts]
+    if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UsageError(
+            f'The size "{cut(text, LONGEST_VALUE)}" cannot be used', "give it in pixels, such as 512 or 768x512"
+        )
+    return int(parts[0]) if len(parts) == 1 else [int(part) for part in parts]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hi
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from inst.arguments import check_path
-from inst.cli.console import print_message
+from inst.cli.console import make_screen, print_line, print_message
 from inst.cli.places import with_read_path
 from inst.defaults import defaults_of
 from inst.errors import UsageError
+from inst.texts import one_line
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -116,7 +119,7 @@ class Session:
     ] = _LOAD["dtype"]
     quiet: QuietOption = False
     as_json: JsonOption = False
-    _screen: Console = field(default_factory=lambda: Console(stderr=True), init=False, repr=False)
+    _screen: Console = field(default_factory=make_screen, init=False, repr=False)
     _loaded: Any = field(default=None, init=False, repr=False)
 
     def load(self, *, find_image_encoder: bool = True) -> Backbone:
@@ -162,25 +165,25 @@ class Session:
         if self.hides_progress:
             yield
             return
-        with self._screen.status(what):
+        with self._screen.status(Text(one_line(what))):
             yield
 
     @contextmanager
     def progress(self, what: str, total: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
         """Show a progress bar with the remaining time. Yields a function (step, total, note) that updates it."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self._screen, disable=self.hides_progress, transient=True) as bar:
-            task = bar.add_task(what, total=total, note="")
+            task = bar.add_task(one_line(what), total=total, note="")
 
             def update(step: int, total: int | None, note: str = "") -> None:
-                bar.update(task, completed=step, total=total, note=note)
+                bar.update(task, completed=step, total=total, note=one_line(note))
 
             yield update
 
@@ -194,10 +197,10 @@ class Session:
     def report(self, lines: Sequence[str], **facts: Any) -> None:
         """Print the result on stdout: the lines, or with --json one JSON object of the facts."""
         if self.as_json:
-            typer.echo(json.dumps(facts, default=str))
+            print_line(json_text(facts))
         elif not self.quiet:
             for line in lines:
-                typer.echo(line)
+                print_line(line)
 
     def note(self, line: str) -> None:
         """Print a note on stderr."""
@@ -205,8 +208,25 @@ class Session:
             print_message(self._screen, line)
 
     def note_left_out(self, line: str) -> None:
-        """Print on stderr that something was left out. A line that contains "is left out" gets no prefix."""
-        self.note(line if re.search("(is|are) left out", line) else f"Left out: {line}")
+        """Print the warning that something was left out. A line that contains "is left out" gets no prefix."""
+        print_message(self._screen, line if re.search("(is|are) left out", line) else f"Left out: {line}")
+
+
+def json_text(facts: Any) -> str:
+    """Return facts as JSON in ASCII: null for a number that is not finite; a text for what JSON has no form for.
+
+    A byte of a file's name that is no text is a lone surrogate (PEP 383), escaped, so that Python reads the same name.
+    """
+    # JSON does not ask for this one character to be escaped, but terminals obey it.
+    return json.dumps(_finite(facts), default=str, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def _finite(facts: Any) -> Any:
+    if isinstance(facts, float):
+        return facts if math.isfinite(facts) else None
+    if isinstance(facts, Mapping):
+        return {str(key): _finite(value) for key, value in facts.items()}
+    return [_finite(value) for value in facts] if isinstance(facts, list | tuple) else facts
 
 
 def with_session(command: Callable[..., None]) -> Callable[..., None]:

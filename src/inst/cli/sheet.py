@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inst.arguments import LONGEST_VALUE
 from inst.cli.pictures import (
     TRANSFER,
     OutOption,
@@ -22,6 +23,7 @@ from inst.cli.places import Output, check_output, output_path
 from inst.cli.session import SeedOption, Session, with_session
 from inst.errors import UsageError
 from inst.files.listing import pictures_of
+from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
@@ -107,5 +109,7 @@ def _numbers(name: str, text: str) -> list[float]:
     except ValueError:
         numbers = []
     if not numbers:
-        raise UsageError(f'--{name} "{text}" cannot be used', "give numbers separated by commas, such as 0.3,0.6")
+        raise UsageError(
+            f'--{name} "{cut(text, LONGEST_VALUE)}" cannot be used', "give numbers separated by commas, such as 0.3,0.6"
+        )
     return numbers

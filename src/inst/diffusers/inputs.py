@@ -12,13 +12,14 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from inst.arguments import check_type, checked
+from inst.arguments import check_type, checked, shown
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, Call, UsageError, first_line, python_wording
 from inst.learning.instant import read_style
 from inst.pictures.given import Mask, to_batch
 from inst.styles.style import Style
+from inst.synthesis.plan import MOST_PICTURES
 
 PipelinePicture = Image.Image | np.ndarray[Any, Any] | Tensor
 Painting = PipelinePicture | str | Path
@@ -142,10 +143,10 @@ def check_call(output_type: str, callback: object, tensor_inputs: Sequence[str])
 
 
 def read_copies(number: Any) -> int:
-    """Return `num_images_per_prompt`. Raises UsageError unless it is a whole number of 1 or more."""
+    """Return `num_images_per_prompt`. Raises UsageError unless it is a whole number from 1 to `MOST_PICTURES`."""
     copies: int = checked("num_images_per_prompt", number, "int")
-    if copies < 1:
-        raise UsageError(f"num_images_per_prompt is {copies}", "give 1 or more")
+    if not 1 <= copies <= MOST_PICTURES:
+        raise UsageError(f"num_images_per_prompt is {shown(copies)}", f"give 1 to {MOST_PICTURES}")
     return copies
 
 

@@ -47,6 +47,7 @@ from inst.sampling.control import Control
 from inst.sampling.solvers import Sampling, StopSampling
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate
+from inst.synthesis.plan import check_pictures
 
 Callback = Callable[[Any, int, int, dict[str, Tensor]], Mapping[str, Tensor] | None]
 """(pipeline, number of the step, timestep, tensors by name) -> the tensors to continue with, or None."""
@@ -237,7 +238,10 @@ class InSTPipeline(InSTConditioning):
             reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
             photos = read_photos(image)
             photos = photos.expand(len(prompts), -1, -1, -1) if len(photos) == 1 else photos
-            subject = photos.repeat_interleave(copies, dim=0)
+            check_pictures(len(photos) * copies)
+            # One photo needs no copies of itself in memory.
+            many = len(photos) > 1
+            subject = photos.repeat_interleave(copies, dim=0) if many else photos.expand(copies, -1, -1, -1)
             settings |= {name: value for name, value in for_photos.items() if name != "mask_image"}
             settings["mask"] = None if mask_image is None else read_mask_image(mask_image)
             if len(prompts) == 1:

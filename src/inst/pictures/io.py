@@ -32,6 +32,7 @@ from inst.files.writing import write_bytes_atomically
 from inst.pictures.formats import MOST_BYTES, READABLE, CountedFile, check_parts, format_of
 from inst.pictures.reducing import fit_size, interpolate, reduced_size, resize_strips, strips
 from inst.pictures.srgb import extend, flatten, split_alpha, to_srgb, upright
+from inst.texts import one_line
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """The formats in which pictures can be written, by the ending of the file name."""
@@ -565,7 +566,7 @@ def translate_errors(name: str) -> Iterator[None]:
     try:
         yield
     except InstError as error:
-        raise (error if name in error.problem else error.with_prefix(f"{name} ")) from None
+        raise (error if one_line(name) in error.problem else error.with_prefix(f"{name} ")) from None
     except FileNotFoundError:
         raise InstError(f"{name}: no such file", "check the path") from None
     except IsADirectoryError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -28,6 +29,12 @@ _REACH = 120  # timesteps; further below, guidance and style attention have chan
 
 LARGEST_PICTURE = 100_000_000
 """Number of pixels of the largest picture. A larger size is treated as a typing error."""
+
+MOST_PICTURES = 1000
+"""Largest number of pictures of one call. All of them go through the denoiser at once."""
+
+_BYTES = 60
+"""Memory that a transfer needs at least for each pixel of its results, beside that of the model (measured)."""
 
 _LONGEST = 400
 """Largest proportion of the sides. A longer picture takes many tiles, in which there is nothing to see."""
@@ -102,6 +109,12 @@ def read_size(size: int | Sequence[int]) -> tuple[int, int]:
     return width, height
 
 
+def check_pictures(count: int) -> None:
+    """Raise UsageError if one call cannot make so many pictures (`MOST_PICTURES`)."""
+    if count > MOST_PICTURES:
+        raise UsageError(f"{count} pictures cannot be made at once", f"give {MOST_PICTURES} or fewer, in several calls")
+
+
 def make_plan(
     backbone: Backbone,
     out: tuple[int, int],
@@ -126,7 +139,9 @@ def make_plan(
     The other arguments and the errors are those of `transfer` and `generate`.
     """
     width, height = out
-    check_size(backbone, out)
+    pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
+    check_pictures(pictures)
+    check_size(backbone, out, pictures)
     check_factor("guidance", guidance, "give 1 (none) or more, such as 3")
     tile = None if tile is None else checked("size of tiles", tile, "int")
     if tile and tile < backbone.size_multiple:
@@ -141,7 +156,6 @@ def make_plan(
     if cache_interval < 1:
         raise UsageError(f"A cache interval of {cache_interval} cannot be used", "give 1 (nothing is reused) or more")
     shape = (backbone.latent_channels, *latent_size(backbone, height, width))
-    pictures = max(pictures, len(seed) if isinstance(seed, Sequence) and pictures == 1 else 1)
     draw = _drawer(shape, seed, pictures, backbone.device)
     solve = choose_solver(solver, eta, draw)
     multiple = backbone.size_multiple
@@ -158,8 +172,8 @@ def make_plan(
     )
 
 
-def check_size(backbone: Backbone, out: tuple[int, int]) -> None:
-    """Raise UsageError unless a picture of (width, height) can be made."""
+def check_size(backbone: Backbone, out: tuple[int, int], pictures: int = 1) -> None:
+    """Raise UsageError unless so many pictures of (width, height) can be made at once."""
     width, height = out
     if min(width, height) < backbone.size_multiple:
         raise UsageError(
@@ -175,6 +189,14 @@ def check_size(backbone: Backbone, out: tuple[int, int]) -> None:
         raise UsageError(
             f"A picture of {width} x {height} pixels is too long and thin",
             f"crop the photo, or give another size; the long side may be {_LONGEST} times the short one",
+        )
+    needed, there = _BYTES * pictures * width * height, psutil.virtual_memory().total
+    if backbone.device.type == "cpu" and needed > there:
+        what = "A picture" if pictures == 1 else f"A batch of {pictures} pictures"
+        raise UsageError(
+            f"{what} of {width} x {height} pixels needs {needed / 1e9:.0f} GB of memory, and this computer has "
+            f"{there / 1e9:.0f} GB",
+            "give a smaller size" if pictures == 1 else "give fewer pictures, or a smaller size",
         )
 
 
@@ -199,10 +221,10 @@ def _drawer(shape: tuple[int, int, int], seed: Seed, pictures: int, device: torc
     if isinstance(seed, torch.Generator):
         # The generator draws all noise at once: on an accelerator, separate draws would differ from those of diffusers.
         return lambda: torch.randn((pictures, *shape), generator=seed, device=seed.device).to(device)
-    seeds: list[int | torch.Generator] = list(seed) if isinstance(seed, Sequence) else [seed]
-    generators = as_generators(seeds)
-    if len(seeds) not in (1, pictures):
+    seeds: Sequence[int | torch.Generator] = seed if isinstance(seed, Sequence) else [seed]
+    if len(seeds) not in (0, 1, pictures):
         raise UsageError(f"{len(seeds)} seeds do not fit {pictures} pictures", "give one seed for all, or one for each")
+    generators = as_generators(seeds)
     return lambda: draw_noise(shape, generators, device).expand(pictures, -1, -1, -1)
 
 

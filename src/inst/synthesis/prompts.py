@@ -13,6 +13,10 @@ from inst.backbone.tokens import PLACEHOLDER, check_placeholders
 from inst.backbone.weights import read_weights
 from inst.errors import Call, InstWarning, UsageError
 from inst.styles.style import Style
+from inst.synthesis.plan import MOST_PICTURES
+
+_LONGEST_PROMPT = 10_000
+"""Longest prompt in characters. A model reads about 75 words."""
 
 
 def name_styles(backbone: Backbone, style: Style | Mapping[str, Style]) -> dict[str, Style]:
@@ -50,16 +54,28 @@ def read_prompts(
         UsageError: a prompt is neither text nor encoded, or the negative prompts do not fit the prompts.
     """
     prompts, negatives = (_listed(given) for given in (prompt, negative_prompt))
+    if (most := max(len(prompts), len(negatives))) > MOST_PICTURES:
+        raise UsageError(f"{most} prompts cannot be used at once", f"give {MOST_PICTURES} or fewer, in several calls")
     if not isinstance(negatives, TextEmbedding):
-        negatives = [checked("negative prompt", text, "str") for text in negatives]
+        negatives = [_check_text("negative prompt", text) for text in negatives]
     if not isinstance(prompts, TextEmbedding):
-        prompts = [None if text is None else checked("prompt", text, "str") for text in prompts]
+        prompts = [None if text is None else _check_text("prompt", text) for text in prompts]
     if len(prompts) and len(negatives) not in (1, len(prompts)):
         raise UsageError(
             f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts",
             "give one text for all, or one for each",
         )
     return prompts, negatives
+
+
+def _check_text(what: str, text: Any) -> str:
+    """Return a prompt. Raises UsageError for one that no model reads: to count its tokens would take long."""
+    checked_text: str = checked(what, text, "str")
+    if len(checked_text) > _LONGEST_PROMPT:
+        raise UsageError(
+            f"The {what} has {len(checked_text):,} characters", f"shorten it; {_LONGEST_PROMPT:,} are the limit"
+        )
+    return checked_text
 
 
 def _listed(given: Any) -> Any:
