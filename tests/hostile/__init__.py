@@ -11,6 +11,5 @@ Each case runs in a folder of its own that holds good files of every kind (`kit.
 in `harness.py`. New commands and options need no recipe for bad numbers and texts: those are read from the command
 tree (`commands.py`); a new command needs only a line that works, in `GOOD`.
 
-What enters by other doors than the command line has its own tests: HTTP in `test_requests.py`, Python in
-`test_doors.py`.
+What enters by HTTP has its own tests in `test_requests.py`.
 """

@@ -171,9 +171,9 @@ def special(place: str) -> dict[str, Callable[[str], object]]:
 
 
 def hole(name: str) -> None:
-    """A file of 40 GB that takes no room."""
+    """A file of 3 GB that takes no room."""
     with open(name, "wb") as file:
-        file.truncate(40 << 30)
+        file.truncate(3 << 30)
 
 
 PLACES: dict[str, tuple[Name, dict[str, Any]]] = {

@@ -183,12 +183,13 @@ class Place:
     def read(self) -> bytes:
         """Return the bytes of the file, at most `LARGEST_FILE`. Raises InstError."""
         with self.open() as file:
-            # Python reserves as much memory as it is asked to read.
-            size = LARGEST_FILE if self.is_remote else min(os.fstat(file.fileno()).st_size, LARGEST_FILE)
-            data = file.read(size + 1)
-        if len(data) > LARGEST_FILE:
-            raise InstError(f"{self.shown} has more than {LARGEST_FILE:,} bytes", "make it smaller")
-        return data
+            size = None if self.is_remote else os.fstat(file.fileno()).st_size
+            if size is None or size <= LARGEST_FILE:
+                # Python reserves as much memory as it is asked to read.
+                data = file.read((LARGEST_FILE if size is None else size) + 1)
+                if len(data) <= LARGEST_FILE:
+                    return data
+        raise InstError(f"{self.shown} has more than {LARGEST_FILE:,} bytes", "make it smaller")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ MOST_PAINTINGS = 16
 Prompt = Annotated[str, Field(max_length=2000)]
 Name = Annotated[str, Field(max_length=200)]
 Word = Annotated[str, Field(max_length=200)]
-"""A choice, such as a solver. The limit also refuses half of a character (a lone surrogate), which no answer can hold."""
+"""A choice, such as a solver. Having a limit, it also refuses half of a character, which no answer can hold."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A whole number that other programs can read too."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
