@@ -11,5 +11,7 @@ Each case runs in a folder of its own that holds good files of every kind (`kit.
 in `harness.py`. New commands and options need no recipe for bad numbers and texts: those are read from the command
 tree (`commands.py`); a new command needs only a line that works, in `GOOD`.
 
+A third of the cases runs each time, always the same, and the first of every parameter; INST_TEST_ALL=1 runs all.
+
 What enters by HTTP has its own tests in `test_requests.py`.
 """

@@ -23,7 +23,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,21 @@ def _exit_code() -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def is_chosen(words: str) -> bool:
+    """Whether a case is in the third that is always run; INST_TEST_ALL=1 runs all, which takes minutes."""
+    return bool(os.environ.get("INST_TEST_ALL")) or zlib.crc32(words.encode("utf-8", "replace")) % 3 == 0
+
+
+def chosen(cases: Iterable[Case]) -> Iterator[Case]:
+    """Yield the chosen cases, and the first for each parameter of each command."""
+    seen: set[tuple[Name, frozenset[str]]] = set()
+    for case in cases:
+        place = case.command, frozenset(case.changes)
+        if place not in seen or is_chosen(case.id):
+            yield case
+        seen.add(place)
 
 
 class Stopped(BaseException):

@@ -80,7 +80,7 @@ def _kinds(option: Parameter, shared: bool) -> list[str]:
             ("huge", "negative", "zero", "nan", "infinite", "overflow"),
         )
     if shared:
-        tried = (tried[turn % len(tried)], "nan") if option.kind is float else ("huge", "negative")
+        return [tried[turn % len(tried)], read[turn % len(read)]]
     return [*tried, read[turn % len(read)]]
 
 

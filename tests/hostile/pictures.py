@@ -200,7 +200,8 @@ MANY: dict[str, tuple[Name, dict[str, Any], str]] = {
     "results": (("evaluate",), {}, "comparison/inst/bridge__night.png"),
 }
 """Places in folders: what can be used is used, so these need not fail."""
-EVERYWHERE = {"empty", "controls", "postscript", "cut", "largest", "bomb-bits", "bomb-16-bits", "profile-bomb"}
+EVERYWHERE = {"empty", "controls", "postscript", "cut", "largest"}
+BOMBED = ("photo", "painting", "learned", "embedding", "imported", "photos")
 """Kinds that are tried in every place; the others as a photo, as a painting and in a batch."""
 
 
@@ -208,12 +209,16 @@ def pictures() -> Iterator[Case]:
     kinds = {kind: partial(_write, make) for kind, make in CONTENTS.items()} | SPECIAL
     for kind, write in kinds.items():
         for place, (command, changes) in PLACES.items():
-            if kind in EVERYWHERE or kind in special(place) or place == "photo":
+            if _is_tried(kind, place) or place == "photo":
                 made = partial(write, BAD)
                 yield Case(f"pictures/{kind}/{place}", command, changes, made, refused=kind not in USABLE)
         for place, (command, changes, name) in MANY.items():
-            if (kind in EVERYWHERE or kind in special(place)) and kind != "missing":
+            if _is_tried(kind, place) and kind != "missing":
                 yield Case(f"pictures/{kind}/{place}", command, changes, partial(_replace, write, name))
+
+
+def _is_tried(kind: str, place: str) -> bool:
+    return kind in EVERYWHERE or kind in special(place) or (kind == "bomb-bits" and place in BOMBED)
 
 
 def _write(make: Callable[[], bytes], name: str) -> None:

@@ -71,7 +71,8 @@ def records() -> Iterator[Case]:
             yield _case(f"{name}-{number}", {name: value})
     for name in NUMBERS:
         for number, value in enumerate(_VALUES):
-            yield _case(f"{name}={number}", settings={name: value})
+            if (number + len(name)) % 2:
+                yield _case(f"{name}={number}", settings={name: value})
     for kind, text in _TEXTS.items():
         made = partial(with_text, "bad.png", KEY, text)
         yield Case(f"records/{kind}", ("repeat",), {"picture": "bad.png"}, made, refused=True)
