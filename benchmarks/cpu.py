@@ -31,8 +31,9 @@ from inst.backbone.model import Backbone
 from inst.demo import PAINTINGS, PHOTOS
 from inst.files.writing import write_bytes_atomically
 from inst.learning.instant import instant_style
-from inst.pictures.io import read_photo, resize, to_image
-from inst.pictures.reducing import fit_size
+from inst.pictures.reading import read_photo
+from inst.pictures.resizing import fit_size, resize
+from inst.pictures.tensors import to_image
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer

@@ -36,8 +36,11 @@ from inst.evaluation.metrics.flicker import flicker
 from inst.files.writing import make_folder, write_bytes_atomically
 from inst.learning.instant import instant_style
 from inst.pictures import motion
-from inst.pictures.io import read_picture, resize, save_picture, to_image, to_tensor
 from inst.pictures.motion import Motion, move
+from inst.pictures.reading import read_picture
+from inst.pictures.resizing import resize
+from inst.pictures.tensors import to_image, to_tensor
+from inst.pictures.writing import save_picture
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis import film

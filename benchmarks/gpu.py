@@ -36,7 +36,10 @@ from inst.backbone.text import TextEmbedding
 from inst.files.writing import write_bytes_atomically
 from inst.learning.data import denoising_loss
 from inst.learning.loop import Learning, learn
-from inst.pictures.io import Photo, encode_painting, read_photo, save_picture, to_image
+from inst.pictures.reading import Photo, read_photo
+from inst.pictures.stored import encode_painting
+from inst.pictures.tensors import to_image
+from inst.pictures.writing import save_picture
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer

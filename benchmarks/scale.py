@@ -37,7 +37,7 @@ from inst.files.writing import write_bytes_atomically
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
 from inst.learning.together import learn_together
-from inst.pictures.io import Photo, read_photo
+from inst.pictures.reading import Photo, read_photo
 from inst.runs import complete
 from inst.synthesis.painter import paint_batch
 

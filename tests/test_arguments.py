@@ -12,7 +12,8 @@ import torch
 import inst
 from inst import UsageError
 from inst.arguments import LARGEST_FACTOR, checked
-from inst.pictures.io import encode_painting, fit_size
+from inst.pictures.resizing import fit_size
+from inst.pictures.stored import encode_painting
 from inst.sampling.control import Control
 from inst.styles.style import Style
 from tiny import tiny_controlnet
@@ -30,7 +31,7 @@ def generate(backbone: inst.Backbone, **wrong: Any) -> object:
 
 
 def learn(backbone: inst.Backbone, **wrong: Any) -> object:
-    painting = inst.pictures.io.Photo(torch.zeros(3, 64, 64))
+    painting = inst.pictures.reading.Photo(torch.zeros(3, 64, 64))
     return inst.learn(backbone, **{"paintings": [painting], **wrong})
 
 
@@ -135,7 +136,7 @@ def test_backbones_masks_controls_runs_and_states_of_a_wrong_type_are_refused(
         ("A backbone", lambda: inst.transfer(wrong, torch.zeros(3, 64, 64), style(tiny_backbone))),
         ("A backbone", lambda: inst.generate(wrong, "[C]", style(tiny_backbone))),
         ("A backbone", lambda: learn(wrong)),
-        ("A backbone", lambda: inst.instant_style(wrong, [inst.pictures.io.Photo(torch.zeros(3, 64, 64))])),
+        ("A backbone", lambda: inst.instant_style(wrong, [inst.pictures.reading.Photo(torch.zeros(3, 64, 64))])),
         ("A backbone", lambda: inst.load_controlnet("folder", wrong)),
         ("A control", lambda: transfer(tiny_backbone, control=wrong)),
         ("A control", lambda: generate(tiny_backbone, control=wrong)),
@@ -165,8 +166,8 @@ def test_backbones_masks_controls_runs_and_states_of_a_wrong_type_are_refused(
 def test_file_names_of_a_wrong_type_are_refused(tiny_backbone: inst.Backbone, wrong: Any) -> None:
     for call in (
         lambda: inst.read_photo(wrong),
-        lambda: inst.pictures.io.read_picture(wrong),
-        lambda: inst.pictures.io.read_mask(wrong),
+        lambda: inst.pictures.reading.read_picture(wrong),
+        lambda: inst.pictures.masks.read_mask(wrong),
         lambda: Style.load(wrong),
         lambda: style(tiny_backbone).save(wrong),
         lambda: inst.load_controlnet(wrong, tiny_backbone),

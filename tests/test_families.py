@@ -21,7 +21,7 @@ from inst import Backbone, InstError, Style, UsageError, complete, generate, lea
 from inst.backbone.fingerprints import fingerprint_of
 from inst.backbone.text import coarse_word
 from inst.learning.start import fresh_inversion
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from inst.sampling.control import Control
 from inst.sampling.noise import draw_noise
 from schedules import LIKE_DIFFUSERS

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inst.backbone.text import TextEmbedding
 from inst.files.provenance import describe
-from inst.pictures.io import save_png
 from inst.pictures.sheets import make_sheet
+from inst.pictures.writing import save_png
 from inst.runs import complete
 from inst.sampling.denoiser import guided
 from inst.sampling.noise import timestep_grid

@@ -9,10 +9,10 @@ from .learning.loop import learn as learn
 from .learning.run import LearningDiverged as LearningDiverged
 from .learning.state import LearningState as LearningState
 from .learning.together import learn_together as learn_together
-from .pictures.io import Photo as Photo
-from .pictures.io import read_painting as read_painting
-from .pictures.io import read_photo as read_photo
-from .pictures.io import save_picture as save_picture
+from .pictures.reading import Photo as Photo
+from .pictures.reading import read_painting as read_painting
+from .pictures.reading import read_photo as read_photo
+from .pictures.writing import save_picture as save_picture
 from .runs import complete as complete
 from .sampling.control import Control as Control
 from .sampling.control import load_controlnet as load_controlnet

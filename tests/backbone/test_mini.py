@@ -12,7 +12,7 @@ from safetensors import safe_open
 from figures import weights_digest
 from inst import Backbone
 from inst.backbone.loading.sources import BUNDLED
-from inst.pictures.io import to_tensor
+from inst.pictures.tensors import to_tensor
 
 FOLDER = BUNDLED["mini"]
 LIMIT = 92 * 10**6  # bytes: the wheel must stay below the 100 MB that package indexes accept

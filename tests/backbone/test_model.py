@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import to_tensor
+from inst.pictures.tensors import to_tensor
 from tiny import LATENT_CHANNELS, POSITIONS, WIDTH, edit_json
 
 PROMPTS = ["a painting of a dog in the style of a river", "", "the church by the mountain"]

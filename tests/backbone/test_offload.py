@@ -18,7 +18,7 @@ from inst.backbone.offload import Offload
 from inst.backbone.parts import Parts
 from inst.learning.data import embed_paintings
 from inst.learning.start import fresh_inversion
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from inst.sampling.denoiser import guided
 from inst.styles.style import Style
 from inst.synthesis.prompts import embed_prompts

@@ -16,7 +16,7 @@ from inst.backbone.graphs import Graphs, signature
 from inst.backbone.quantization import check_quantization, quantize_weights
 from inst.errors import InstError, UsageError
 from inst.learning.run import LearningRun
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from inst.synthesis.record import PictureRecord
 from tiny import save_family, tiny_unet
 

@@ -15,7 +15,7 @@ from PIL import Image
 from inst.batch import film as module
 from inst.batch.film import FilmOrder, restyle_film
 from inst.files.claiming import held
-from inst.pictures.io import read_picture
+from inst.pictures.reading import read_picture
 from inst.pictures.video import probe, read_frames
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from inst import Backbone
 from inst.files.provenance import SourceFile
-from inst.pictures.io import read_text_in
+from inst.pictures.opening import read_text_in
 from inst.synthesis.record import read_record
 from tiny import tiny_controlnet
 

@@ -26,8 +26,10 @@ import inst
 from inst import demo
 from inst.cli import app
 from inst.defaults import defaults_of
-from inst.pictures.io import read_picture, save_picture, to_image
+from inst.pictures.reading import read_picture
 from inst.pictures.sheets import _GAP, LABEL_HEIGHT
+from inst.pictures.tensors import to_image
+from inst.pictures.writing import save_picture
 from inst.styles.style import Style
 from inst.synthesis.record import PictureRecord, read_record
 from tiny import save_family
@@ -411,7 +413,7 @@ def test_ctrl_c_prints_one_word_and_exits_with_130(
     run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture(Path("photo.png"))
-    monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("inst.pictures.reading.read_photo", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs it behind
     try:
         code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
@@ -424,7 +426,7 @@ def test_too_little_memory_is_reported_in_one_line(
     run: Run, common: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture(Path("photo.png"))
-    monkeypatch.setattr("inst.pictures.io.read_photo", lambda *_, **__: torch.empty(2**48))
+    monkeypatch.setattr("inst.pictures.reading.read_photo", lambda *_, **__: torch.empty(2**48))
     code, out, err = run("transfer", "photo.png", "--style", "photo.png", *common)
     assert (code, out) == (1, "")
     assert err.startswith("Error: there is not enough memory")

@@ -21,7 +21,9 @@ import inst
 import inst.synthesis.sheet
 from inst.cli.pictures import TRANSFER
 from inst.files.provenance import SourceFile
-from inst.pictures.io import save_picture
+from inst.pictures import reading, resizing
+from inst.pictures.tensors import to_image
+from inst.pictures.writing import save_picture
 from inst.styles.style import Style
 from inst.synthesis.record import PictureRecord, read_record
 from schedules import LIKE_DIFFUSERS
@@ -330,3 +332,26 @@ def test_a_picture_with_quantised_weights_is_repeated_with_them(run: Run, common
     assert Path("again.png").read_bytes() == Path("small.png").read_bytes()
     code, _, err = run("repeat", "plain.png", "-o", "other.png", "--backbone", common[1], "--quantize", "fp8")
     assert (code, err.count("quantisation none, here fp8")) == (0, 1)
+
+
+def test_a_large_photo_gives_the_same_picture_everywhere(
+    run: Run, common: list[object], tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reduced while it is read, before a command knows the size of its result."""
+    monkeypatch.setattr(resizing, "LARGE", 10_000)
+    monkeypatch.setattr(reading, "USUAL_SIZE", 100)
+    picture(Path("large.png"), 0, (180, 240))
+    picture(Path("painting.png"), 1)
+    arguments = ("--style", "painting.png", "--steps", 1, *common)
+    style = inst.read_style(tiny_backbone, "painting.png")
+    for size in (None, 40):
+        code, _, err = run("transfer", "large.png", *arguments, "-o", "made.png", *(["--size", size] if size else []))
+        assert code == 0, err
+        for photo in ("large.png", Image.open("large.png"), inst.read_photo("large.png", reduce_to=size or 100)):
+            made = inst.complete(inst.transfer(tiny_backbone, photo, style, steps=1, size=size))[0]
+            assert (np.asarray(to_image(made)) == pixels(Path("made.png"))).all()
+        whole = inst.complete(inst.transfer(tiny_backbone, inst.read_photo("large.png"), style, steps=1, size=size))[0]
+        assert np.abs(np.asarray(to_image(whole)).astype(int) - pixels(Path("made.png"))).mean() < 3
+        code, _, err = run("repeat", "made.png", "-o", "again.png", "--backbone", common[1])
+        assert code == 0, err
+        assert (pixels(Path("again.png")) == pixels(Path("made.png"))).all()

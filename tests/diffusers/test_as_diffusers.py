@@ -27,7 +27,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from inst import InstWarning, Style, UsageError
 from inst.diffusers.pipeline import InSTPipeline
-from inst.pictures.io import encode_painting, to_image, to_tensor
+from inst.pictures.stored import encode_painting
+from inst.pictures.tensors import to_image, to_tensor
 from original_layout import to_original, write_safetensors
 from schedules import LIKE_DIFFUSERS
 from tiny import PICTURE_SIZE, WIDTH, edit_json, save_family

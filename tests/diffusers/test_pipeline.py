@@ -22,7 +22,10 @@ from PIL import Image
 
 from inst import Backbone, InstError, InstWarning, Style, UsageError, complete, generate, instant_style, transfer
 from inst.diffusers.pipeline import InSTPipeline
-from inst.pictures.io import Photo, encode_painting, save_png, to_image, to_tensor
+from inst.pictures.reading import Photo
+from inst.pictures.stored import encode_painting
+from inst.pictures.tensors import to_image, to_tensor
+from inst.pictures.writing import save_png
 from inst.sampling.solvers import SamplingStep
 from tiny import WIDTH, edit_json, save_family
 

@@ -28,7 +28,8 @@ from inst.evaluation.methods.styles import caption_style
 from inst.evaluation.metrics.clip import PictureTextEncoder
 from inst.evaluation.output import folder_held
 from inst.files.listing import PICTURE_ENDINGS
-from inst.pictures.io import read_photo, read_picture, resize_short_side
+from inst.pictures.reading import read_photo, read_picture
+from inst.pictures.resizing import resize_short_side
 from inst.synthesis.record import read_record
 from tiny import save_family
 

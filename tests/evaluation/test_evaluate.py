@@ -32,7 +32,7 @@ from inst.evaluation.metrics.table import Column, Metrics, PairMetric, load_metr
 from inst.evaluation.page import write_page
 from inst.evaluation.report import as_markdown, format_number, write_reports
 from inst.evaluation.results import Evaluation, Row
-from inst.pictures.io import read_picture
+from inst.pictures.reading import read_picture
 
 COLOURS = {"red": (220, 40, 30), "green": (40, 190, 60), "blue": (30, 60, 210), "gold": (220, 180, 60)}
 

@@ -13,7 +13,8 @@ from inst.backbone.loading.image_encoder import read_clip
 from inst.backbone.loading.single_file import read_single_file
 from inst.files.git_lfs import refuse_pointer
 from inst.learning.state import LearningState
-from inst.pictures.io import open_picture, read_mask, read_photo
+from inst.pictures.masks import read_mask
+from inst.pictures.reading import open_picture, read_photo
 from inst.styles.importing import read_embedding
 from inst.styles.style import Style
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from inst.errors import InstWarning
 from inst.files.listing import PICTURE_ENDINGS, pictures_in, plain_name, readable_name, readable_path
-from inst.pictures.io import read_picture
+from inst.pictures.reading import read_picture
 
 WRITTEN = {".jfif": "JPEG", ".jpe": "JPEG", ".avif": "AVIF", ".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM"}
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from inst import InstError, InstWarning, Photo, UsageError, read_painting, save_picture
 from inst.pictures.given import to_batch, to_mask, to_paintings, to_photo, to_photos
-from inst.pictures.io import decode_picture
+from inst.pictures.stored import decode_picture
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from inst import InstError
-from inst.pictures.io import open_picture, read_picture, save_png, to_image, to_tensor
+from inst.pictures.reading import open_picture, read_picture
+from inst.pictures.tensors import to_image, to_tensor
+from inst.pictures.writing import save_png
 from pictures import (
     BLUE,
     GREEN,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from inst.pictures.given import to_mask
-from inst.pictures.io import read_image, read_picture
+from inst.pictures.reading import read_image, read_picture
 from inst.pictures.srgb import upright
 
 DATA = Path(__file__).parent / "data"

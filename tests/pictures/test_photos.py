@@ -11,21 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw
 
 from inst import InstError, UsageError
-from inst.pictures.io import (
-    decode_picture,
-    encode_painting,
-    fit_size,
-    open_picture,
-    read_mask,
-    read_photo,
-    read_picture,
-    read_text_in,
-    resize,
-    resize_mask,
-    save_picture,
-    save_png,
-    to_tensor,
-)
+from inst.pictures.masks import read_mask
+from inst.pictures.opening import read_text_in
+from inst.pictures.reading import open_picture, read_photo, read_picture
+from inst.pictures.resizing import fit_size, resize, resize_mask
+from inst.pictures.stored import decode_picture, encode_painting
+from inst.pictures.tensors import to_tensor
+from inst.pictures.writing import save_picture, save_png
 from pictures import BLUE, GREEN, RED, YELLOW, corners, near, quarters, saved, swapped_primaries_profile
 
 # Photos, with their transparency and where they came from

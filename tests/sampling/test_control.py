@@ -18,7 +18,7 @@ from diffusers import (
 from inst import Backbone, InstError, Style, UsageError, complete, generate, transfer
 from inst.diffusers.pipeline import InSTPipeline
 from inst.pictures.edges import canny
-from inst.pictures.io import encode_painting
+from inst.pictures.stored import encode_painting
 from inst.sampling.control import Control, load_controlnet, with_control_channels, with_controlnet
 from inst.sampling.noise import draw_noise
 from inst.sampling.tiles import tiled

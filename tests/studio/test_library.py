@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import inst
 from inst import Backbone, InstError, Style, UsageError
-from inst.pictures.io import encode_painting
+from inst.pictures.stored import encode_painting
 from inst.studio.entry import LONGEST_NAME, LONGEST_TAG, MOST_TAGS
 from inst.studio.library import Library, UnknownStyle
 from inst.styles.exporting import FORMATS

@@ -20,7 +20,7 @@ from PIL import Image
 
 from bounded import bounded_memory  # noqa: F401  # a fixture for all tests here
 from inst import Backbone, InstError, Style
-from inst.pictures.io import save_png
+from inst.pictures.writing import save_png
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import export_style
 from inst.styles.importing import Embedding, read_embedding

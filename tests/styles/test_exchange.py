@@ -28,7 +28,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import inst
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import encode_painting, read_photo, save_png, to_tensor
+from inst.pictures.reading import read_photo
+from inst.pictures.stored import encode_painting
+from inst.pictures.tensors import to_tensor
+from inst.pictures.writing import save_png
 from inst.styles.exporting import FORMATS, export_style, slug, token_of
 from inst.styles.importing import Embedding, import_style, read_embedding
 from inst.styles.style import Style

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil
 
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import Photo, read_photo, to_image
+from inst.pictures.reading import Photo, read_photo
+from inst.pictures.tensors import to_image
 from inst.styles.importing import import_style, read_embedding
 from inst.styles.reference_code import CLASSES, ReferenceInversion, cast_as_reference, compute_vector
 from inst.styles.style import Style

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import encode_painting
+from inst.pictures.stored import encode_painting
 from inst.styles.style import Style
 from tiny import WIDTH
 

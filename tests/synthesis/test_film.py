@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from inst import Backbone, InstError, InstWarning, Style, UsageError, save_picture
 from inst.evaluation.metrics.flicker import flicker
 from inst.pictures import motion
-from inst.pictures.io import encode_painting, to_image, to_tensor
+from inst.pictures.stored import encode_painting
+from inst.pictures.tensors import to_image, to_tensor
 from inst.runs import complete
 from inst.sampling import attention as attention_module
 from inst.synthesis import film as film_module

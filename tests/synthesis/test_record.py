@@ -19,7 +19,9 @@ from PIL import Image, PngImagePlugin
 import inst
 from inst import Backbone, InstError
 from inst.files.provenance import FORMAT, SourceFile
-from inst.pictures.io import Photo, encode_painting, read_photo, read_picture, save_picture
+from inst.pictures.reading import Photo, read_photo, read_picture
+from inst.pictures.stored import encode_painting
+from inst.pictures.writing import save_picture
 from inst.styles.style import Style
 from inst.synthesis.painter import paint
 from inst.synthesis.record import BackboneRecord, PictureRecord, read_record

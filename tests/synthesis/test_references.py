@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inst import Backbone, UsageError
-from inst.pictures.io import encode_painting, resize
+from inst.pictures.resizing import resize
+from inst.pictures.stored import encode_painting
 from inst.sampling.attention import AttentionSettings, Reference
 from inst.sampling.noise import draw_noise
 from inst.styles.style import MOST_PAINTINGS, Style

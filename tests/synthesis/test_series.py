@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from inst import Backbone, Style
-from inst.pictures.io import encode_painting
+from inst.pictures.stored import encode_painting
 from inst.runs import complete
 from inst.sampling import attention as attention_module
 from inst.synthesis import series as series_module

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from inst import Backbone, InstError, UsageError
-from inst.pictures.io import encode_painting, resize
+from inst.pictures.resizing import resize
+from inst.pictures.stored import encode_painting
 from inst.runs import complete
 from inst.sampling import attention as attention_module
 from inst.sampling.attention import StyleAttention

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from inst import Backbone, InstError, UsageError
 from inst.backbone.text import TextEmbedding
 from inst.errors import InstWarning
-from inst.pictures.io import encode_painting, resize
 from inst.pictures.oklab import srgb_to_oklab
+from inst.pictures.resizing import resize
+from inst.pictures.stored import encode_painting
 from inst.runs import complete
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.masks import feather

@@ -24,8 +24,9 @@ from inst.files.listing import pictures_in
 from inst.files.provenance import SourceFile, versions
 from inst.files.reading import check_regular, read_json, translate_reading
 from inst.files.writing import make_folder, write_bytes_atomically
-from inst.pictures.io import open_picture, read_picture, save_png
+from inst.pictures.reading import open_picture, read_picture
 from inst.pictures.video import film_format, is_film, probe, read_frames, write_film
+from inst.pictures.writing import save_png
 from inst.styles.style import Style
 from inst.synthesis.film import transfer_film
 

@@ -16,7 +16,7 @@ from inst.errors import InstError, UsageError
 from inst.learning.data import largest_painting, painting_size
 from inst.learning.together import learn_together
 from inst.pictures.given import Painting, to_paintings
-from inst.pictures.io import decode_photo
+from inst.pictures.reading import decode_photo
 from inst.runs import complete
 from inst.styles.style import Style
 

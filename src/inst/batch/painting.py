@@ -22,7 +22,9 @@ from inst.errors import InstError, InstWarning, UsageError
 from inst.files.pickles import is_safetensors
 from inst.learning.data import largest_painting
 from inst.learning.instant import instant_style
-from inst.pictures.io import FORMATS, Photo, decode_photo, reading_size, resize_mask
+from inst.pictures.reading import Photo, decode_photo, reading_size
+from inst.pictures.resizing import resize_mask
+from inst.pictures.writing import FORMATS
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
@@ -172,7 +174,7 @@ class TransferWorker(PictureWorker[Photo]):
     def decode(self, item: Item, data: bytes) -> Photo:
         """Decode a photo, and bring it to the size of the result."""
         settings = self.order.settings
-        reduce_to = reading_size(settings.get("size"), self.backbone.default_size)
+        reduce_to = reading_size(settings.get("size"))
         photo = decode_photo(data, item.place, flattened=settings.get("flatten", False), reduce_to=reduce_to)
         photo = fit_photo(self.backbone, photo, settings.get("size"))
         if photo.alpha is None:

@@ -28,7 +28,7 @@ from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.evaluation.methods.method import Method
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
 
 _CURVES = defaults_of("inst.evaluation.learning_curves.measure", "learning_curves")
 
@@ -127,16 +127,17 @@ def _run_convergence(
     transfer: dict[str, Any],
     clip: str | None,
 ) -> None:
-    from inst.evaluation.compare import write_sheets
+    from inst.evaluation.compare import PAINTING_SIDE, write_sheets
     from inst.evaluation.learning_curves.folder import Curves, learning_name
     from inst.evaluation.learning_curves.measure import VARIANTS, check_curves, curve_controls, learning_curves
     from inst.evaluation.methods.method import backbone_mark
     from inst.evaluation.metrics.gram import GramDistance
     from inst.evaluation.output import folder_held
+    from inst.pictures.reading import reading_size
 
     problems: list[str] = []
-    photo_files = _read_photos(source_files(photos, problems), problems)
-    painting_files = _read_photos(source_files(paintings, problems), problems)
+    photo_files = _read_photos(source_files(photos, problems), problems, reading_size(None))
+    painting_files = _read_photos(source_files(paintings, problems), problems, PAINTING_SIDE)
     contents, sources = list(photo_files.values()), list(painting_files.values())
     backbone = session.load()
     # Checked before --clip is loaded: if the backbone has no image encoder, --clip does not help.
@@ -189,18 +190,20 @@ def _run_convergence(
         raise typer.Exit(InstError.exit_code)
 
 
-def _read_photos(files: Sequence[Path], problems: list[str]) -> dict[Path, Photo]:
+def _read_photos(files: Sequence[Path], problems: list[str], reduce_to: int) -> dict[Path, Photo]:
     """Read photos or paintings, by file. The error of a broken file is added to `problems`.
+
+    `reduce_to` is as for `inst.read_photo`.
 
     Raises:
         InstError: a file does not exist, or no file can be read.
     """
-    from inst.pictures.io import read_photo
+    from inst.pictures.reading import read_photo
 
     read: dict[Path, Photo] = {}
     for file in files:
         try:
-            read[file] = read_photo(file, flattened=True)
+            read[file] = read_photo(file, flattened=True, reduce_to=reduce_to)
         except InstError as error:
             if not file.is_file():
                 raise

@@ -12,7 +12,7 @@ from inst.errors import InstError, UsageError
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
     from inst.sampling.control import Control
     from inst.synthesis.record import ControlRecord
 
@@ -109,7 +109,7 @@ def choose_control(
             if value is not None:
                 raise UsageError(f"{option} needs a ControlNet", "give its folder with --controlnet")
         return None
-    from inst.pictures.io import USUAL_SIZE, read_photo
+    from inst.pictures.reading import USUAL_SIZE, read_photo
     from inst.sampling.control import Control, check_kind
 
     check_kind(kind or Control.kind, given=picture is not None, photo=photo)

@@ -40,8 +40,9 @@ def demo(
     from inst.files.claiming import reserve_path
     from inst.learning.instant import instant_style
     from inst.learning.loop import learn
-    from inst.pictures.io import read_photo, save_picture
+    from inst.pictures.reading import read_photo
     from inst.pictures.sheets import make_sheet
+    from inst.pictures.writing import save_picture
     from inst.runs import complete
     from inst.synthesis.painter import paint
     from inst.synthesis.record import PictureRecord

@@ -104,7 +104,7 @@ def learn_style(
     from inst.learning.loop import learn
     from inst.learning.run import LearningDiverged, preview_settings
     from inst.learning.state import LearningState
-    from inst.pictures.io import save_picture
+    from inst.pictures.writing import save_picture
     from inst.styles.style import Style
     from inst.synthesis.record import PictureRecord
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from inst.backbone.model import Backbone
     from inst.files.provenance import SourceFile
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
     from inst.sampling.control import Control
     from inst.styles.style import Style
     from inst.synthesis.record import ControlRecord

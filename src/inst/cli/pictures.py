@@ -231,7 +231,8 @@ def transfer(
     control_scale: ControlScaleOption = None,
 ) -> None:
     """Repaint a photo in the style of a painting."""
-    from inst.pictures.io import read_mask_file, read_photo, reading_size
+    from inst.pictures.masks import read_mask_file
+    from inst.pictures.reading import read_photo, reading_size
 
     settings = options.settings()
     _refuse_folder(photo)
@@ -321,7 +322,7 @@ def generate(
 
 def _check_paths(out: Output | None, count: int, style: list[str], *sources: Path | None) -> None:
     """Check the output paths of `count` pictures (`check_output`). The styles and `sources` are the input files."""
-    from inst.pictures.io import picture_format
+    from inst.pictures.writing import picture_format
 
     paintings = pictures_of(list(style_paths(style).values()))
     written = None if out is None or count == 1 else [numbered_path(out.path, k + 1) for k in range(count)]

@@ -87,7 +87,9 @@ def repeat(
     ] = None,
 ) -> None:
     """Make a picture again from the record in its PNG file. The result is the same bit for bit on the same device."""
-    from inst.pictures.io import picture_format, read_mask, read_photo, reading_size
+    from inst.pictures.masks import read_mask
+    from inst.pictures.reading import read_photo, reading_size
+    from inst.pictures.writing import picture_format
     from inst.synthesis.record import read_record
 
     record = read_record(picture)
@@ -236,7 +238,7 @@ def _choose_control(picture: Path, record: ControlRecord, folder: Path | None, p
     Raises:
         InstError: no folder is given, or the control picture cannot be read.
     """
-    from inst.pictures.io import USUAL_SIZE, read_photo
+    from inst.pictures.reading import USUAL_SIZE, read_photo
 
     if folder is None:
         raise InstError(f'{picture} was made with the ControlNet "{record.model}"', "give its folder with --controlnet")

@@ -27,7 +27,7 @@ from inst.texts import cut
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
     from inst.styles.style import Style
 
 
@@ -59,7 +59,8 @@ def sheet(
 ) -> None:
     """Compare strengths, guidance scales and styles for one photo on one labelled sheet."""
     from inst.learning.instant import read_style
-    from inst.pictures.io import picture_format, read_photo, reading_size
+    from inst.pictures.reading import read_photo, reading_size
+    from inst.pictures.writing import picture_format
 
     check_output(out, [photo, *pictures_of(style)], picture_format)
     settings = {

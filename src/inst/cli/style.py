@@ -175,7 +175,7 @@ def import_(
     ] = False,
 ) -> None:
     """Import an embedding (textual inversion) of another program as a style file."""
-    from inst.pictures.io import USUAL_SIZE, read_photo
+    from inst.pictures.reading import USUAL_SIZE, read_photo
     from inst.styles.exporting import slug
     from inst.styles.importing import Embedding, check_import, import_style
     from inst.styles.style import check_style_name

@@ -18,6 +18,7 @@ from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, Call, UsageError, first_line, python_wording
 from inst.learning.instant import read_style
 from inst.pictures.given import Mask, to_batch
+from inst.pictures.reading import reading_size
 from inst.styles.style import Style
 from inst.synthesis.plan import MOST_PICTURES
 
@@ -35,19 +36,22 @@ CALLBACK_TENSORS = ("latents", "clean")
 _MASKS = VaeImageProcessor(do_resize=False, do_normalize=False, do_convert_grayscale=True)
 
 
-def read_photos(image: PipelinePicture | Sequence[PipelinePicture]) -> Tensor:
+def read_photos(image: PipelinePicture | Sequence[PipelinePicture], size: Any = None, mask: Any = None) -> Tensor:
     """Read photos into [B, 3, H, W] in [-1, 1].
 
     Args:
         image: PIL images of any mode, which are read like picture files; arrays [H, W, 3] or [B, H, W, 3], or tensors
             [3, H, W] or [B, 3, H, W], floating point from 0 to 1 or uint8 from 0 to 255; or a list of one of these.
+        size, mask: arguments of the pipeline that are not checked yet; large PIL images are reduced as for
+            `inst.transfer`.
 
     Raises:
         UsageError: `image` is something else, or the pictures have different sizes.
     """
     given: Any = image if isinstance(image, list | tuple) else [image]
+    has_own_size = isinstance(mask, np.ndarray | Tensor)  # the photo's
     single = [one for entry in given for one in (entry if getattr(entry, "ndim", 0) == 4 else [entry])]
-    return to_batch([_read_photo(one) for one in single], "image")
+    return to_batch([_read_photo(one) for one in single], "image", None if has_own_size else reading_size(size))
 
 
 def _read_photo(image: Any) -> PipelinePicture:

@@ -236,7 +236,7 @@ class InSTPipeline(InSTConditioning):
             subject: Any = repeated(prompts, copies)
         else:
             reject_arguments({"height": height, "width": width}, "a photo keeps its proportions: give size")
-            photos = read_photos(image)
+            photos = read_photos(image, size, mask_image)
             photos = photos.expand(len(prompts), -1, -1, -1) if len(photos) == 1 else photos
             check_pictures(len(photos) * copies)
             # One photo needs no copies of itself in memory.

@@ -28,13 +28,18 @@ from inst.files.listing import pictures_in, plain_name, readable_name
 from inst.files.provenance import SourceFile, describe
 from inst.files.reading import check_regular, open_file, read_json
 from inst.files.writing import LONGEST_NAME, make_folder, write_bytes_atomically
-from inst.pictures.io import read_photo, read_picture, resize_short_side, save_picture
+from inst.pictures.reading import open_picture, read_photo, reading_size
+from inst.pictures.resizing import resize_short_side
 from inst.pictures.sheets import make_sheet
+from inst.pictures.tensors import to_tensor
+from inst.pictures.writing import save_picture
 from inst.texts import cut, one_line
 
 SETTINGS = "compare.json"
 MOST_STORED = 2**28
 """Largest file in bytes that a comparison or a learning curve continues from: room for a million pictures."""
+PAINTING_SIDE = 2048
+"""Short side in pixels to which large paintings are reduced: twice the native size of the largest backbones."""
 _PIECE = 2**20
 _CELL_SIDE = 160  # short side of a picture on a sheet, in pixels
 
@@ -159,7 +164,7 @@ def _compare(
 def _start(method: Method, painting: Path, styles: Path, on_step: OnStep) -> Repaint | InstError:
     """Prepare a method for a painting. If that fails, return the error, so that it is not tried for each photo."""
     try:
-        return method.start(read_photo(painting, flattened=True), styles, on_step)
+        return method.start(read_photo(painting, flattened=True, reduce_to=PAINTING_SIDE), styles, on_step)
     except InstError as error:
         return error
 
@@ -169,7 +174,7 @@ def _make(repaint: Repaint | InstError, photo: Path, path: Path, origin: _Origin
     if isinstance(repaint, InstError):
         return str(repaint)
     try:
-        result = repaint(read_photo(photo, flattened=True))
+        result = repaint(read_photo(photo, flattened=True, reduce_to=reading_size(None)))
         texts = result.texts or _provenance_texts("result of a comparison", *origin)
         save_picture(result.picture, path, None, texts)
     except InstError as error:
@@ -324,7 +329,7 @@ def _sources(files: Sequence[Path]) -> list[SourceFile]:
 def _cell(label: str, path: Path) -> tuple[str, Tensor] | None:
     """Return a picture of a sheet; None for a missing or unreadable file, which was reported before."""
     try:
-        picture = read_picture(path)
+        picture = to_tensor(open_picture(path, reduce_to=4 * _CELL_SIDE))
     except InstError:
         return None
     return one_line(readable_name(label)), resize_short_side(picture, _CELL_SIDE)

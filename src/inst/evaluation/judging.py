@@ -18,8 +18,9 @@ from inst.errors import InstError
 from inst.evaluation.metrics.table import Metrics, text_column
 from inst.files.provenance import SourceFile
 from inst.files.reading import check_regular
-from inst.pictures.io import open_picture, to_tensor
-from inst.pictures.reducing import fit_size
+from inst.pictures.reading import open_picture
+from inst.pictures.resizing import fit_size
+from inst.pictures.tensors import to_tensor
 
 Size = tuple[int, int]
 """Width and height in pixels."""

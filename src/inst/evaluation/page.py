@@ -20,7 +20,7 @@ from inst.evaluation.report import JSON, LISTED, format_number, used_columns
 from inst.evaluation.results import Evaluation, Row, Score
 from inst.files.listing import readable_name
 from inst.files.writing import write_bytes_atomically
-from inst.pictures.io import open_picture
+from inst.pictures.reading import open_picture
 from inst.texts import one_line
 
 PAGE = "index.html"

@@ -34,7 +34,7 @@ from inst.learning.checking import check_tensors
 from inst.learning.data import CAPTIONS
 from inst.learning.settings import MOST, LearningSettings
 from inst.learning.state import LearningState
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from inst.styles.style import Style
 from inst.version import __version__
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inst.errors import InstError
-from inst.pictures.io import to_image
+from inst.pictures.tensors import to_image
 
 
 def canny(photos: Tensor, low: float = 100, high: float = 200) -> Tensor:

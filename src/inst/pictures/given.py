@@ -17,19 +17,12 @@ from torch import Tensor
 from inst.arguments import check_path, check_type, with_article
 from inst.errors import InstError, UsageError
 from inst.files.listing import pictures_of
-from inst.pictures.io import (
-    PAINTING_SIDES,
-    Photo,
-    encode_painting,
-    mask_of,
-    read_image,
-    read_mask,
-    read_painting,
-    resize,
-    translate_errors,
-)
-from inst.pictures.reducing import fit_size
+from inst.pictures.masks import mask_of, read_mask
+from inst.pictures.opening import translate_errors
+from inst.pictures.reading import Photo, read_image, read_painting
+from inst.pictures.resizing import fit_size, resize
 from inst.pictures.srgb import upright
+from inst.pictures.stored import PAINTING_SIDES, encode_painting
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor | Photo
 """A picture of any type:
@@ -58,7 +51,7 @@ def to_photo(given: Picture, what: str = "photo", reduce_to: int | None = None) 
     Args:
         given: the picture.
         what: its name in messages.
-        reduce_to: for files, as for `read_photo`.
+        reduce_to: for files and PIL images, as for `read_photo`.
 
     Raises:
         UsageError: the picture is not a `Picture`, or its shape or its values are wrong.
@@ -71,7 +64,7 @@ def to_photo(given: Picture, what: str = "photo", reduce_to: int | None = None) 
     if isinstance(given, str | os.PathLike):
         return read_painting(given, reduce_to)
     if isinstance(given, Image.Image):
-        return read_image(given, f"The {what}")
+        return read_image(given, f"The {what}", reduce_to)
     if isinstance(given, np.ndarray):
         return Photo(_read_array(given, what))
     check_type(with_article(what), given, Tensor, "give a path, a PIL image, an array, a tensor or an inst.Photo")
@@ -109,7 +102,7 @@ class Painting(Photo):
 
     Attributes:
         size: (height, width) of the picture.
-        encoded: the larger picture that a style keeps (`inst.pictures.io.encode_painting`); empty if it keeps none.
+        encoded: the larger picture that a style keeps (`inst.pictures.stored.encode_painting`); empty if it keeps none.
     """
 
     size: tuple[int, int]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inst.errors import InstWarning
-from inst.pictures.io import to_image
+from inst.pictures.tensors import to_image
 
 _STILL = 0.1
 """Motion below this many pixels is none: a picture that is moved by so little only gets blurred."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from inst.pictures.io import to_image
 from inst.pictures.lettering import Lettering
+from inst.pictures.tensors import to_image
 
 LABEL_HEIGHT = 34
 _GAP = 8

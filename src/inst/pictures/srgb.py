@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from inst.errors import InstError
-from inst.pictures.reducing import strips
+from inst.pictures.resizing import strips
 
 _SRGB = ImageCms.createProfile("sRGB")
 _TURNS = {

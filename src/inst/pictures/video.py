@@ -29,7 +29,7 @@ from inst.arguments import check_path
 from inst.errors import InstError, InstWarning, UsageError
 from inst.files.reading import parse_json
 from inst.files.writing import replace_when_finished
-from inst.pictures.io import to_image
+from inst.pictures.tensors import to_image
 
 FILM_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """The containers in which films can be written, by the ending of the file name."""

@@ -23,7 +23,8 @@ from inst.backbone.text import Frame, TextEmbedding
 from inst.errors import InstError, UsageError
 from inst.pictures.edges import canny, find_opencv
 from inst.pictures.given import to_photo
-from inst.pictures.io import USUAL_SIZE, resize
+from inst.pictures.reading import USUAL_SIZE
+from inst.pictures.resizing import resize
 from inst.sampling.denoiser import Denoise
 from inst.sampling.tiles import pad_to_multiple
 

@@ -88,7 +88,7 @@ async def upload(request: Request, studio: TheStudio, person: Person, metrics: T
 
 
 def _keep(studio: Studio, person: str, receiver: Receiver, name: str) -> UploadAnswer:
-    from inst.pictures.io import look_at  # imports PyTorch, for which the page does not wait
+    from inst.pictures.opening import look_at  # imports PyTorch, for which the page does not wait
 
     try:
         kept = studio.uploads.keep_picture(receiver, person)

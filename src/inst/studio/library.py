@@ -171,7 +171,7 @@ class Library:
         kept = "SELECT data FROM thumbnails WHERE painting = ? AND side = ?"
         if found := self._index.rows(kept, row["painting"], side):
             return bytes(found[0]["data"])
-        from inst.pictures.io import encode_painting
+        from inst.pictures.stored import encode_painting
 
         data = encode_painting(self._painting(row), short_side=side, long_side=side)
         self._index.write("INSERT OR REPLACE INTO thumbnails VALUES (?, ?, ?)", row["painting"], side, data)

@@ -115,7 +115,7 @@ class Uploads:
 
     def keep_shown(self, receiver: Receiver, person: str | None) -> Upload:
         """Keep a received picture in a format that browsers show: a TIFF becomes a PNG. Raises as `keep_picture`."""
-        from inst.pictures.io import open_picture
+        from inst.pictures.reading import open_picture
 
         kept = self.keep_picture(receiver, person)
         if kept.path.suffix != _PICTURES["TIFF"]:
@@ -132,7 +132,7 @@ class Uploads:
 
         Raises UsageError and InstError as `keep_picture`.
         """
-        from inst.pictures.io import check_picture  # imports PyTorch, for which the page does not wait
+        from inst.pictures.opening import check_picture  # imports PyTorch, for which the page does not wait
 
         with self._decoding:
             return check_picture(receiver.path, list(formats), self._limits.picture_pixels)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inst.backbone.model import Backbone
-    from inst.pictures.io import Photo
+    from inst.pictures.reading import Photo
     from inst.styles.style import Style
 
 STATE, STYLE, CURVE = "state.safetensors", "style.safetensors", "loss.csv"
@@ -72,7 +72,7 @@ class Workshop:
         import torch
 
         from inst.learning.instant import instant_style
-        from inst.pictures.io import Photo
+        from inst.pictures.reading import Photo
         from inst.runs import complete
         from inst.synthesis.painter import paint
 
@@ -84,12 +84,13 @@ class Workshop:
 
     def transfer(self, task: Task) -> Steps:
         """Repaint a photo, once for each seed."""
-        from inst.pictures.io import read_mask_file
+        from inst.pictures.masks import read_mask_file
+        from inst.pictures.reading import reading_size
 
         request = TransferRequest.model_validate(task.request)
         self._check_size(request.size, request.count)
         backbone = self._load()
-        photo = self._photo(request.photo)
+        photo = self._photo(request.photo, reduce_to=reading_size(request.size))
         self._check_result(backbone, photo, request.size)
         mask = None
         if request.mask is not None:
@@ -107,12 +108,13 @@ class Workshop:
 
     def sheet(self, task: Task) -> Steps:
         """Repaint a photo at several strengths and guidance scales, on one sheet."""
+        from inst.pictures.reading import reading_size
         from inst.synthesis.sheet import paint_sheet
 
         request = SheetRequest.model_validate(task.request)
         self._check_size(request.size, 1)
         backbone = self._load()
-        photo = self._photo(request.photo, flattened=True)
+        photo = self._photo(request.photo, flattened=True, reduce_to=reading_size(request.size))
         self._check_result(backbone, photo, request.size)
         styles = [self._style(backbone, style) for style in request.styles]
         settings = request.model_dump(exclude={"photo", "styles"})
@@ -129,7 +131,7 @@ class Workshop:
         from inst.learning.loop import learn
         from inst.learning.run import LearningDiverged
         from inst.learning.state import LearningState
-        from inst.pictures.io import save_picture
+        from inst.pictures.writing import save_picture
 
         request = LearnRequest.model_validate(task.request)
         if request.steps > self._limits.learning_steps:
@@ -226,7 +228,7 @@ class Workshop:
 
     def _check_result(self, backbone: Backbone, photo: Photo, size: int | None) -> None:
         """Refuse a result that is very long: its short side alone does not say how large it is."""
-        from inst.pictures.reducing import fit_size
+        from inst.pictures.resizing import fit_size
 
         height, width = photo.picture.shape[1:]
         # As the library chooses it: at most twice as large as the photo.
@@ -240,13 +242,13 @@ class Workshop:
                 "crop the photo, or choose a smaller size",
             )
 
-    def _photo(self, upload: UploadRef, *, flattened: bool = False) -> Photo:
+    def _photo(self, upload: UploadRef, *, flattened: bool = False, reduce_to: int | None = None) -> Photo:
         """Read an upload under the name that the person gave it."""
-        from inst.pictures.io import read_photo
+        from inst.pictures.reading import read_photo
 
         path = self._uploads.find(upload.upload)
         try:
-            photo = read_photo(path, flattened=flattened, reduce_to=self._limits.side)
+            photo = read_photo(path, flattened=flattened, reduce_to=reduce_to or self._limits.side)
         except InstError as error:
             raise InstError(error.problem.replace(str(path), "The picture"), *error.remedy) from None
         return replace(photo, name=SourceFile(upload.name or "picture.png", "").name)
@@ -357,7 +359,7 @@ def _preview(backbone: Backbone, latents: Tensor) -> Tensor:
 
 
 def _webp(picture: Tensor) -> bytes:
-    from inst.pictures.io import to_image
+    from inst.pictures.tensors import to_image
 
     image, data = to_image(picture.cpu()), io.BytesIO()
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))

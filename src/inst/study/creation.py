@@ -195,7 +195,7 @@ def _fill(
 def _encode(file: Path, side: int) -> tuple[bytes, int, int]:
     from PIL import Image
 
-    from inst.pictures.io import open_picture
+    from inst.pictures.reading import open_picture
 
     image = open_picture(file, reduce_to=side)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

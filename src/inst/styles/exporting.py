@@ -24,7 +24,8 @@ from inst.arguments import check_path, check_type, checked
 from inst.errors import Call, UsageError
 from inst.files.provenance import describe
 from inst.files.writing import write_bytes_atomically
-from inst.pictures.io import resize, save_png
+from inst.pictures.resizing import resize
+from inst.pictures.writing import save_png
 from inst.styles.style import Style
 from inst.texts import cut
 

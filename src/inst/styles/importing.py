@@ -23,8 +23,10 @@ from inst.files.provenance import SourceFile, reason
 from inst.files.reading import check_regular, parse_json, translate_reading
 from inst.files.tensors import open_tensors
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import USUAL_SIZE, encode_painting, look_at, open_picture, read_text_in
-from inst.pictures.reducing import LARGE
+from inst.pictures.opening import look_at, read_text_in
+from inst.pictures.reading import USUAL_SIZE, open_picture
+from inst.pictures.resizing import LARGE
+from inst.pictures.stored import encode_painting
 from inst.styles.a1111_pixels import hidden_text
 from inst.styles.exporting import EMBEDDING, ENCODERS, PNG_TENSOR, PNG_TEXT
 from inst.styles.reference_code import CLASSES, PickledModule, ReferenceInversion, compute_vector

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from inst.errors import UsageError
 from inst.files.pickles import is_dense
-from inst.pictures.io import Photo, to_image, to_tensor
+from inst.pictures.reading import Photo
+from inst.pictures.tensors import to_image, to_tensor
 
 if TYPE_CHECKING:
     from inst.backbone.model import Backbone

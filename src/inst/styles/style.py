@@ -27,7 +27,7 @@ from inst.files.provenance import PROSE_KEYS, read_entry, reason, to_plain
 from inst.files.reading import open_file, parse_json, translate_reading
 from inst.files.tensors import HEADER_BYTES
 from inst.files.writing import write_bytes_atomically
-from inst.pictures.io import decode_picture
+from inst.pictures.stored import decode_picture
 from inst.texts import cut
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Style:
         about: provenance as plain JSON values: name, backbone, variant, steps, seed, learning settings, loss, and
             paintings as a list of {"name": base name, "sha256": hex}. Paths are cut to base names, the name of the
             style only if it looks like a path.
-        paintings: the picture files of the paintings that it comes from (`inst.pictures.io.encode_painting`).
+        paintings: the picture files of the paintings that it comes from (`inst.pictures.stored.encode_painting`).
         shares: the part of each painting in the style, of any sum. The default is equal parts.
         module: weights of the inversion module that made the vectors, to continue learning; or None.
         module_config: configuration of the module (`InversionConfig` as a dict), or None.

@@ -34,8 +34,9 @@ from inst.arguments import checked
 from inst.backbone.model import Backbone
 from inst.errors import InstWarning, UsageError
 from inst.pictures.given import Picture, to_photo
-from inst.pictures.io import resize, to_image, to_tensor
 from inst.pictures.motion import Motion, motion_between, move, warn_without_opencv
+from inst.pictures.resizing import resize
+from inst.pictures.tensors import to_image, to_tensor
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import result_size, transfer

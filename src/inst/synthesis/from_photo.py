@@ -18,8 +18,8 @@ from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import UsageError
 from inst.pictures.given import Mask, Picture, to_batch, to_mask
-from inst.pictures.io import reading_size, resize, resize_mask
-from inst.pictures.reducing import fit_size
+from inst.pictures.reading import reading_size
+from inst.pictures.resizing import fit_size, resize, resize_mask
 from inst.sampling.attention import AttentionSettings
 from inst.sampling.content import INVERSIONS, invert_content
 from inst.sampling.control import Control, check_control
@@ -154,7 +154,7 @@ def transfer(
     paintings = read_paintings(styles, prompts, tone, style_attention)
     palette = palette_of(paintings) if tone == "painting" else None
     # An array as mask has the photo's own size.
-    reduce_to = None if isinstance(mask, np.ndarray | Tensor) else reading_size(size, backbone.default_size)
+    reduce_to = None if isinstance(mask, np.ndarray | Tensor) else reading_size(size)
     photos = to_batch(photo, reduce_to=reduce_to)
     if len(prompts) not in (1, len(photos)):
         raise UsageError(

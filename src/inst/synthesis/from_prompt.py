@@ -10,7 +10,7 @@ from torch import Tensor
 from inst.arguments import check_choice
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
-from inst.pictures.reducing import fit_size
+from inst.pictures.resizing import fit_size
 from inst.sampling.attention import AttentionSettings
 from inst.sampling.control import Control, check_control
 from inst.sampling.noise import Seed

@@ -13,7 +13,9 @@ from torch import Tensor
 from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
 from inst.files.provenance import SourceFile
-from inst.pictures.io import Photo, encode_picture, resize, resize_mask, save_picture
+from inst.pictures.reading import Photo
+from inst.pictures.resizing import resize, resize_mask
+from inst.pictures.writing import encode_picture, save_picture
 from inst.sampling.control import Control
 from inst.sampling.solvers import Sampling, SamplingStep
 from inst.styles.style import Style

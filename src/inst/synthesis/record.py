@@ -21,7 +21,8 @@ from inst.files.provenance import (
     to_plain,
     versions,
 )
-from inst.pictures.io import Photo, read_text_in
+from inst.pictures.opening import read_text_in
+from inst.pictures.reading import Photo
 from inst.styles.style import Style
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ class PictureRecord:
             raise InstError(f"{name} is damaged ({reason(error)})", "use another copy of the picture") from None
 
     def texts(self) -> dict[str, str]:
-        """Return the record as the texts of a PNG file, for `inst.pictures.io.save_picture`."""
+        """Return the record as the texts of a PNG file, for `inst.pictures.writing.save_picture`."""
         return {KEYWORD: self.to_text()}
 
 

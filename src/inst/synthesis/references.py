@@ -15,7 +15,7 @@ from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.errors import Argument, InstWarning, UsageError
-from inst.pictures.io import resize
+from inst.pictures.resizing import resize
 from inst.sampling.attention import AttentionSettings, Reference, StyleAttention
 from inst.sampling.noise import add_noise, draw_noise
 from inst.sampling.tiles import encode_in_tiles

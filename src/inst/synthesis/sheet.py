@@ -14,8 +14,9 @@ from torch import Tensor
 from inst.arguments import checked
 from inst.backbone.model import Backbone
 from inst.errors import UsageError
-from inst.pictures.io import Photo, save_picture
+from inst.pictures.reading import Photo
 from inst.pictures.sheets import make_sheet
+from inst.pictures.writing import save_picture
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.painter import fit_photo

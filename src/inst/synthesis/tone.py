@@ -11,9 +11,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from inst.backbone.devices import copy_to
 from inst.backbone.model import Backbone
-from inst.pictures.io import resize
 from inst.pictures.oklab import in_gamut, oklab_to_linear, oklab_to_srgb, srgb_to_oklab
-from inst.pictures.reducing import fit_size
+from inst.pictures.resizing import fit_size, resize
 from inst.sampling.tiles import encode_in_tiles
 from inst.synthesis.references import Paintings
 

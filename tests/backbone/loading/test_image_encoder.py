@@ -24,7 +24,8 @@ from inst.backbone.loading.image_encoder import (
 )
 from inst.backbone.loading.part import read_json
 from inst.backbone.loading.single_file import CONFIGS, FAMILIES
-from inst.pictures.io import Photo, save_picture
+from inst.pictures.reading import Photo
+from inst.pictures.writing import save_picture
 from tiny import PICTURE_SIZE, WIDTH, edit_json, save_family
 
 PICTURE = torch.linspace(-1, 1, 3 * PICTURE_SIZE**2).view(1, 3, PICTURE_SIZE, PICTURE_SIZE)

@@ -11,7 +11,7 @@ from inst.evaluation.methods.adain import AdaIN, AdaINDecoder
 from inst.evaluation.methods.gatys import Gatys
 from inst.evaluation.metrics.gram import gram_matrix
 from inst.evaluation.networks.vgg import VGG19Features
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import Tensor
 from inst import Backbone
 from inst.errors import UsageError
 from inst.evaluation.methods.styleid import StyleID
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 from tiny import FAMILIES, save_family
 
 GRID = [999, 749, 499, 249]  # 4 steps of 1000 timesteps

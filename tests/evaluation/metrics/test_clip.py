@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 from inst import Backbone
 from inst.errors import InstError
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine, without_placeholder
-from inst.pictures.io import to_tensor
+from inst.pictures.tensors import to_tensor
 from tiny import tiny_tokenizer
 
 SIDE = 32  # that of `clip_folder`

@@ -10,7 +10,8 @@ from torch import nn
 
 from inst import demo
 from inst.evaluation.networks.vgg import VGG19Features
-from inst.pictures.io import read_picture, resize
+from inst.pictures.reading import read_picture
+from inst.pictures.resizing import resize
 
 DECODER = ("conv4_1", "up", "conv3_4", "conv3_3", "conv3_2", "conv3_1", "up")
 DECODER = (*DECODER, "conv2_2", "conv2_1", "up", "conv1_2", "conv1_1")

@@ -25,8 +25,9 @@ from inst.evaluation.results import PAINTING, PHOTO, Score
 from inst.files.listing import readable_name
 from inst.files.provenance import SourceFile, describe
 from inst.files.writing import make_folder, write_bytes_atomically
-from inst.pictures.io import Photo, save_picture
 from inst.pictures.lettering import plot_fonts
+from inst.pictures.reading import Photo
+from inst.pictures.writing import save_picture
 from inst.texts import cut, markdown, one_line
 
 _Point = TypeVar("_Point", CurvePoint, CurveControl)

@@ -20,7 +20,9 @@ from inst.evaluation.methods.styles import check_transfer, learned
 from inst.evaluation.metrics.clip import PictureTextEncoder, cosine
 from inst.evaluation.results import PAINTING, PHOTO
 from inst.learning.loop import learn
-from inst.pictures.io import Photo, read_photo, resize_short_side, to_image, to_tensor
+from inst.pictures.reading import Photo, read_photo
+from inst.pictures.resizing import resize_short_side
+from inst.pictures.tensors import to_image, to_tensor
 from inst.runs import complete
 from inst.synthesis.from_photo import transfer
 from inst.synthesis.from_prompt import generate

@@ -11,7 +11,7 @@ from inst.errors import InstError
 from inst.evaluation.collection import SEPARATOR
 from inst.evaluation.methods.method import PICTURES, OnStep, Repaint, RepaintResult
 from inst.files.listing import pictures_in, plain_name
-from inst.pictures.io import Photo, read_picture
+from inst.pictures.reading import Photo, read_picture
 
 
 @dataclass(frozen=True, eq=False)

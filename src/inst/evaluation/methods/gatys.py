@@ -15,7 +15,8 @@ from inst.errors import UsageError
 from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult
 from inst.evaluation.metrics.gram import gram_matrix
 from inst.evaluation.networks.vgg import VGG19Features
-from inst.pictures.io import Photo, resize_short_side
+from inst.pictures.reading import Photo
+from inst.pictures.resizing import resize_short_side
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from inst.backbone.model import Backbone
-from inst.pictures.io import Photo
+from inst.pictures.reading import Photo
 
 OnStep = Callable[[int, int], object]
 """Called with (steps done, steps in total) while a method prepares, or makes a picture that takes many steps."""
@@ -47,7 +47,8 @@ class Method(Protocol):
         """Prepare once for a painting, and return the function that repaints photos in its style.
 
         Args:
-            painting: without transparency, on white.
+            painting: without transparency, on white. Photos are so, too, and large ones are reduced
+                (`inst.pictures.reading.reading_size`).
             folder: an existing folder for files that a later call can use again, such as learned styles.
             on_step: called with the progress of the preparation, and later of each picture that takes minutes.
         """

@@ -14,7 +14,8 @@ from inst.arguments import check_at_least
 from inst.backbone.model import Backbone
 from inst.backbone.text import TextEmbedding
 from inst.evaluation.methods.method import OnStep, Repaint, RepaintResult, backbone_mark
-from inst.pictures.io import Photo, resize_short_side
+from inst.pictures.reading import Photo
+from inst.pictures.resizing import resize_short_side
 from inst.runs import complete
 from inst.sampling.attention import AttentionSettings, Reference, StyleAttention
 from inst.sampling.content import ddim_inversion

@@ -20,7 +20,8 @@ from inst.files.provenance import FORMAT
 from inst.files.writing import LONGEST_NAME, cut_name
 from inst.learning.instant import instant_style
 from inst.learning.loop import learn
-from inst.pictures.io import Photo, encode_painting
+from inst.pictures.reading import Photo
+from inst.pictures.stored import encode_painting
 from inst.runs import complete
 from inst.styles.style import Style
 from inst.synthesis.from_photo import transfer

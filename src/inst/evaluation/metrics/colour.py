@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from inst.pictures.io import resize
+from inst.pictures.resizing import resize
 
 BINS = 64
 _FALL_OFF = 0.02

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
-from inst.pictures.io import resize
 from inst.pictures.motion import Motion, motion_between, move
+from inst.pictures.resizing import resize
 
 _STILL = 2 / 255
 """Largest change of a photo's colour, in [0, 1], in a place that stands still."""

@@ -34,7 +34,7 @@ def example_uploads(studio: Studio) -> dict[str, Upload]:
 
 def example_pictures(examples: dict[str, Upload]) -> list[Image.Image]:
     """Return a picture of each example: the painting and the photo side by side."""
-    from inst.pictures.io import open_picture  # imports PyTorch, for which the page does not wait
+    from inst.pictures.reading import open_picture  # imports PyTorch, for which the page does not wait
 
     pictures = []
     for pair in EXAMPLES:

@@ -192,7 +192,7 @@ def _thumbnail(studio: Studio, id: str) -> Any:
     data = studio.library.thumbnail(id)
     if data is None:
         return Image.new("RGB", (256, 256), "#94a3b8")
-    from inst.pictures.io import decode_image
+    from inst.pictures.stored import decode_image
 
     return decode_image(data)
 

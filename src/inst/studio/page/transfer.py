@@ -242,7 +242,7 @@ def build_transfer(studio: Studio, texts: Texts) -> Tab:
 
     def show_photo(picture: tuple[str, str] | None) -> Any:
         """Put the photo below the brush, reduced, when the part for masks is opened."""
-        from inst.pictures.io import open_picture
+        from inst.pictures.reading import open_picture
 
         if picture is None:
             return None

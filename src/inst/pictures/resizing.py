@@ -17,7 +17,7 @@ from inst.arguments import checked
 from inst.errors import UsageError
 
 LARGE = 2**24
-"""Number of pixels from which a picture is reduced while it is read, if only a small one is needed."""
+"""Number of pixels above which a picture is reduced while it is read, if only a small one is needed."""
 
 _STRIP = 2**21  # pixels
 
@@ -44,6 +44,22 @@ def interpolate(picture: Tensor, size: tuple[int, int]) -> Tensor:
         return picture
     batch = picture.reshape(-1, 1, *picture.shape[-2:]).float()
     return F.interpolate(batch, size, mode="bicubic", antialias=True).reshape(*picture.shape[:-2], *size)
+
+
+def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize [3, H, W] or [B, 3, H, W] in [-1, 1] to `size` (height, width): bicubic, antialiased, clamped."""
+    return interpolate(picture, size).clamp(-1, 1)
+
+
+def resize_short_side(picture: Tensor, short_side: int) -> Tensor:
+    """Resize as `resize` does, so that the short side is `short_side` pixels. The proportions stay the same."""
+    width, height = fit_size(picture.shape[-1], picture.shape[-2], short_side)
+    return resize(picture, (height, width))
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a mask or an opacity, [H, W] in [0, 1], as `resize` does."""
+    return interpolate(mask[None], size)[0].clamp(0, 1)
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:
