@@ -12,7 +12,7 @@ from PIL import Image
 
 import inst
 from inst.learning.loop import learn
-from inst.pictures.io import read_photo
+from inst.pictures.reading import read_photo
 from inst.runs import complete
 from inst.study.creation import create_study
 from inst.study.database import Database
