@@ -136,6 +136,39 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
         assert idle.recv(1)  # what its system had taken already
 
 
+def test_a_slow_reader_is_heard_although_the_system_takes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "READ_SECONDS", 1.0)
+    with running(most=40) as (port, server), socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # the system keeps megabytes, and then waits
+        slow.connect(("127.0.0.1", port))
+        slow.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert slow.recv(1500)
+            time.sleep(0.05)
+        assert server.server_state.connections
+
+
+def test_a_body_without_an_end_is_not_read_after_its_answer() -> None:
+    with running(most=40) as (port, _), connect(port, HALF + b"Transfer-Encoding: chunked\r\n\r\n") as endless:
+        assert endless.recv(1000).startswith(b"HTTP/1.1 405")
+        sent = 0
+        with suppress(OSError):
+            while sent < 20 * LARGE:
+                endless.sendall(b"1\r\na\r\n" * 10_000)
+                sent += 60_000
+        assert sent < LARGE
+
+
+@pytest.mark.parametrize("descriptors", [64, 128, 256, 1024, 4096, 10**6])
+def test_there_is_a_file_descriptor_for_everything(descriptors: int) -> None:
+    backlog, most = serving._room(descriptors)
+    assert 32 <= most <= 1000
+    assert 1 <= backlog <= 100
+    assert descriptors < 256 or 2 * most + 3 * backlog < descriptors - 50
+    assert descriptors < 4096 or most == 1000
+
+
 @pytest.mark.parametrize("path", ["/", "/large", "/ticks"])
 def test_nonsense_after_a_request_is_no_error(path: str, caplog: pytest.LogCaptureFixture) -> None:
     with running(most=40) as (port, server):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
@@ -22,21 +23,29 @@ from uvicorn.server import ServerState
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-HEAD_SECONDS = 20.0
+HEAD_SECONDS = 30.0
 """Seconds until a request must have come, without its body: from the beginning of the connection, or from the end of
 the answer before."""
-READ_SECONDS, READ_BYTES = 20.0, 40_000
-"""How slowly an answer may be read: this many bytes, or the rest, in each of these periods."""
+READ_SECONDS, READ_BYTES = 60.0, 6_000
+"""How slowly an answer may be read: this many bytes, or the rest, in each of these periods. A phone with a poor
+connection of 2 kB/s that loads six pictures at once reads each with a third of a kB/s, and stands still for a while."""
+
+_UNWANTED = 256 * 1024
+"""Bytes of a body that are read after its answer: a client that is cut off at once sees no answer."""
 
 _CONNECTIONS = 1000
 _ROOM = 32
 """How many connections are closed at once if there are too many."""
 _BACKLOG = 100
-"""Connections that are accepted before the first of them is looked at."""
+"""Largest number of connections that are accepted before the first of them is looked at."""
+_BACKLOGS = 3
+"""How many times as many can be open above the limit: accepted, made, and aborted but not closed yet."""
 _WAITING = 1000
 """Connections that the system keeps until they are accepted."""
-_OTHER_FILES = 300
-"""File descriptors for everything else, and for `_BACKLOG` connections above the limit."""
+_OTHER_FILES = 64
+"""File descriptors for everything that belongs to no connection."""
+_FILES_EACH = 2
+"""File descriptors of a connection: the socket, and a file that is sent or received."""
 _END_SECONDS = 2  # that open requests get when the server stops
 
 _LOG_PERIOD, _LOG_MOST = 60.0, 30
@@ -56,6 +65,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, most: int | None = None, **options: Any) -> None:
+        backlog, allowed = _room(_descriptors())
         super().__init__(
             uvicorn.Config(
                 app,
@@ -64,12 +74,12 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 log_config=None,
-                backlog=_BACKLOG,
+                backlog=backlog,
                 timeout_graceful_shutdown=_END_SECONDS,
                 **options,
             )
         )
-        self.server_state = _State(most or min(_CONNECTIONS, max(_ROOM, _descriptors() - _OTHER_FILES)))
+        self.server_state = _State(most or allowed)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -100,6 +110,7 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._ended = self._heard = time.monotonic()
+        self._unwanted = 0  # bytes of a body that came after the answer
         self._unread: tuple[float, int] | None = None  # a time, and the bytes that the client had not read then
         super().connection_made(transport)
         if len(self.connections) > self.server_state.most:
@@ -107,6 +118,11 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = time.monotonic()
+        if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+            self._unwanted += len(data)
+            if self._unwanted > _UNWANTED:
+                self.transport.abort()
+                return
         super().data_received(data)
 
     def resume_writing(self) -> None:
@@ -115,6 +131,7 @@ class _Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._ended = time.monotonic()
+        self._unwanted = 0
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -141,7 +158,9 @@ class _Connection(H11Protocol):
     def is_overdue(self, now: float) -> bool:
         """Whether a client has taken too long. Called every second."""
         left = self.transport.get_write_buffer_size()
-        if not left:
+        if left:
+            left += _unsent(self.transport)
+        else:
             self._unread = None
             is_idle = self.cycle is None or self.cycle.response_complete
             return is_idle and now - self._ended > HEAD_SECONDS
@@ -169,13 +188,37 @@ def _make_room(connections: Iterable[object], most: int) -> None:
         one.transport.abort()
 
 
+def _unsent(transport: asyncio.Transport) -> int:
+    """Return the bytes that the system keeps until the client has taken them; 0 where it does not say.
+
+    It may keep megabytes, and then takes nothing more from us for minutes although the client reads.
+    """
+    try:
+        import fcntl
+        import termios
+    except ImportError:
+        return 0
+    try:
+        handle = transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+def _room(descriptors: int) -> tuple[int, int]:
+    """Return the connections that are accepted at once, and the largest number of connections."""
+    backlog = min(_BACKLOG, max(1, descriptors // 16))
+    allowed = (descriptors - _OTHER_FILES - _BACKLOGS * backlog) // _FILES_EACH
+    return backlog, min(_CONNECTIONS, max(_ROOM, allowed))
+
+
 def _descriptors() -> int:
     """Return how many file descriptors this process may have, after asking for enough."""
+    wanted = _FILES_EACH * _CONNECTIONS + _BACKLOGS * _BACKLOG + _OTHER_FILES
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return _CONNECTIONS + _OTHER_FILES
-    wanted = _CONNECTIONS + _OTHER_FILES
+        return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted

@@ -1,9 +1,15 @@
 """What diffusers and transformers import but InST does not run is not imported, and works as soon as it is used."""
 
+import gc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from inst.backbone import light
+from inst.backbone.model import Backbone
+from tiny import tiny_controlnet, write_tiny_backbone
 
 HEAVY = [
     "torch._dynamo",
@@ -87,6 +93,21 @@ def test_a_picture_needs_no_compiler_and_no_other_models() -> None:
     assert run(USE_INST, f"import sys; print(*(name for name in {HEAVY} if name in sys.modules))").strip() == ""
 
 
+def test_a_controlnet_writes_no_warnings_of_quantisers(tmp_path: Path) -> None:
+    path = write_tiny_backbone(tmp_path / "model")
+    tiny_controlnet(Backbone.load(path, "cpu").unet).save_pretrained(tmp_path / "net")
+    use = f"""
+import torch
+import inst, sys
+from inst.sampling.control import Control, load_controlnet
+backbone = inst.Backbone.load({str(path)!r}, "cpu")
+control = Control(load_controlnet({str(tmp_path / "net")!r}, backbone), torch.zeros(3, 64, 64), "depth")
+style = inst.instant_style(backbone, torch.zeros(3, 64, 64))
+inst.complete(inst.generate(backbone, "[C]", style, steps=1, control=control))
+"""
+    assert run(use, "print('torchao' in sys.modules)").strip() == "False"  # it writes warnings when it is imported
+
+
 @pytest.mark.parametrize("order", [(USE_INST, USE_THE_LIBRARIES, SAME_PICTURE), (USE_THE_LIBRARIES, USE_INST)])
 def test_the_libraries_work_in_full_after_inst_and_before_it(order: tuple[str, ...]) -> None:
     pytest.importorskip("peft")
@@ -112,3 +133,23 @@ assert type(scipy) is types.ModuleType
 """
     pytest.importorskip("scipy")
     run(program)
+
+
+def test_another_thread_may_import_at_the_same_time() -> None:
+    """Python collects garbage while a list is made of the modules, and other threads go on then."""
+    names: list[str] = []
+
+    def import_another(*_: object) -> None:
+        names.append(f"inst_test_module_{len(names)}")
+        sys.modules[names[-1]] = light
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(import_another)
+    try:
+        gc.set_threshold(1)
+        light._take_away()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(import_another)
+        for name in names:
+            del sys.modules[name]

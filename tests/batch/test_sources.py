@@ -211,6 +211,16 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "is a folder" in problem_of(file_item(str(tmp_path)))
 
 
+def test_a_file_that_says_it_is_huge_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(places.LARGEST_FILE + 1)
+    (item,) = open_source(tmp_path)
+    tracemalloc.start()
+    assert "has more than 1,073,741,824 bytes" in problem_of(item)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
 # List files
 
 

@@ -403,4 +403,10 @@ def test_a_saved_style_never_replaces_a_file_that_appeared_meanwhile(
     code, _, err = inst(*command[1:], "--steps", "3", "--save-every", "2", "-o", "s.safetensors")
     assert (code, err.count("\n")) == (1, 1)
     assert "s-000002.safetensors is there already" in err
+    assert err.endswith(". --resume -o s.safetensors continues after step 2.\n")
     assert file.read_bytes() == b"mine"
+    monkeypatch.setattr(LearningRun, "advance", advance)
+    assert inst(*command[1:], "--steps", "3", "--save-every", "2", "-o", "s.safetensors", "--resume")[0] == 0
+    resumed = Path("s.safetensors").read_bytes()
+    assert inst(*command[1:], "--steps", "3", "-o", "s.safetensors")[0] == 0
+    assert Path("s.safetensors").read_bytes() == resumed

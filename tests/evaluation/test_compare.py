@@ -313,7 +313,7 @@ def test_a_folder_that_another_run_writes_is_refused(run: Run, given: list[objec
     with folder_held(Path("made")):
         code, _, err = run(*command, "-o", "made", *given)
     assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert "is being written by process" in err
+    assert "Error: made is being written by process" in err
     assert not Path("made").exists()
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from inst import InstError
+from inst.files import holding
 from inst.files.claiming import held, reserve_name, reserve_path
-from inst.files.holding import sweep, sweep_below, temporary_folder
+from inst.files.holding import lock, sweep, sweep_below, sweep_once, temporary_folder
 from inst.files.writing import replace_when_finished, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
@@ -30,6 +31,10 @@ def in_another_process(program: str, *arguments: object) -> subprocess.Popen[str
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
+
+
+def refused(*arguments: object) -> list[str]:
+    raise PermissionError(13, "Permission denied")
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -55,6 +60,21 @@ def test_a_name_that_is_taken_is_never_given_as_free(tmp_path: Path) -> None:
     with reserve_path(tmp_path, "castle", ".png") as path:
         assert path.name == "castle-4.png"
     assert (tmp_path / "castle.png").read_bytes() == b"mine"
+
+
+def test_a_folder_that_cannot_be_listed_gives_a_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "castle.png").write_bytes(b"mine")
+    monkeypatch.setattr(os, "listdir", refused)
+    with reserve_path(tmp_path, "castle", ".png") as path:
+        assert path.name == "castle-2.png"
+
+
+def test_a_command_looks_at_a_thousand_leftovers_and_no_more(tmp_path: Path) -> None:
+    for number in range(1010):
+        (tmp_path / f".inst-{number}.lock").touch()
+    sweep_once(tmp_path)
+    assert len(names(tmp_path)) == 10
+    assert len(sweep(tmp_path)) == 10
 
 
 def test_two_processes_never_get_the_same_name(tmp_path: Path) -> None:
@@ -274,6 +294,75 @@ def test_a_name_is_in_use_if_a_file_that_belongs_to_it_exists(tmp_path: Path) ->
 
 
 @posix
+def test_a_sweep_that_opened_the_lock_of_the_process_before_deletes_nothing_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "castle.png"
+    with ExitStack() as before, ExitStack() as after:
+        before.enter_context(reserve_name(out))
+
+        def lock_late(file: int) -> bool | None:
+            before.close()  # between the opening of the file and its locking, one process ends and the next begins
+            after.enter_context(reserve_name(out))
+            return lock(file)
+
+        monkeypatch.setattr(holding, "lock", lock_late)
+        found = names(tmp_path)
+        assert sweep(tmp_path) == []
+        monkeypatch.undo()
+        assert names(tmp_path) == found == [".inst-castle.png.lock", "castle.png"]
+        with pytest.raises(InstError, match=f"process {os.getpid()}"), held(out):
+            pass
+
+
+@posix
+def test_the_lock_of_another_user_does_not_choose_what_is_deleted(tmp_path: Path) -> None:
+    for name in ("mine", "link"):
+        (tmp_path / f".inst-{name}.lock").write_bytes(b"1 here reserved")
+    (tmp_path / "mine").touch()
+    (tmp_path / "link").symlink_to("mine")
+    if os.geteuid() == 0:
+        os.chown(tmp_path / ".inst-mine.lock", 65534, 65534)
+    else:
+        (tmp_path / ".inst-mine.lock").unlink()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["link", "mine"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may open every file")
+def test_a_lock_that_cannot_be_written_is_taken_over_and_one_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    out, left = tmp_path / "castle.png", tmp_path / ".inst-castle.png.lock"
+    left.touch(0o444)
+    with held(out):
+        assert left.read_bytes().startswith(str(os.getpid()).encode())
+    left.touch(0)
+    with pytest.raises(InstError, match=r"\.inst-castle\.png\.lock is the lock of another user"), held(out):
+        pass
+    left.unlink()
+    with held(out), pytest.raises(InstError, match="is being written by process"), held(out):
+        pass
+
+
+@posix
+def test_a_disk_without_room_for_a_lock_keeps_none(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from inst import InstError
+from inst.files.claiming import held, reserve_name
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+for claim in (held, reserve_name):
+    try:
+        with claim(sys.argv[1]):
+            pass
+    except InstError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "castle.png")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.count("cannot be written") == 2
+    assert names(tmp_path) == []
+
+
 def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "letter").write_bytes(b"mine")
     (tmp_path / ".inst-out.lock").symlink_to("letter")

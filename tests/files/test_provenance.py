@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inst import InstError
-from inst.files.provenance import SourceFile, base_name, describe, read_entry, reason, to_plain
+from inst.files.provenance import LARGEST_SOURCE, SourceFile, base_name, describe, read_entry, reason, to_plain
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,10 @@ def test_a_missing_or_mistyped_entry_is_reported_with_a_short_reason() -> None:
     assert reason(caught.value) == "'a' is missing"
     assert reason(ValueError("first\nsecond")) == "first"
     assert reason(RecursionError()) == "RecursionError"
+
+
+def test_a_file_that_says_it_is_huge_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(LARGEST_SOURCE + 1)
+    with pytest.raises(InstError, match=r"sparse\.png is larger than 1,024 MB"):
+        SourceFile.of(tmp_path / "sparse.png")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from inst import InstError
-from inst.files.tensors import HEADER_BYTES, open_tensors
+from inst.files.tensors import HEADER_BYTES, is_real, open_tensors
 
 GOOD = save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16)}, {"note": "water"})
 
@@ -63,3 +63,11 @@ def test_broken_bytes_give_one_line_or_tensors(tmp_path: Path, place: int, new: 
     else:
         message = ""
     assert "\n" not in message
+
+
+def test_a_type_that_cannot_be_converted_is_not_real() -> None:
+    assert all(is_real(torch.ones(2, dtype=dtype)) for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn))
+    assert not any(is_real(torch.ones(2, dtype=dtype)) for dtype in (torch.int8, torch.bool, torch.complex64))
+    packed = torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    assert packed.is_floating_point()
+    assert not is_real(packed)

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from inst import InstError
-from inst.files.writing import make_folder, write_bytes_atomically
+from inst.files import holding
+from inst.files.holding import lock
+from inst.files.writing import make_folder, replace_when_finished, write_bytes_atomically
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 
@@ -151,6 +154,32 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         write_bytes_atomically(tmp_path / "file", b"new")
     assert names(tmp_path) == []
+
+
+def test_an_unfinished_file_that_somebody_deletes_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "castle.png"
+    path.write_bytes(b"old")
+    with pytest.raises(InstError, match="cannot be written"), replace_when_finished(path) as unfinished:
+        unfinished.unlink()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_deleted_and_locked_too_late_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted: list[Path] = []
+
+    def lock_late(file: IO[bytes], *, wait: bool = False) -> bool | None:
+        if not deleted:  # as a computer does that shares the disk and knows nothing of this process
+            deleted.extend(tmp_path.iterdir())
+            deleted[0].unlink()
+        return lock(file, wait=wait)
+
+    monkeypatch.setattr(holding, "lock", lock_late)
+    path = write_bytes_atomically(tmp_path / "castle.png", b"new")
+    assert path.read_bytes() == b"new"
+    assert len(deleted) == 1
 
 
 def test_a_file_where_a_folder_is_wanted_is_named_as_one(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import inst
 from inst import InstError, InstWarning, LearningDiverged, LearningState, UsageError
 from inst.backbone.inversion import VARIANTS, build_inversion
+from inst.learning import data
 from inst.learning.data import (
     CAPTIONS,
     Square,
@@ -751,3 +752,14 @@ def test_progress_counts_the_validations_that_are_not_better() -> None:
     progress = progress.after_step(1.0).after_validation(2.0)
     assert (progress.best_loss, progress.best_step, progress.stale) == (2.0, 2, 0)
     assert progress.smoothed == pytest.approx(1.0)
+
+
+def test_the_module_sees_paintings_spread_over_very_many(
+    tiny_backbone: inst.Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The patch tokens of thousands of paintings would need gigabytes."""
+    paintings = [Photo(torch.full((3, 64, 64), k / 7)) for k in range(7)]
+    expected = data.embed_paintings(tiny_backbone, [paintings[k] for k in (0, 2, 4)])
+    monkeypatch.setattr(data, "_MOST_SEEN", 3)
+    found = data.embed_paintings(tiny_backbone, paintings)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

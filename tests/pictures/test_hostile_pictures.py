@@ -180,20 +180,52 @@ def test_a_text_is_read_without_the_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read as Linux gives it")
-def test_a_large_picture_takes_the_memory_of_its_file_format(tmp_path: Path) -> None:
-    """At 1 bit, 100 million pixels take 100 MB decoded, 1.2 GB as a tensor, and some KB as a file."""
+@pytest.mark.parametrize("flattened", [True, False])
+def test_a_large_picture_takes_the_memory_of_its_file_format(tmp_path: Path, flattened: bool) -> None:
+    """At 1 byte, 100 million pixels take 100 MB decoded, 400 MB with colours and opacity, and some KB as a file."""
     code = (
         "import sys\n"
         "from inst.pictures.masks import read_mask; from inst.pictures.reading import read_photo\n"
-        "read_photo(sys.argv[1], flattened=True, reduce_to=256); read_mask(sys.argv[1], (256, 256))\n"
+        f"read_photo(sys.argv[1], flattened={flattened}, reduce_to=256); read_mask(sys.argv[1], (256, 256))\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # `ru_maxrss` counts the parent's, too
     )
     peaks = []
     for side in (16, 10_000):
-        Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
+        if flattened:
+            Image.new("1", (side, side)).save(tmp_path / f"{side}.png")
+        else:
+            Image.new("P", (side, side), 1).save(tmp_path / f"{side}.png", transparency=0)
         done = subprocess.run([sys.executable, "-c", code, tmp_path / f"{side}.png"], capture_output=True, check=True)
         peaks.append(int(done.stdout))
     assert peaks[1] - peaks[0] < 400_000  # KB
+
+
+def test_a_large_picture_that_is_very_thin_is_refused(tmp_path: Path) -> None:
+    for size in ((1, 17_000_000), (17_000_000, 1)):
+        Image.new("1", size).save(tmp_path / "thin.png")
+        with pytest.raises(InstError, match=r"thin\.png has [\d]+ x [\d]+ pixels, which is too long and thin"):
+            read_photo(tmp_path / "thin.png")
+
+
+def test_a_long_picture_is_reduced_although_its_short_side_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resizing, "LARGE", 10_000)
+    monkeypatch.setattr(resizing, "_LARGEST", 40_000)
+    assert resizing.reduced_size(100, 1_600, 200) == (50, 800)
+    assert resizing.reduced_size(100, 400, 200) is None
+    assert resizing.reduced_size(100, 1_600, 20) == (20, 320)
+
+
+def test_a_jpeg_file_of_thousands_of_scans_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg", progressive=True)
+    whole = (tmp_path / "photo.jpg").read_bytes()
+    read_photo(tmp_path / "photo.jpg")
+    last = whole.rindex(b"\xff\xda")
+    # What follows the end of the picture, as in a photo with a film, does not count.
+    (tmp_path / "photo.jpg").write_bytes(whole + whole[last:-2] * 3_000)
+    read_photo(tmp_path / "photo.jpg")
+    (tmp_path / "photo.jpg").write_bytes(whole[:last] + whole[last:-2] * 3_000 + whole[-2:])
+    with pytest.raises(InstError, match=r"photo\.jpg has more than 100 scans"):
+        read_photo(tmp_path / "photo.jpg")
 
 
 @pytest.fixture

@@ -81,6 +81,17 @@ def test_no_request_makes_the_studio_fail(
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
 
 
+def test_a_stream_of_a_session_that_is_gone_ends_without_an_error(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "/en/gradio_api/queue/data?session_hash=before-the-restart"
+    with served.client.stream("GET", address) as answer:
+        assert answer.status_code == 200
+        text = answer.read().decode()
+    assert '"session_not_found":true' in text
+    assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
+
+
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_error(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from inst import Style
 from inst.errors import InstError
+from inst.studio.disk import NotKept
 from inst.studio.job_store import Job, JobState, JobStore, Progress
 from inst.studio.jobs import JobRunner
 from inst.studio.library import Library
@@ -53,6 +54,19 @@ def test_a_damaged_file_of_jobs_is_kept_and_a_new_one_begun(tmp_path: Path, capl
     assert kept.name in line
     assert kept.read_bytes() == damaged
     assert (folder / "picture-1.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("ending", ["", "-wal"])
+def test_no_job_is_accepted_when_the_file_of_jobs_is_not_there_any_more(tmp_path: Path, ending: str) -> None:
+    path = filled(tmp_path)
+    runner = JobRunner(tmp_path, {"transfer": lambda *_: iter(())}, Limits())
+    runner.submit("anna", "transfer", {})
+    path.with_name(path.name + ending).unlink()
+    for _ in range(2):
+        with pytest.raises(NotKept, match="removed, replaced or cut"):
+            runner.submit("anna", "transfer", {})
+    assert len([job for job in runner.jobs("anna") if job.state is JobState.QUEUED]) == 1
+    runner.close()
 
 
 def test_a_log_of_another_file_does_no_harm(tmp_path: Path) -> None:

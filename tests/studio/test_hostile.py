@@ -16,6 +16,7 @@ import threading
 import time
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +33,7 @@ from inst.studio.disk import Disk, NoSpace
 from inst.studio.editors import Editors
 from inst.studio.limits import Limits
 from inst.studio.server import check_token
+from inst.studio.uploads import Uploads
 from studio_server import PERSON, Served, png, serving
 
 TOKEN = "correct-horse-battery"
@@ -607,6 +609,19 @@ def test_the_size_of_the_data_folder_counts_links_once(tmp_path: Path) -> None:
     Disk(tmp_path, Limits(disk_bytes=1011)).check()
     with pytest.raises(NoSpace):
         Disk(tmp_path, Limits(disk_bytes=1010)).check()
+
+
+def test_files_that_come_at_once_do_not_fill_the_disk_together(tmp_path: Path) -> None:
+    disk = Disk(tmp_path, Limits(disk_bytes=10 * 2**20))
+    uploads = Uploads(tmp_path / "uploads", Limits(upload_bytes=8 * 2**20), disk)
+    disk.check()
+    with ExitStack() as stack:
+        receivers = [stack.enter_context(uploads.receive()) for _ in range(5)]
+        pieces = (receiver.write(bytes(2**20 + 1)) for _ in range(6) for receiver in receivers)
+        with pytest.raises(NoSpace):
+            deque(pieces)
+        assert 5 * 2**20 < sum(receiver.size for receiver in receivers) < 17 * 2**20
+    disk.check()  # what did not come whole is gone
 
 
 def test_an_editor_takes_pictures_only_and_not_many(served: Served) -> None:

@@ -60,6 +60,20 @@ def fits(visitor: Visitor) -> bool:
     return bool(visitor.script("return document.documentElement.scrollWidth <= window.innerWidth"))
 
 
+def test_an_answer_that_came_too_slowly_is_sent_again(study: Path, server: Served, tmp_path: Path) -> None:
+    with visiting(tmp_path / "profile") as visitor:
+        visitor.open(server.page, "consent")
+        visitor.find("#agree").click()
+        visitor.wait_for_pair(1)
+        visitor.script(
+            "const real = window.fetch; let slow = 1;"
+            "window.fetch = (path, ...more) => path === 'api/vote' && slow-- > 0"
+            " ? Promise.resolve(Response.json({error: 'slow'}, {status: 408})) : real(path, ...more);"
+        )
+        chosen = answer_all(visitor)
+    assert votes(study) == chosen
+
+
 def test_a_participant_can_finish_the_study_on_a_desktop_with_the_mouse(
     study: Path, server: Served, tmp_path: Path
 ) -> None:

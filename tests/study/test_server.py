@@ -1,6 +1,7 @@
 """The real server, asked over HTTP."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -160,6 +161,42 @@ def test_a_vote_that_cannot_be_saved_is_not_acknowledged(make_study: Callable[..
     other.execute("DROP TRIGGER full")
     assert server.vote(ANNA, 1, "first", "0" * 32) == (200, {"saved": True, "new": True})
     other.close()
+
+
+def _replace(path: Path) -> None:
+    other = path.with_name("other.db")
+    other.write_bytes(path.read_bytes())
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        pytest.param(Path.unlink, True, id="removed"),
+        pytest.param(_replace, True, id="replaced"),
+        pytest.param(lambda path: path.with_name("study.db-wal").unlink(), True, id="no log"),
+        pytest.param(lambda path: os.truncate(path, 4096), False, id="cut"),
+        pytest.param(lambda path: os.truncate(path.with_name("study.db-wal"), 0), False, id="log cut"),
+    ],
+)
+def test_nothing_is_acknowledged_when_the_file_is_not_there_any_more(
+    damage: Callable[[Path], None], kept: bool, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_study(trials=4)
+    with served(path) as server:
+        server.begin(ANNA)
+        assert server.vote(ANNA, 1, "first", "0" * 32)[0] == 200
+        damage(path)
+        for position in (2, 3):
+            status, answer = server.vote(ANNA, position, "first", f"{position}" * 32)
+            assert (status, "the study's file was" in answer["error"]) == (503, True)
+        assert server.ask("")[0] == 200
+        server.stop(signal.SIGTERM)
+    copies = list(tmp_path.glob("study-kept-*.db"))
+    assert len(copies) == kept
+    for copy in copies:
+        with Database(copy) as database:
+            assert database.value("SELECT count(*) FROM votes") == 1
 
 
 def test_the_researchers_texts_are_served_unchanged_and_the_admin_token_is_not(make_study: Callable[..., Path]) -> None:

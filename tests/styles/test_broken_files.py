@@ -236,3 +236,15 @@ def test_a_pickle_that_is_no_file_of_torch_is_refused(tmp_path: Path, tiny_backb
     for read in (read_embedding, Backbone.load):
         with pytest.raises(InstError, match="holds itself"):
             read(tmp_path / "a.ckpt")
+
+
+def test_packed_4_bit_numbers_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F4", "shape": [2, 32], "data_offsets": [0, 32]}
+    metadata = {"inst_style": json.dumps({"format": 2, "fingerprint": "", "about": {}, "widths": [32]})}
+    for name, header in {"e": {"emb_params": entry}, "s": {"__metadata__": metadata, "vectors": entry}}.items():
+        start = json.dumps(header).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(start)) + start + bytes(32))
+    with pytest.raises(InstError, match="does not hold vectors of the shape"):
+        read_embedding(tmp_path / "e.safetensors")
+    with pytest.raises(InstError, match="is damaged"):
+        Style.load(tmp_path / "s.safetensors")

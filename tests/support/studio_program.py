@@ -38,11 +38,10 @@ class Program:
     address: str
     client: httpx.Client
 
-    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
-        """Send a signal; return the exit code and the seconds until the end."""
-        begin = time.monotonic()
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal; return the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(60), time.monotonic() - begin
+        return self.process.wait(60)
 
     def wait(self, id: str, until: Any = None) -> dict[str, Any]:
         end = time.monotonic() + 100

@@ -8,6 +8,7 @@ from inst.backbone.light import import_lightly, leave_peft_out
 import_lightly(
     "diffusers.models.attention_processor",
     "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.controlnets.controlnet",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_ddim",
     "transformers.convert_slow_tokenizer",
@@ -16,7 +17,7 @@ import_lightly(
 )
 leave_peft_out()
 
-from diffusers import AutoencoderKL, DDIMScheduler, ModelMixin, UNet2DConditionModel  # noqa: E402
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, ModelMixin, UNet2DConditionModel  # noqa: E402
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPModel,
@@ -39,6 +40,7 @@ __all__ = [
     "CLIPTokenizer",
     "CLIPTokenizerFast",
     "CLIPVisionModelWithProjection",
+    "ControlNetModel",
     "DDIMScheduler",
     "ModelMixin",
     "UNet2DConditionModel",

@@ -42,6 +42,7 @@ _DEFERRED = (
 
 _WITHOUT_INIT = (
     "diffusers.models.autoencoders",
+    "diffusers.models.controlnets",
     "diffusers.models.transformers",
     "diffusers.models.unets",
     "transformers.models",
@@ -194,7 +195,7 @@ def _import_real(module: str) -> ModuleType:
 
 def _take_away() -> None:
     _FINDER.active = False
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():  # at once: other threads import too
         if isinstance(module, _StandIn):
             del sys.modules[name]
             package, _, last = name.rpartition(".")

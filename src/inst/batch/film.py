@@ -157,7 +157,7 @@ class _Frames:
     def digest(self) -> str:
         """Return a hash of the film file; or of the names and sizes of the frames in a folder, which may be many."""
         if self.film is not None:
-            return SourceFile.of(self.film.path).sha256
+            return SourceFile.of(self.film.path, None).sha256
         names: list[str] = []
         for path in self.files:
             check_regular(path)  # a link to nothing, or a pipe, is found now, and not after hours

@@ -21,7 +21,7 @@ from inst.batch.orders import Row
 from inst.batch.outputs import Outputs
 from inst.batch.records import FORMAT, LINES, PARTS, TABLE, latest_header, merged, part_names, working_file, write_table
 from inst.errors import InstError, UsageError, first_line
-from inst.files.holding import lock
+from inst.files.holding import is_at, lock
 from inst.files.writing import cannot_write, make_folder
 from inst.texts import cut
 from inst.version import __version__
@@ -114,7 +114,7 @@ class _LocalLines:
         self.count = 0
 
     def add(self, content: Mapping[str, Any]) -> None:
-        if not _is_at(self.file, self.path):
+        if not is_at(self.file, self.path):
             raise InstError(
                 f"{self.path} was deleted or replaced during the run",
                 f"leave {self.place} alone; the same command makes what is missing",
@@ -131,7 +131,7 @@ class _LocalLines:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported by `add`
-            if self.count <= 1 and not self.file.closed and _is_at(self.file, self.path):
+            if self.count <= 1 and not self.file.closed and is_at(self.file, self.path):
                 # A run without a row leaves no trace.
                 os.ftruncate(self.file.fileno(), self.earlier)
                 if not self.earlier:
@@ -140,7 +140,7 @@ class _LocalLines:
             self.file.close()
 
     def delete(self) -> None:
-        if _is_at(self.file, self.path):
+        if is_at(self.file, self.path):
             self.path.unlink(missing_ok=True)  # before it is closed: no other run may begin between
         self.close()
 
@@ -179,7 +179,7 @@ def _open_locked(path: Path, place: str) -> IO[bytes]:
         file = path.open("a+b")
         try:
             _lock(file, place)
-            if not _is_at(file, path):  # the run that had it has just ended, and has deleted it
+            if not is_at(file, path):  # the run that had it has just ended, and has deleted it
                 file.close()
                 continue
             file.seek(0)
@@ -191,13 +191,6 @@ def _open_locked(path: Path, place: str) -> IO[bytes]:
             file.close()
             raise
         return file
-
-
-def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _lock(file: IO[bytes], place: str) -> None:

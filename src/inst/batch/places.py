@@ -184,9 +184,9 @@ class Place:
         """Return the bytes of the file, at most `LARGEST_FILE`. Raises InstError."""
         with self.open() as file:
             # Python reserves as much memory as it is asked to read.
-            size = LARGEST_FILE if self.is_remote else min(os.fstat(file.fileno()).st_size, LARGEST_FILE)
-            data = file.read(size + 1)
-        if len(data) > LARGEST_FILE:
+            size = LARGEST_FILE if self.is_remote else os.fstat(file.fileno()).st_size
+            data = b"" if size > LARGEST_FILE else file.read(size + 1)
+        if max(size, len(data)) > LARGEST_FILE:
             raise InstError(f"{self.shown} has more than {LARGEST_FILE:,} bytes", "make it smaller")
         return data
 

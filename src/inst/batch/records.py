@@ -21,7 +21,7 @@ from inst.batch.orders import LONGEST_TEXT
 from inst.batch.outputs import Outputs
 from inst.batch.tables import parquet_rows
 from inst.errors import InstError, UsageError
-from inst.files.holding import lock, part_name, sweep_once
+from inst.files.holding import new_part, sweep_once
 from inst.files.listing import readable_name
 from inst.files.reading import parse_json
 from inst.texts import cut
@@ -50,10 +50,9 @@ def working_file() -> Iterator[Path]:
     """
     folder = Path(tempfile.gettempdir())
     sweep_once(folder)
-    path = folder / part_name()
-    with path.open("xb") as file:
+    path, file = new_part(folder)
+    with file:
         try:
-            lock(file)
             yield path
         finally:
             path.unlink(missing_ok=True)

@@ -128,14 +128,18 @@ def learn_style(
                 step = next(run)
                 note = f"loss {step.smoothed:.4f}"
                 update(step.step, step.total, note)
-                if step.preview is not None:
-                    preview = preview_settings(settings["seed"])
-                    record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
-                    with files.at_step(step.step, ".png") as file:
-                        save_picture(step.preview, file, texts=record.texts())
-                if files.save_every and step.step % files.save_every == 0:
-                    with files.at_step(step.step, ".safetensors") as file:
-                        step.style().save(file)
+                try:
+                    if step.preview is not None:
+                        preview = preview_settings(settings["seed"])
+                        record = PictureRecord.of("preview", model, preview, {"[C]": step.style()})
+                        with files.at_step(step.step, ".png") as file:
+                            save_picture(step.preview, file, texts=record.texts())
+                    if files.save_every and step.step % files.save_every == 0:
+                        with files.at_step(step.step, ".safetensors") as file:
+                            step.style().save(file)
+                except InstError as failed:
+                    _tried(checkpoints.save, step)  # what was learned is not lost
+                    raise InstError(failed.problem, *failed.remedy, checkpoints.told(path)) from None
                 if signals:
                     _keep(step, path, checkpoints)
                     interrupted = True

@@ -24,10 +24,12 @@ _PANEL = "Limits"
 _TOKEN_BYTES = 64 * 1024
 
 
-def _option(name: str, text: str, *, panel: str | None = None, low: float | None = None) -> typer.models.OptionInfo:
+def _option(
+    name: str, text: str, *, panel: str | None = None, low: float | None = None, high: float | None = None
+) -> typer.models.OptionInfo:
     """Return an option that can be given in the environment as well: --keep-days as INST_STUDIO_KEEP_DAYS."""
     variable = f"INST_STUDIO_{name.removeprefix('--').replace('-', '_').upper()}"
-    option = typer.Option(name, help=text, envvar=variable, show_envvar=False, rich_help_panel=panel, min=low)
+    option = typer.Option(name, help=text, envvar=variable, show_envvar=False, rich_help_panel=panel, min=low, max=high)
     assert isinstance(option, typer.models.OptionInfo)
     return option
 
@@ -71,25 +73,33 @@ def studio(
         str, _option("--log-format", "Format of the log on the standard error: text or json (one object a line).")
     ] = "text",
     max_upload_mb: Annotated[
-        float, _option("--max-upload-mb", "Largest uploaded file in MB.", panel=_PANEL, low=0.001)
+        float, _option("--max-upload-mb", "Largest uploaded file in MB.", panel=_PANEL, low=0.001, high=1e6)
     ] = _LIMITS.upload_bytes / 2**20,
     max_side: Annotated[
-        int, _option("--max-side", "Largest short side of a result in pixels.", panel=_PANEL, low=64)
+        int, _option("--max-side", "Largest short side of a result in pixels.", panel=_PANEL, low=64, high=16_384)
     ] = _LIMITS.side,
     max_count: Annotated[
-        int, _option("--max-count", "Largest number of pictures of one job.", panel=_PANEL, low=1)
+        int, _option("--max-count", "Largest number of pictures of one job.", panel=_PANEL, low=1, high=100_000)
     ] = _LIMITS.count,
-    queue: Annotated[int, _option("--queue", "Number of jobs that may wait.", panel=_PANEL, low=1)] = _LIMITS.queue,
+    queue: Annotated[
+        int, _option("--queue", "Number of jobs that may wait.", panel=_PANEL, low=1, high=1_000_000)
+    ] = _LIMITS.queue,
     jobs_per_person: Annotated[
-        int, _option("--jobs-per-person", "Number of unfinished jobs of one person.", panel=_PANEL, low=1)
+        int,
+        _option("--jobs-per-person", "Number of unfinished jobs of one person.", panel=_PANEL, low=1, high=1_000_000),
     ] = _LIMITS.jobs_per_person,
     job_minutes: Annotated[
-        float, _option("--job-minutes", "Time of one job; a learning keeps its best style.", panel=_PANEL, low=0.01)
+        float,
+        _option("--job-minutes", "Time of one job; a learning keeps its best style.", panel=_PANEL, low=0.01, high=1e6),
     ] = _LIMITS.job_seconds / 60,
     keep_days: Annotated[
         float,
         _option(
-            "--keep-days", "Days until finished jobs and uploads are removed. Styles stay.", panel=_PANEL, low=0.01
+            "--keep-days",
+            "Days until finished jobs and uploads are removed. Styles stay.",
+            panel=_PANEL,
+            low=0.01,
+            high=1e6,
         ),
     ] = _LIMITS.keep_days,
     max_disk_gb: Annotated[
@@ -99,6 +109,7 @@ def studio(
             "Size of the data folder in GB at which uploads and jobs are refused.",
             panel=_PANEL,
             low=0.01,
+            high=1e9,
         ),
     ] = _LIMITS.disk_bytes / 2**30,
 ) -> None:

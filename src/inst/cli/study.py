@@ -19,7 +19,7 @@ from inst.errors import InstError, UsageError
 from inst.files.claiming import held
 from inst.files.holding import temporary_folder
 from inst.files.reading import read_text
-from inst.files.writing import folder_of, make_folder, replace_when_finished
+from inst.files.writing import cannot_write, folder_of, make_folder, replace_when_finished
 from inst.texts import one_line
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def report(
             database, too_fast=too_fast, one_side=one_side, failed_checks=failed_checks, few_answers=few_answers
         )
         folder = make_folder(OUTPUTS / f"{study.stem}-report" if out is None else out)
-        with held(folder / "report.md"):  # two reports in one folder would mix
+        with held(folder / "report.md", folder):  # two reports in one folder would mix
             files = write_report(result, database, folder)
     session = Session(quiet=quiet, as_json=as_json)
     facts = result.as_json()
@@ -262,7 +262,11 @@ def simulate(
 
     session = Session(quiet=quiet, as_json=as_json)
     with temporary_folder() as folder, session.waiting("simulated participants are voting"):
-        copy = Path(shutil.copyfile(study, folder / "study.db"))
+        copy = folder / "study.db"
+        try:
+            shutil.copyfile(study, copy)  # which was readable a moment ago
+        except OSError as error:
+            raise cannot_write(folder, error) from None
         result = run(copy, participants=participants, at_once=at_once, kills=kills, preference=preference, seed=seed)
         if kept is not None:
             with replace_when_finished(kept, exclusive=True) as unfinished:

@@ -22,7 +22,7 @@ def folder_held(folder: Path) -> Iterator[None]:
     """
     created = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        with held(make_folder(folder) / "results"):
+        with held(make_folder(folder) / "results", folder):
             yield
     finally:
         with contextlib.suppress(OSError):  # it is not empty

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from inst.errors import InstError
-from inst.files.holding import LOCK_END, LOCK_START, RESERVED, lock, sweep_once
+from inst.files.holding import LOCK_END, LOCK_START, RESERVED, is_at, lock, sweep_once, sweep_one
 from inst.files.listing import readable_name
 from inst.files.writing import LONGEST_NAME, cannot_write, cut_name, is_there, make_folder
 
@@ -28,7 +29,7 @@ _PATIENCE = 0.5
 
 
 @contextlib.contextmanager
-def held(path: str | Path) -> Iterator[None]:
+def held(path: str | Path, shown: Path | None = None) -> Iterator[None]:
     """Keep other processes, and other threads, from writing the same file or folder during this block.
 
     A hidden file beside `path` names the process. It is deleted at the end. If the process is killed, the next one
@@ -36,21 +37,28 @@ def held(path: str | Path) -> Iterator[None]:
 
     Args:
         path: the file or folder to write. It need not exist, but the folder that it is in does.
+        shown: what an error says is being written; None is `path`.
 
     Raises:
         InstError: another process writes it, or the lock file cannot be written.
     """
     path = Path(path)
+    shown = shown or path
     place, end = _lock_path(path), time.monotonic() + _PATIENCE
     try:
         while (file := _locked(place)) is None:
             if time.monotonic() > end:
                 raise InstError(
-                    f"{path} is being written by {_holder(place)}", "wait until it ends, or choose another name"
+                    f"{shown} is being written by {_holder(place)}", "wait until it ends, or choose another name"
                 )
             time.sleep(_PATIENCE / 20)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        if isinstance(error, PermissionError) and os.path.lexists(place):
+            raise InstError(
+                f"{shown} cannot be written: {place} is the lock of another user",
+                "wait until that user's process ends, or choose another name",
+            ) from None
+        raise cannot_write(shown, error) from None
     with file:
         try:
             yield
@@ -83,16 +91,26 @@ def _locked(place: Path, *more: bytes) -> IO[bytes] | None:
     """Return the open lock file, which names this process; None if another holds it. Raises OSError."""
     # No link is followed: it could lead to a file that is not ours to write.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(place, flags, 0o666)
+    except PermissionError:
+        sweep_one(place)  # it is another user's, who may have been killed
+        if os.path.lexists(place):
+            raise
+        descriptor = os.open(place, flags, 0o666)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(os.open(place, flags, 0o666), "r+b"))
+        stack.callback(os.close, descriptor)
         # Whoever held it may have deleted it after it was opened here.
-        if lock(file) is False or not place.exists() or not os.path.samestat(os.fstat(file.fileno()), place.stat()):
+        if lock(descriptor) is False or not is_at(descriptor, place):
             return None
-        file.truncate(0)
-        file.write(b" ".join([str(os.getpid()).encode(), socket.gethostname().encode(), *more]))
-        file.flush()
+        os.ftruncate(descriptor, 0)
+        try:
+            os.write(descriptor, b" ".join([str(os.getpid()).encode(), socket.gethostname().encode(), *more]))
+        except OSError:  # the disk is full
+            place.unlink()
+            raise
         stack.pop_all()
-        return file
+        return os.fdopen(descriptor, "r+b")
 
 
 @contextlib.contextmanager
@@ -117,14 +135,16 @@ def reserve_path(folder: str | Path, stem: str, suffix: str, beside: Sequence[st
     sweep_once(folder)
     text = stem.encode(errors="replace").decode()  # a name that is not valid Unicode has lone surrogates
     stem = cut_name(_NO_FILE_NAME.sub("_", text), _LONGEST_STEM).strip(" .") or "picture"
-    number = 1
+    taken = set[str]()
+    with contextlib.suppress(OSError):  # a folder may be writable and not readable
+        taken.update(os.listdir(folder))  # to ask for each of many names takes long
     try:
-        while True:
-            name = stem if number == 1 else f"{stem}-{number}"
-            used = any(os.path.lexists(folder / f"{name}{ending}") for ending in beside)
-            if not used and (reserved := _reserved(folder / f"{name}{suffix}")) is not None:
-                break
-            number += 1
+        numbered = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        reserved = None
+        while reserved is None:
+            name = next(numbered)
+            used = f"{name}{suffix}" in taken or any(os.path.lexists(folder / f"{name}{ending}") for ending in beside)
+            reserved = None if used else _reserved(folder / f"{name}{suffix}")
     except OSError as error:
         raise cannot_write(folder, error) from None
     with _freed_if_empty(*reserved) as path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import secrets
@@ -35,6 +36,8 @@ _COMPANIONS = ("-journal", "-wal", "-shm")
 """Endings of the files that SQLite keeps beside a database."""
 _YOUNG = 60.0
 """Seconds in which an unlocked file may be one that a living process is about to lock."""
+_MOST_AT_ONCE = 1_000
+"""Files that `sweep_once` looks at. The next command looks again."""
 _DEEPEST, _MOST_ENTRIES = 32, 1_000_000
 """Bounds of `sweep_below`, in folders and in names."""
 
@@ -72,6 +75,25 @@ def lock(file: IO[bytes] | int, *, wait: bool = False) -> bool | None:
     return True
 
 
+def is_at(file: IO[bytes] | int, path: Path) -> bool:
+    """Return whether an open file still has this name: another process may have deleted or replaced it."""
+    try:
+        return os.path.samestat(os.fstat(file if isinstance(file, int) else file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def new_part(folder: Path) -> tuple[Path, IO[bytes]]:
+    """Create an unfinished file, and return it with its open file, which locks it. Raises OSError."""
+    while True:
+        path = folder / part_name()
+        file = path.open("xb")
+        lock(file, wait=True)
+        if path.exists() or not folder.is_dir():
+            return path, file
+        file.close()  # before it was locked, a computer that shares the disk took it for a leftover
+
+
 @contextlib.contextmanager
 def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
     """Make a folder for this block, and delete it at the end; if the process is killed, `sweep` deletes it.
@@ -94,32 +116,42 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
         yield folder
 
 
-def sweep(folder: str | Path) -> list[Leftover]:
+def sweep(folder: str | Path, most: int | None = None) -> list[Leftover]:
     """Delete what killed processes left in a folder: unfinished files, lock files, and names reserved for nothing.
 
     What a living process writes is locked and stays, on this computer and on others that share the disk. What cannot be
     read or deleted stays too. No link is followed.
+
+    Args:
+        folder: the folder.
+        most: the number of files that are looked at; None looks at all.
 
     Returns:
         What was deleted.
     """
     deleted: list[Leftover] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(LOCK_START):
-                with contextlib.suppress(OSError):
-                    deleted += _delete_left(Path(entry.path), entry.is_dir(follow_symlinks=False))
+        for path in itertools.islice((one.path for one in entries if one.name.startswith(LOCK_START)), most):
+            deleted += sweep_one(path)
     return deleted
 
 
+def sweep_one(path: str | Path) -> list[Leftover]:
+    """`sweep` one file or folder. Returns what was deleted, which may be a name reserved for nothing, too."""
+    path = Path(path)
+    with contextlib.suppress(OSError):
+        return _delete_left(path, stat.S_ISDIR(path.lstat().st_mode))
+    return []
+
+
 def sweep_once(folder: str | Path) -> None:
-    """`sweep` a folder, once in this process."""
+    """`sweep` a folder once in this process, and at most a thousand files: all its users may have left some."""
     _sweep_once(os.path.abspath(folder))  # the current folder may change
 
 
 @functools.cache
 def _sweep_once(folder: str) -> None:
-    sweep(folder)
+    sweep(folder, _MOST_AT_ONCE)
 
 
 def sweep_below(folder: str | Path) -> tuple[list[Leftover], bool]:
@@ -147,14 +179,14 @@ def _delete_left(path: Path, is_folder: bool) -> list[Leftover]:
     part = _PART.fullmatch(path.name)
     if part is None and (is_folder or not path.name.endswith(LOCK_END)):
         return []
-    # A file is opened for writing: network disks lock no file that is open for reading.
-    flags = os.O_RDONLY if is_folder else os.O_RDWR
-    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    descriptor = _open_left(path, is_folder)
     try:
-        if not (is_folder or stat.S_ISREG(os.fstat(descriptor).st_mode)) or not lock(descriptor):
+        opened = os.fstat(descriptor)
+        # Its process may have ended since it was opened, and another one may have created a file of the same name.
+        if not (is_folder or stat.S_ISREG(opened.st_mode)) or not lock(descriptor) or not is_at(descriptor, path):
             return []
         if part is not None:
-            young = time.time() - os.fstat(descriptor).st_mtime < _YOUNG
+            young = time.time() - opened.st_mtime < _YOUNG
             if young and _lives(int(part[1])):
                 return []
             companions = (path.with_name(path.name + ending) for ending in _COMPANIONS)
@@ -162,10 +194,26 @@ def _delete_left(path: Path, is_folder: bool) -> list[Leftover]:
         else:
             left = path.with_name(path.name[len(LOCK_START) : -len(LOCK_END)])
             reserved = os.read(descriptor, 300).split()[-1:] == [RESERVED]
-            files = [left, path] if reserved and left.is_file() and left.stat().st_size == 0 else [path]
+            files = [left, path] if reserved and _is_empty(left, opened.st_uid) else [path]
         return [_delete(one) for one in files]
     finally:
         os.close(descriptor)
+
+
+def _open_left(path: Path, is_folder: bool) -> int:
+    """Open what may be a leftover, and return the descriptor. Raises OSError."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not is_folder:
+        # For writing: network disks lock no file that is open for reading.
+        with contextlib.suppress(PermissionError):  # it is another user's
+            return os.open(path, flags | os.O_RDWR)
+    return os.open(path, flags | os.O_RDONLY)
+
+
+def _is_empty(path: Path, owner: int) -> bool:
+    """Return whether a path is an empty file of a user. Somebody else's lock file must not choose what is deleted."""
+    found = path.lstat() if os.path.lexists(path) else None
+    return found is not None and stat.S_ISREG(found.st_mode) and found.st_size == 0 and found.st_uid == owner
 
 
 def _delete(path: Path) -> Leftover:

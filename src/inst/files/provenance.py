@@ -33,6 +33,9 @@ PROSE_KEYS = frozenset(
 )
 """Keys with free text as their value. The text is kept unchanged: it may contain a slash, but it is not a path."""
 
+LARGEST_SOURCE = 2**30
+"""Largest picture or embedding in bytes that is recorded. A film can be larger."""
+
 _LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -47,9 +50,12 @@ class SourceFile:
         object.__setattr__(self, "name", base_name(self.name))
 
     @classmethod
-    def of(cls, path: str | Path) -> SourceFile:
-        """Make the record of a file. Raises InstError if it cannot be read, or is a device."""
-        with open_file(path) as file, translate_reading(Path(path)):
+    def of(cls, path: str | Path, most: int | None = LARGEST_SOURCE) -> SourceFile:
+        """Make the record of a file. Raises InstError if it cannot be read, is a device, or has more bytes than `most`.
+
+        The whole file is read, and a file of no more than a few blocks on the disk can say that it has terabytes.
+        """
+        with open_file(path, most) as file, translate_reading(Path(path)):
             digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # IO lacks a method that files have
             return cls(str(path), digest.hexdigest())
 

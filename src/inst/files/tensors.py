@@ -24,6 +24,14 @@ _ERRORS = (SafetensorError, OSError, AttributeError, TypeError, ValueError, Runt
 """What the library raises for a damaged file. AttributeError, TypeError: the framework has no such type of numbers."""
 
 
+def is_real(tensor: Any) -> bool:
+    """Return whether a tensor of PyTorch holds floating point numbers that it can convert.
+
+    Two 4-bit numbers in a byte count as floating point numbers too, but nothing can be done with them.
+    """
+    return bool(tensor.is_floating_point()) and "float4" not in str(tensor.dtype)
+
+
 @contextmanager
 def open_tensors(
     path: str | os.PathLike[str], remedy: str = "copy or download the file again", framework: str = "pt"

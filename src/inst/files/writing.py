@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inst.errors import InstError
-from inst.files.holding import lock, part_name, sweep_once
+from inst.files.holding import new_part, sweep_once
 
 LONGEST_NAME = 255
 """Largest name of a file in bytes, on all common file systems."""
@@ -58,14 +58,13 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
                 # Renaming needs only the folder's permission and would ignore the permission of the file.
                 raise InstError(f"{path} cannot be written: it is write-protected", "choose another name")
         sweep_once(target.parent)
-        unfinished = target.with_name(part_name())
-        with contextlib.ExitStack() as stack:
+        unfinished, locked = new_part(target.parent)
+        with locked:
             try:
-                lock(stack.enter_context(unfinished.open("xb")), wait=True)
                 if target.exists():
                     unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
                 yield unfinished
-                with unfinished.open("ab") as file:
+                with unfinished.open("r+b") as file:  # which creates none: if it was deleted, nothing is replaced
                     os.fsync(file.fileno())
                 if exclusive:
                     _give_new_name(unfinished, target)
@@ -77,7 +76,9 @@ def replace_when_finished(path: str | os.PathLike[str], *, exclusive: bool = Fal
                 raise
     except FileExistsError:
         raise is_there(path) from None
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if folder_of(path).is_dir():  # somebody deleted the unfinished file
+            raise cannot_write(path, error) from None
         raise InstError(
             f"{path} cannot be written: the folder {folder_of(path)} does not exist",
             "create it, or choose another folder",

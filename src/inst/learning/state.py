@@ -204,7 +204,7 @@ class LearningState:
             if set(parts["progress"]) != known:
                 raise ValueError("written by another version of inst")
             return cls(Progress(**parts["progress"]), parts["settings"], parts["about"], tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InstError(
                 f"{path} is damaged or holds no interrupted learning ({first_line(error)})", "start again"
             ) from None

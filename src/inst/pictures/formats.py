@@ -26,6 +26,10 @@ _MOST_READS = 500_000
 needs 400,000."""
 _MOST_STRIPS = 500_000
 _MOST_TILES = 4_096
+_MOST_SCANS = 100
+"""Scans of a JPEG file, in each of which the decoder goes through all pixels. Progressive files have about ten."""
+_MARK = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""The marker of a segment of a JPEG file; the others have no segment, or are part of the pixels' data."""
 
 _OTHERS = (
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
@@ -72,7 +76,7 @@ class CountedFile:
 
 
 def check_parts(file: IO[bytes]) -> None:
-    """Check how many parts a TIFF or JPEG 2000 file names, which its decoder counts before it looks for them.
+    """Check how many parts a TIFF, JPEG or JPEG 2000 file has, before its decoder looks for them.
 
     The file is at its beginning, before and after.
 
@@ -85,6 +89,8 @@ def check_parts(file: IO[bytes]) -> None:
             _check_strips(file, start)
         elif start[4:12] == b"jP  \r\n\x87\n" or start[:4] == b"\xff\x4f\xff\x51":
             _check_tiles(file, start)
+        elif start[:2] == b"\xff\xd8":
+            _check_scans(start + file.read())
     except struct.error:
         pass  # the decoder says what is missing
     finally:
@@ -128,3 +134,13 @@ def _check_tiles(file: IO[bytes], start: bytes) -> None:
         tiles = -(-(right - left) // width) * -(-(bottom - top) // height)
         if tiles > _MOST_TILES:
             raise InstError(f"has {tiles:,} tiles", "export it with larger ones")
+
+
+def _check_scans(data: bytes) -> None:
+    """Check how many scans a JPEG file has."""
+    at, scans = 2, 0
+    while (found := _MARK.search(data, at)) and found[0] != b"\xff\xd9":  # the end of the picture
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+        scans += found[0] == b"\xff\xda"
+        if scans > _MOST_SCANS:
+            raise InstError(f"has more than {_MOST_SCANS} scans", "export it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,8 +77,14 @@ def plot_fonts() -> Iterator[None]:
     for path in FONTS:
         if str(path) not in {font.fname for font in font_manager.fontManager.ttflist}:
             font_manager.fontManager.addfont(path)
-    with rc_context({"font.family": [font_manager.get_font(path).family_name for path in FONTS]}):
-        yield
+    log = logging.getLogger(font_manager.__name__)
+    before = log.level
+    log.setLevel(logging.ERROR)  # one of them has no bold face, which is no news to the reader of a figure
+    try:
+        with rc_context({"font.family": [font_manager.get_font(path).family_name for path in FONTS]}):
+            yield
+    finally:
+        log.setLevel(before)
 
 
 @cache

@@ -20,9 +20,13 @@ from inst.files.git_lfs import refuse_start
 from inst.files.provenance import SourceFile
 from inst.files.reading import open_file
 from inst.pictures.formats import MOST_BYTES, READABLE, CountedFile, check_parts, format_of
-from inst.pictures.resizing import reduced_size
+from inst.pictures.resizing import LARGE, reduced_size
 from inst.pictures.srgb import upright
 from inst.texts import one_line
+
+_LONGEST = 400
+"""Largest proportion of the sides of a large picture, as of results (`inst.synthesis.plan`). It could be reduced to
+nothing that fits in memory."""
 
 
 @contextlib.contextmanager
@@ -47,6 +51,8 @@ def decoded(
     with _identified(file) as image:
         if most_pixels is not None:
             _check_pixels(image, most_pixels, InstError)
+        if image.width * image.height > LARGE and max(image.size) > _LONGEST * min(image.size):
+            raise InstError(f"has {image.width} x {image.height} pixels, which is too long and thin", "crop it")
         stored, size = image.size, reduced_size(*image.size, reduce_to)
         if size is not None:
             # A JPEG file is decoded at a half, a quarter or an eighth of its size, if that is twice the wanted one.

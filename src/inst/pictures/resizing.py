@@ -6,6 +6,7 @@ made narrow before the next one is converted. The result is that of resizing the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,6 +19,9 @@ from inst.errors import UsageError
 
 LARGE = 2**24
 """Number of pixels above which a picture is reduced while it is read, if only a small one is needed."""
+
+_LARGEST = 2**26
+"""Number of pixels to which every larger picture is reduced: a panorama may have a short side that is small."""
 
 _STRIP = 2**21  # pixels
 
@@ -33,9 +37,11 @@ def fit_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 def reduced_size(width: int, height: int, short_side: int | None) -> tuple[int, int] | None:
     """Return (width, height) to which a picture is reduced when it is read; None if it stays as it is."""
-    if short_side is None or width * height <= LARGE or min(width, height) <= short_side:
+    if short_side is None or width * height <= LARGE:
         return None
-    return fit_size(width, height, short_side)
+    fitting = int(min(width, height) * math.sqrt(_LARGEST / (width * height)))
+    short_side = max(1, min(short_side, fitting))
+    return None if min(width, height) <= short_side else fit_size(width, height, short_side)
 
 
 def interpolate(picture: Tensor, size: tuple[int, int]) -> Tensor:

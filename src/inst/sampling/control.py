@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from inst.arguments import check_factor, check_path, check_type
+from inst.backbone.libraries import ControlNetModel
 from inst.backbone.loading.part import find_folder, load_weights
 from inst.backbone.model import Backbone, check_backbone
 from inst.backbone.parts import COLOURS, unsupported_inputs
@@ -27,9 +28,6 @@ from inst.pictures.reading import USUAL_SIZE
 from inst.pictures.resizing import resize
 from inst.sampling.denoiser import Denoise
 from inst.sampling.tiles import pad_to_multiple
-
-if TYPE_CHECKING:
-    from diffusers import ControlNetModel
 
 COMPUTED_KINDS = ("canny",)
 """The kinds of control pictures that inst computes from the photo. The user gives the pictures of all other kinds."""
@@ -78,8 +76,6 @@ class Control:
             UsageError: `model` is not a ControlNet, or it was made for another model or is on another device; the
                 scale is negative, not finite or too large; or the picture cannot be used or does not fit the size.
         """
-        from diffusers import ControlNetModel  # here, because it imports many other models
-
         check_type("A ControlNet", self.model, ControlNetModel, "load one with inst.load_controlnet")
         check_controlnet(self.model, backbone)
         if self.model.device.type != backbone.device.type:
@@ -183,11 +179,11 @@ def load_controlnet(path: str | Path, backbone: Backbone) -> ControlNetModel:
     folder = find_folder(path)
     if folder is None:
         raise InstError(f"{path}: no such folder", "give the folder of a ControlNet in the diffusers layout")
-    from diffusers import ControlNetModel
 
     model = load_weights(ControlNetModel, folder, backbone.dtype)
     check_controlnet(model, backbone, str(folder))
-    return model.requires_grad_(False).to(backbone.device)
+    model.requires_grad_(False)
+    return torch.nn.Module.to(model, backbone.device)  # diffusers' own `to` imports quantisers, which write warnings
 
 
 def check_controlnet(model: ControlNetModel, backbone: Backbone, name: str = "The ControlNet") -> None:

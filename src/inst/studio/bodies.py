@@ -22,9 +22,9 @@ _JSON_BYTES = 2**20
 _FORM_BYTES = 64 * 1024  # what a form adds to its file
 FILES_AT_ONCE = 16
 """Number of files of one request of the page, such as the paintings of one style."""
-_SILENCE = 30.0  # seconds
+_SILENCE = 60.0  # seconds
 _FIRST = 60.0  # seconds that every body may take
-_SLOWEST = 16 * 1024  # bytes a second after that
+_SLOWEST = 2 * 1024  # bytes a second after that: a phone with a poor connection
 _DRAINED, _DRAIN_SECONDS = 64 * 2**20, 5.0
 """How much of a body is still read after its request was refused. A client that is cut off sees no answer."""
 

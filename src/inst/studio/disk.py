@@ -41,6 +41,11 @@ class Disk:
         with self._lock:
             if time.monotonic() - self._counted > _SECONDS:
                 self._size, self._counted = _size_of(self._folder), time.monotonic()
+        self.check_quickly()
+
+    def check_quickly(self) -> None:
+        """The same without looking through the folder, while a file is written. Raises NoSpace."""
+        with self._lock:
             full = self._size >= self._most
         with contextlib.suppress(OSError):
             full = full or shutil.disk_usage(self._folder).free < _FREE_BYTES
@@ -48,7 +53,7 @@ class Disk:
             raise NoSpace("The studio's disk is full", "delete styles, or wait until old jobs are removed")
 
     def add(self, size: int) -> None:
-        """Note that a file was written, until the folder is looked through again."""
+        """Note that so many bytes were written, or removed, until the folder is looked through again."""
         with self._lock:
             self._size += size
 

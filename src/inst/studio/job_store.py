@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 
 from inst.errors import InstError
 from inst.files.reading import check_regular
-from inst.studio.disk import NotKept
+from inst.files.watching import Watched
+from inst.studio.disk import NoSpace, NotKept
 from inst.texts import one_line
 
 _log = logging.getLogger(__name__)
@@ -145,6 +146,7 @@ class JobStore:
                     *(path.name, one_line(str(error)), kept.name),
                 )
                 self._file = _open(path)
+            self._watched = Watched(path)
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise InstError(
@@ -153,7 +155,12 @@ class JobStore:
             raise InstError(f"{path} cannot be used ({error})", "choose another data folder") from None
 
     def save(self, job: Job) -> None:
-        """Write a job; when this returns, it survives a crash. Raises InstError if the disk is full."""
+        """Write a job; when this returns, it survives a crash.
+
+        Raises:
+            NoSpace: the disk is full.
+            NotKept: it cannot be written for another reason, or the file was removed, replaced or cut meanwhile.
+        """
         content = {name: value for name, value in asdict(job).items() if name not in ("id", "person", "state")}
         if job.progress is not None:
             content["progress"].pop("preview")
@@ -165,8 +172,12 @@ class JobStore:
                     "UPDATE SET state = excluded.state, changed = excluded.changed, content = excluded.content",
                     row,
                 )
+                if self._watched.is_replaced() or self._watched.is_cut():
+                    raise NotKept("The studio's file of jobs was removed, replaced or cut", "start the studio again")
         except sqlite3.Error as error:
-            raise InstError(f"The job cannot be saved ({error})", "free some space on the disk") from None
+            if (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL:
+                raise NoSpace("The studio's disk is full", "try again later") from None
+            raise NotKept(f"The job cannot be saved ({error})", "check the studio's folder") from None
 
     def find(self, id: str) -> Job | None:
         """Return a job by its id, which may be any text."""

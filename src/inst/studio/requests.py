@@ -21,6 +21,10 @@ MOST_PAINTINGS = 16
 
 Prompt = Annotated[str, Field(max_length=2000)]
 Name = Annotated[str, Field(max_length=200)]
+Word = Annotated[str, Field(max_length=200)]
+"""A choice, such as a solver. Having a limit, it also refuses half of a character, which no answer can hold."""
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""A whole number that other programs can read too."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -92,13 +96,13 @@ class _PictureRequest(Request):
     )
     negative_prompt: Prompt = ""
     seed: Seed = 0
-    count: int = Field(1, ge=1, description="Number of pictures, with the seeds from `seed` on.")
+    count: Whole = Field(1, ge=1, description="Number of pictures, with the seeds from `seed` on.")
     style_weight: float = TRANSFER["style_weight"]
     style_scale: float = TRANSFER["style_scale"]
-    solver: str = TRANSFER["solver"]
+    solver: Word = TRANSFER["solver"]
     attention_temperature: float = TRANSFER["attention_temperature"]
-    attention_blocks: str = TRANSFER["attention_blocks"]
-    tile: int | None = TRANSFER["tile"]
+    attention_blocks: Word = TRANSFER["attention_blocks"]
+    tile: Whole | None = TRANSFER["tile"]
 
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of the library's function, without the seed."""
@@ -114,15 +118,15 @@ class TransferRequest(_PictureRequest):
     mask: UploadRef | None = Field(None, description="White applies the style, black keeps the photo.")
     prompt: Prompt | None = TRANSFER["prompt"]
     strength: float = TRANSFER["strength"]
-    steps: int | None = Field(TRANSFER["steps"], le=200)
+    steps: Whole | None = Field(TRANSFER["steps"], le=200)
     guidance: float = TRANSFER["guidance"]
     style_attention: float = TRANSFER["style_attention"]
     query_preservation: float = TRANSFER["query_preservation"]
-    tone: str = TRANSFER["tone"]
-    inversion: str = TRANSFER["inversion"]
-    spacing: str = TRANSFER["spacing"]
-    cache_interval: int = TRANSFER["cache_interval"]
-    size: int | None = TRANSFER["size"]
+    tone: Word = TRANSFER["tone"]
+    inversion: Word = TRANSFER["inversion"]
+    spacing: Word = TRANSFER["spacing"]
+    cache_interval: Whole = TRANSFER["cache_interval"]
+    size: Whole | None = TRANSFER["size"]
 
 
 class SheetRequest(Request):
@@ -135,9 +139,9 @@ class SheetRequest(Request):
     strengths: list[float] = Field([0.3, 0.5, 0.7], min_length=1, max_length=6)
     guidances: list[float] = Field([2.0, 4.0, 6.0], min_length=1, max_length=6)
     seed: Seed = 0
-    tone: str = TRANSFER["tone"]
+    tone: Word = TRANSFER["tone"]
     style_attention: float = TRANSFER["style_attention"]
-    size: int | None = TRANSFER["size"]
+    size: Whole | None = TRANSFER["size"]
 
 
 class GenerateRequest(_PictureRequest):
@@ -146,13 +150,13 @@ class GenerateRequest(_PictureRequest):
     kind = "generate"
 
     prompt: Prompt
-    steps: int = Field(GENERATE["steps"], le=200)
+    steps: Whole = Field(GENERATE["steps"], le=200)
     guidance: float = GENERATE["guidance"]
     style_attention: float = GENERATE["style_attention"]
-    tone: str = GENERATE["tone"]
-    spacing: str = GENERATE["spacing"]
-    cache_interval: int = GENERATE["cache_interval"]
-    size: int | tuple[int, int] | None = GENERATE["size"]
+    tone: Word = GENERATE["tone"]
+    spacing: Word = GENERATE["spacing"]
+    cache_interval: Whole = GENERATE["cache_interval"]
+    size: Whole | tuple[Whole, Whole] | None = GENERATE["size"]
 
 
 class LearnRequest(Request):
@@ -162,10 +166,10 @@ class LearnRequest(Request):
 
     paintings: list[UploadRef] = Field(min_length=1, max_length=MOST_PAINTINGS)
     name: Name = ""
-    steps: int = Field(LEARN["steps"], ge=1)
+    steps: Whole = Field(LEARN["steps"], ge=1)
     batch_size: int = Field(LEARN["batch_size"], ge=1, le=32)
     lr: float = LEARN["lr"]
-    preview_every: int = Field(20, ge=0)
+    preview_every: Whole = Field(20, ge=0)
     seed: Seed = 0
 
 

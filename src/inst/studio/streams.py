@@ -1,13 +1,14 @@
-"""How many event streams are open at once."""
+"""How many event streams are open at once, and how one of Gradio's ends whose session is gone."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from urllib.parse import parse_qsl
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inst.studio.answers import problem
 
@@ -15,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 _OF_PERSON, _OF_ALL = 8, 200
 _STREAM = re.compile(r"/api/jobs/[^/]+/events|/(en|zh)/gradio_api/(queue/data|upload_progress|call/\w+/\w+)/?")
+_CALLS = re.compile(r"/(en|zh)/gradio_api/queue/data/?")
 _HEARTBEAT = re.compile(r"/(en|zh)/gradio_api/heartbeat/\w+")  # one of each open page, besides its events
 
 
@@ -45,10 +47,36 @@ class Streams:
             return
         self._open.update((own, all))
         try:
-            await self._app(scope, receive, send)
+            await self._follow(scope, receive, send)
         finally:
             self._open.subtract((own, all))
             self._open += Counter()  # forgets who has none
+
+    async def _follow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on, and end a stream of Gradio's whose session is gone: Gradio tells the page, and then fails."""
+        calls = _calls_of(scope)
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except (RuntimeError, KeyError):
+            if not started or calls is None or calls[0] in calls[1]:
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _calls_of(scope: Scope) -> tuple[str | None, Container[str]] | None:
+    """Return the session of one of Gradio's streams, and the sessions of which Gradio knows calls."""
+    found = _CALLS.fullmatch(scope["path"])
+    if found is None:
+        return None
+    given = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+    return given.get("session_hash"), scope["app"].state.pages[found[1]]._queue.pending_messages_per_session
 
 
 def _kind_of(scope: Scope) -> str | None:

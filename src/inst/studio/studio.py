@@ -48,7 +48,7 @@ class Studio:
         self.folder = make_folder(folder)
         self.limits = limits
         self.disk = Disk(self.folder, limits)
-        self.uploads = Uploads(folder / "uploads", limits)
+        self.uploads = Uploads(folder / "uploads", limits, self.disk)
         self.library = Library(folder / "styles")
         self._load = load
         self._loaded = threading.Event()

@@ -17,7 +17,7 @@ from pathlib import Path
 from inst.errors import InstError, UsageError
 from inst.files.holding import lock, part_name, sweep, temporary_folder
 from inst.files.writing import make_folder
-from inst.studio.disk import kept_errors
+from inst.studio.disk import Disk, kept_errors
 from inst.studio.limits import Limits
 from inst.studio.owners import Owners
 
@@ -35,6 +35,8 @@ GONE = "The picture is not here any more", "upload it again"
 """Problem and remedy of an upload that was removed, never was here, or is somebody else's: nobody can tell which."""
 
 _DECODED_AT_ONCE = 2
+_COUNTED_EVERY = 2**20
+"""Bytes of a file that comes after which the disk is asked again."""
 
 
 class TooLarge(InstError):
@@ -57,12 +59,18 @@ class Upload:
 class Uploads:
     """A folder of uploaded files. Its methods may be called from any thread.
 
+    Args:
+        folder: it is made if it does not exist.
+        limits: see `Limits`.
+        disk: what says whether there is room for a file that comes; None is only the system.
+
     Raises:
         InstError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, disk: Disk | None = None) -> None:
         self.folder = folder.resolve()
+        self._disk = disk
         self._limits = limits
         self._lock = threading.Lock()
         # A picture of the largest size takes hundreds of megabytes while it is decoded.
@@ -84,10 +92,11 @@ class Uploads:
             path = self.folder / part_name()
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         lock(handle, wait=True)
-        receiver = Receiver(handle, path, self._limits.upload_bytes)
+        receiver = Receiver(handle, path, self._limits.upload_bytes, self._disk)
         try:
             yield receiver
         finally:
+            receiver.uncount()
             with contextlib.suppress(OSError):
                 os.close(handle)
                 path.unlink(missing_ok=True)
@@ -201,9 +210,11 @@ class Uploads:
 class Receiver:
     """Takes the bytes of one upload."""
 
-    def __init__(self, handle: int, path: Path, most: int) -> None:
+    def __init__(self, handle: int, path: Path, most: int, disk: Disk | None = None) -> None:
         self.path = path
         self.size = 0
+        self._disk = disk
+        self._counted = 0  # bytes that the disk knows of
         self._handle = handle
         self._most = most
         self._hash = hashlib.sha256()
@@ -218,10 +229,21 @@ class Receiver:
         self.size += len(data)
         if self.size > self._most:
             raise TooLarge(f"The file is larger than {self._most / 2**20:.0f} MB", "choose a smaller one")
+        # Many files that come at once must not fill the disk: there was room when each began.
+        if self._disk is not None and self.size - self._counted > _COUNTED_EVERY:
+            self._disk.check_quickly()
+            self._disk.add(self.size - self._counted)
+            self._counted = self.size
         self._hash.update(data)
         with kept_errors():
             while data:
                 data = data[os.write(self._handle, data) :]
+
+    def uncount(self) -> None:
+        """Tell the disk that the partial file is gone. Who keeps it under another name counts that."""
+        if self._disk is not None:
+            self._disk.add(-self._counted)
+            self._counted = 0
 
     def digest(self) -> str:
         """Return the sha256 of all bytes."""

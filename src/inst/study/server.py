@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _PAGE = Path(str(files("inst.study") / "page"))
 _LARGEST_REQUEST = 16 * 1024
-_REQUEST_SECONDS = 20.0
+_REQUEST_SECONDS = 60.0  # a phone may be without a connection for a while
 _FOREVER = "private, max-age=604800, immutable"
 
 _HEADERS = {
@@ -189,7 +189,7 @@ def serve(database: Database, ready: Callable[[str], None], *, host: str = "127.
     except sqlite3.Error as error:
         listener.close()
         raise InstError(f"{database.path} cannot be written ({error})", "change its permissions, or copy it") from None
-    write_logs(WEB_LOGS | {_log.name: logging.WARNING})
+    write_logs(WEB_LOGS | {"inst.study": logging.WARNING})
     ready(page_address(host, listener))
     Server(make_app(database)).run(sockets=[listener])
 

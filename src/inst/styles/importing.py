@@ -21,7 +21,7 @@ from inst.files.pickle_limits import DamagedPickleError, UnsafePickleError
 from inst.files.pickles import NUMPY_SCALARS, is_dense, is_safetensors, read_torch_pickle
 from inst.files.provenance import SourceFile, reason
 from inst.files.reading import check_regular, parse_json, translate_reading
-from inst.files.tensors import open_tensors
+from inst.files.tensors import is_real, open_tensors
 from inst.pictures.given import Picture, to_photo
 from inst.pictures.opening import look_at, read_text_in
 from inst.pictures.reading import USUAL_SIZE, open_picture
@@ -276,7 +276,7 @@ def _with_rows(entry: Any) -> Any:
 
 
 def _is_table(tensor: Any) -> bool:
-    if not isinstance(tensor, Tensor) or not is_dense(tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, Tensor) or not is_dense(tensor) or not is_real(tensor):
         return False
     # A pickle can declare any shape for a single stored number, so the size is limited.
     return tensor.dim() == 2 and 0 < 4 * tensor.numel() <= _LARGEST

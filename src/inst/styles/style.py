@@ -83,7 +83,7 @@ class Style:
 
     Raises:
         InstError: the vectors are not finite.
-        ValueError: the shape of the vectors is not [n, d], or the widths do not sum to d.
+        ValueError: the shape of the vectors is not [n, d], or the widths do not sum to d; or a painting is empty.
     """
 
     vectors: Tensor
@@ -111,6 +111,8 @@ class Style:
             )
         object.__setattr__(self, "vectors", vectors)
         object.__setattr__(self, "widths", widths)
+        if not all(self.paintings):
+            raise ValueError("a painting of a style is an empty file")
         shares = tuple(self.shares) or (1 / len(self.paintings),) * len(self.paintings) if self.paintings else ()
         total = sum(shares)
         if len(shares) != len(self.paintings) or any(share < 0 for share in shares) or not 0 <= total < math.inf:

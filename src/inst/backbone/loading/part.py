@@ -27,7 +27,7 @@ from inst.errors import InstError, InstWarning, first_line
 from inst.files import reading
 from inst.files.git_lfs import refuse_pointer
 from inst.files.reading import check_regular
-from inst.files.tensors import open_tensors
+from inst.files.tensors import is_real, open_tensors
 from inst.texts import cut
 
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
@@ -262,7 +262,7 @@ def build_model(
                 f"not {list(parameter.shape)})",
                 FITTING_CONFIGURATION,
             )
-        if not tensor.is_floating_point():
+        if not is_real(tensor):
             raise InstError(f"{source} is quantised ({key} is {tensor.dtype})", "use the model's ordinary weights")
         weights[key] = tensor.to(dtype)
     model.load_state_dict(weights, assign=True)

@@ -41,7 +41,11 @@ CHINESE_PROBLEMS = {
     "The job's folder cannot be made ({error}): look after the disk, and try again.": (
         "无法创建任务文件夹（{error}）：请检查磁盘后重试。"
     ),
-    "The job cannot be saved ({error}): free some space on the disk.": "无法保存任务（{error}）：请清理磁盘空间。",
+    "The job cannot be saved ({error}): check the studio's folder.": "无法保存任务（{error}）：请检查画室的文件夹。",
+    "The jobs cannot be read ({error}): check the studio's folder.": "无法读取任务（{error}）：请检查画室的文件夹。",
+    "The studio's file of jobs was removed, replaced or cut: start the studio again.": (
+        "画室的任务文件已被删除、替换或截断：请重新启动画室。"
+    ),
     "The job took longer than {n} minutes and was stopped.": "任务超过 {n} 分钟，已被停止。",
     "There is not enough memory for this: choose a smaller size.": "内存不足：请选择较小的尺寸。",
     "Something went wrong that should not ({error}). The server's log has more.": (

@@ -9,6 +9,7 @@ export class Refused extends Error {
 }
 
 const LONGEST_PAUSE = 8000;
+const TOO_SLOW = 408; // a part of the request was lost on the way: it is no answer
 const sleep = (milliseconds) => new Promise((wake) => setTimeout(wake, milliseconds));
 
 export function randomHex(bytes) {
@@ -31,7 +32,7 @@ export async function ask(path, token, body, offline = () => {}) {
       offline(false);
       return content;
     }
-    if (answer && answer.status < 500) {
+    if (answer && answer.status < 500 && answer.status !== TOO_SLOW) {
       offline(false);
       throw new Refused(answer.status, content.error ?? answer.statusText);
     }
