@@ -8,6 +8,7 @@ import pytest
 from .backbones import backbones
 from .commands import GOOD, commands
 from .embeddings import embeddings
+from .environment import environment
 from .harness import Case, chosen
 from .numbers import lists, numbers
 from .pictures import pictures
@@ -33,6 +34,7 @@ RECIPES: list[Callable[[], Iterator[Case]]] = [
     parquet,
     tars,
     left,
+    environment,
 ]
 CASES = [*chosen(case for recipe in RECIPES for case in recipe())]
 

@@ -69,7 +69,7 @@ class Uploads:
     """
 
     def __init__(self, folder: Path, limits: Limits, disk: Disk | None = None) -> None:
-        self.folder = folder.resolve()
+        self.folder = make_folder(folder).resolve()
         self._disk = disk
         self._limits = limits
         self._lock = threading.Lock()
