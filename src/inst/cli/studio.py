@@ -35,9 +35,15 @@ def _option(
 
 
 def default_folder() -> Path:
-    """Return the data folder if none is given. It does not depend on the current folder: the library stays the same."""
+    """Return the data folder if none is given. It does not depend on the current folder: the library stays the same.
+
+    Raises InstError if there is no home folder.
+    """
     home = os.environ.get("XDG_DATA_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "share") / "inst-studio"
+    try:
+        return (Path(home) if home else Path.home() / ".local" / "share") / "inst-studio"
+    except RuntimeError:
+        raise InstError("There is no home folder for the studio", "name a folder with --data") from None
 
 
 @with_session

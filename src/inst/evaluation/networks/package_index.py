@@ -168,7 +168,7 @@ def _places(project: str, settings: PipSettings) -> Iterator[tuple[str, str]]:
 def _address(place: str) -> str:
     """Return the URL of an index address or of a plain folder, without user name and password."""
     if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:", place):  # two letters or more, because a drive letter is no scheme
-        return Path(place).expanduser().resolve().as_uri()
+        return Path(os.path.abspath(os.path.expanduser(place))).as_uri()
     parts = urllib.parse.urlsplit(place)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
