@@ -214,6 +214,7 @@ def _stream(order: Order, pool: Mapping[str, Any]) -> Iterator[Row]:
     # Every chunk is a block of its own, so that the actors begin with the first one, and only a few wait in memory.
     context.target_max_block_size = 1
     logging.getLogger("ray.data").setLevel(_NOTHING)
+    warnings.filterwarnings("ignore", module=r"ray\.")  # such as that there are fewer inputs than actors
     here = os.getcwd()
     try:
         # Neither takes a core: the actors may have taken all of them, and wait for what is listed.

@@ -80,13 +80,17 @@ def print_message(screen: Console, line: str, colour: str | None = None) -> None
     screen.print(cut(one_line(line), 3 * LONGEST_LINE), style=colour, soft_wrap=True)
 
 
+_FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+"""Warnings that Python hides unless somebody asks for them."""
+
+
 def warning_printer(screen: Console) -> Callable[..., None]:
     """Return a function for `warnings.showwarning` that prints each warning as one line."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
         if issubclass(category, InstWarning):
             print_message(screen, f"Warning: {message}", "yellow")
-        else:  # of a library, so that its place matters
+        elif sys.warnoptions or not issubclass(category, _FOR_DEVELOPERS):  # of a library, so that its place matters
             print_message(screen, f"{filename}:{lineno}: {category.__name__}: {message}")
 
     return show
