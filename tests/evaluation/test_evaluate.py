@@ -252,7 +252,7 @@ def test_only_a_few_pictures_are_in_memory_at_any_time(monkeypatch: pytest.Monke
         nonlocal alive
         alive -= 1
 
-    def generated(path: Path) -> Image.Image:
+    def generated(path: Path, **_: int) -> Image.Image:
         image = Image.effect_noise((36, 32), 60).convert("RGB")
         nonlocal opened, alive, most
         opened, alive = opened + 1, alive + 1
@@ -281,8 +281,8 @@ def test_only_a_few_pictures_are_in_memory_at_any_time(monkeypatch: pytest.Monke
 def test_each_pair_takes_less_than_250_bytes_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the collection, and while the reports and the page are written; what does not grow with them is taken off."""
     image = Image.new("RGB", (32, 32))
-    monkeypatch.setattr(judging, "open_picture", lambda path: image)
-    monkeypatch.setattr(page, "open_picture", lambda path: image)
+    monkeypatch.setattr(judging, "open_picture", lambda path, **_: image)
+    monkeypatch.setattr(page, "open_picture", lambda path, **_: image)
 
     def most(paintings: int) -> tuple[int, int]:
         """Bytes of the collection, and those that writing takes at the most."""
