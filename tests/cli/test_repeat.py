@@ -339,7 +339,7 @@ def test_a_large_photo_gives_the_same_picture_everywhere(
 ) -> None:
     """It is reduced while it is read, before a command knows the size of its result."""
     monkeypatch.setattr(resizing, "LARGE", 10_000)
-    monkeypatch.setattr(reading, "USUAL_SIZE", 100)
+    monkeypatch.setattr(reading, "USUAL_SIZE", 150)
     picture(Path("large.png"), 0, (180, 240))
     picture(Path("painting.png"), 1)
     arguments = ("--style", "painting.png", "--steps", 1, *common)
@@ -347,7 +347,7 @@ def test_a_large_photo_gives_the_same_picture_everywhere(
     for size in (None, 40):
         code, _, err = run("transfer", "large.png", *arguments, "-o", "made.png", *(["--size", size] if size else []))
         assert code == 0, err
-        for photo in ("large.png", Image.open("large.png"), inst.read_photo("large.png", reduce_to=size or 100)):
+        for photo in ("large.png", Image.open("large.png"), inst.read_photo("large.png", reduce_to=size or 150)):
             made = inst.complete(inst.transfer(tiny_backbone, photo, style, steps=1, size=size))[0]
             assert (np.asarray(to_image(made)) == pixels(Path("made.png"))).all()
         whole = inst.complete(inst.transfer(tiny_backbone, inst.read_photo("large.png"), style, steps=1, size=size))[0]
