@@ -2,6 +2,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -25,20 +26,20 @@ def warm() -> set[Name]:
     return set()
 
 
-@pytest.fixture(scope="session")
-def once() -> Iterator[None]:
+_load, _get_command = inst.Backbone.load, cache(typer.main.get_command)
+_load_good = cache(partial(_load, MODEL["backbone"]))
+
+
+def _load_once(name: str, *values: Any, **more: Any) -> inst.Backbone:
+    return _load_good(**more) if name == MODEL["backbone"] and not values else _load(name, *values, **more)
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the command tree and load the good model once: both take longer than most refusals."""
-    with pytest.MonkeyPatch.context() as patch:
-        load = inst.Backbone.load
-        good = cache(partial(load, MODEL["backbone"]))
-
-        def load_once(name: str, **more: object) -> inst.Backbone:
-            return good(**more) if name == MODEL["backbone"] else load(name, **more)
-
-        patch.setattr(inst.Backbone, "load", load_once)
-        patch.setattr(reading, "_PIPE_WAIT", 200)  # not ten seconds for each pipe that nobody writes to
-        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
-        yield
+    monkeypatch.setattr(inst.Backbone, "load", _load_once)
+    monkeypatch.setattr(reading, "_PIPE_WAIT", 200)  # not ten seconds for each pipe that nobody writes to
+    monkeypatch.setattr(typer.main, "get_command", _get_command)
 
 
 @pytest.fixture
