@@ -225,16 +225,17 @@ class _Watch:
     def __init__(self, case: Case, before: set[Path]) -> None:
         self.endless, self.before, self.asked = case.endless, before, False
         self.begin, self.worked = time.monotonic(), time.process_time()
-        _reset_peak()
-        self.bytes = _memory("VmRSS")
+        self.is_peak_known = _reset_peak()
+        self.bytes = self.seen = _memory("VmRSS")
 
     def grown(self) -> int:
         """The bytes by which the memory of this process has grown at most."""
-        return _memory("VmHWM") - self.bytes
+        return (_memory("VmHWM") if self.is_peak_known else self.seen) - self.bytes
 
     def look(self, *_: object) -> None:
         seconds, worked = time.monotonic() - self.begin, time.process_time() - self.worked
-        if _memory("VmRSS") - self.bytes > BYTES:
+        self.seen = max(self.seen, _memory("VmRSS"))
+        if self.seen - self.bytes > BYTES:
             self._stop("its memory grows without a bound")
         if worked > SECONDS or seconds > 3 * SECONDS:
             self._stop(f"it is not finished after {worked:.0f} s of work, {seconds:.0f} s on the clock")
@@ -273,5 +274,10 @@ def _memory(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+def _reset_peak() -> bool:
+    """Let VmHWM begin anew. Returns False where the system does not allow it, as in some containers."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
