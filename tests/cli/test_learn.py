@@ -58,19 +58,23 @@ def test_an_interrupt_leaves_a_style_and_resume_gives_the_uninterrupted_result(
     assert not (tmp_path / "stopped.state.safetensors").exists()
 
 
-def test_the_state_of_an_interrupted_command_is_only_lost_if_the_user_says_so(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    inst = request.getfixturevalue("run")
-    given = [*command[1:], "--steps", "3", "-o", "s.safetensors"]
+def interrupt_each_step(patched: pytest.MonkeyPatch) -> None:
     advance = LearningRun.advance
 
     def interrupted(self: LearningRun) -> float:
         os.kill(os.getpid(), signal.SIGINT)
         return advance(self)
 
+    patched.setattr(LearningRun, "advance", interrupted)
+
+
+def test_the_state_of_an_interrupted_command_is_only_lost_if_the_user_says_so(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    inst = request.getfixturevalue("run")
+    given = [*command[1:], "--steps", "3", "-o", "s.safetensors"]
     with monkeypatch.context() as patched:
-        patched.setattr(LearningRun, "advance", interrupted)
+        interrupt_each_step(patched)
         assert inst(*given)[0] == 130
     kept = {path.name: path.read_bytes() for path in Path().glob("s*.safetensors")}
     assert set(kept) == {"s.safetensors", "s.state.safetensors"}
@@ -319,14 +323,8 @@ def test_a_damaged_state_is_refused_and_stays(
 ) -> None:
     inst = request.getfixturevalue("run")
     given = [*command[1:], "--steps", "3", "-o", "s.safetensors"]
-    advance = LearningRun.advance
-
-    def interrupted(self: LearningRun) -> float:
-        os.kill(os.getpid(), signal.SIGINT)
-        return advance(self)
-
     with monkeypatch.context() as patched:
-        patched.setattr(LearningRun, "advance", interrupted)
+        interrupt_each_step(patched)
         assert inst(*given)[0] == 130
     state, style = Path("s.state.safetensors"), Path("s.safetensors").read_bytes()
     data = bytearray(state.read_bytes())

@@ -20,6 +20,7 @@ from inst.errors import InstError, UsageError, first_line
 from inst.files.git_lfs import refuse_pointer
 from inst.files.listing import readable_path
 from inst.files.reading import check_regular
+from inst.files.tensors import open_tensors
 from inst.files.writing import write_bytes_atomically
 from inst.learning.settings import LearningSettings
 from inst.texts import cut
@@ -38,10 +39,9 @@ _MAY_CHANGE = frozenset({"steps", "patience"})
 def is_state(path: str | Path) -> bool:
     """Return whether a file is a state that `LearningState.save` wrote. Only its header is read."""
     try:
-        check_regular(path)
-        with readable_path(Path(path)) as place, safe_open(place, "pt") as file:
+        with open_tensors(path) as file:
             return _KEY in (file.metadata() or {})
-    except (OSError, SafetensorError, InstError):
+    except InstError:
         return False
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inst.errors import InstError
-from inst.files.listing import readable_name, readable_path
+from inst.files.listing import readable_name
 
 if TYPE_CHECKING:
     from inst.styles.style import Style
@@ -37,19 +37,22 @@ def read_style_file(path: Path, *, module: bool = True) -> Style:
         InstError: as `Style.load`; the message names the file without its folder.
     """
     import safetensors.torch
-    from safetensors import SafetensorError, safe_open
 
+    from inst.files.tensors import open_tensors
     from inst.styles.style import KEY, Style
 
     name = readable_name(path.name)
     if not module:
+        content = None
         # If this fails, `Style.load` says why.
-        with suppress(SafetensorError, OSError), readable_path(path) as place, safe_open(place, "pt") as file:
+        with suppress(InstError), open_tensors(path) as file:
             metadata = file.metadata() or {}
             if KEY in metadata:
                 kept = [key for key in file.keys() if not key.startswith("module.")]  # noqa: SIM118
                 tensors = {key: file.get_tensor(key) for key in kept}
-                return Style.from_bytes(safetensors.torch.save(tensors, {KEY: metadata[KEY]}), name)
+                content = safetensors.torch.save(tensors, {KEY: metadata[KEY]})
+        if content is not None:
+            return Style.from_bytes(content, name)
     try:
         return Style.load(path)
     except InstError as error:  # readers of a web page must not see where the library lies
@@ -58,14 +61,13 @@ def read_style_file(path: Path, *, module: bool = True) -> Style:
 
 def is_style_file(path: Path) -> bool:
     """Whether a file says that it is a style of inst. It may be damaged otherwise."""
-    from safetensors import SafetensorError, safe_open
-
+    from inst.files.tensors import open_tensors
     from inst.styles.style import KEY
 
     try:
-        with readable_path(path) as place, safe_open(place, "pt") as file:
+        with open_tensors(path) as file:
             return KEY in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except InstError:
         return False
 
 

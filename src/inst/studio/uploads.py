@@ -252,7 +252,7 @@ class Receiver:
 
 def _may_be_style(path: Path) -> bool:
     """Whether a file starts as those of PyTorch and safetensors do. No picture does, whatever its name is."""
-    from safetensors import SafetensorError, safe_open
+    from inst.files.tensors import open_tensors
 
     with path.open("rb") as file:
         start = file.read(4)
@@ -260,7 +260,7 @@ def _may_be_style(path: Path) -> bool:
     if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")):
         return True
     try:
-        with safe_open(path, "np"):
+        with open_tensors(path, framework="np"):
             return True
-    except (SafetensorError, OSError):
+    except InstError:
         return False
