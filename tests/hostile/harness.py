@@ -258,12 +258,15 @@ def _limits(watch: _Watch) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + _ADDRESSES, hard))
     handler = signal.signal(signal.SIGALRM, watch.look)
+    # As in a terminal: a shell lets what it starts in the background ignore Ctrl-C.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)
+        signal.signal(signal.SIGINT, interrupt)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
